@@ -1,0 +1,1 @@
+"""Leaderboards: results/<suite>/ holds one small JSON a cell, <suite>/<task>.csv is made from them."""

@@ -1,0 +1,1 @@
+"""Image pipeline, data-set checks and the mini world."""
