@@ -1,0 +1,162 @@
+"""BLIP of transformers: its vision attention, its text attention (self and cross) and NLVR2's twin cross-attention.
+
+transformers 5.23 drops the padding mask of cross-attention (BlipTextLayer hands it on as attention_mask, and the
+attention reads another argument): decoder logits with a padded question differ by 0.35. The forward here reads the
+mask it is given, as the Salesforce code does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.models.blip.modeling_blip import BlipAttention
+from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
+
+from ..structure import Block, Rows, Site, Tower, attention_site, blocks_named, count_setter, ffn_site
+from .attend import Shared, attend, merge_heads, split_heads
+
+
+class VisionAttention(BlipAttention):  # type: ignore[misc]
+    """BlipAttention through attend(): any kept width, the original scale."""
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
+        q, k, v = (split_heads(x, self.num_heads) for x in self.qkv(hidden_states).chunk(3, -1))
+        dropout = self.dropout.p if self.training else 0.0
+        return self.projection(merge_heads(attend(q, k, v, scale=self.scale, dropout=dropout))), None
+
+
+class TextAttention(BlipTextSelfAttention):  # type: ignore[misc]
+    """BlipTextSelfAttention, self or cross, through attend(), with the mask honoured and keys shared."""
+
+    scale: float
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | Shared | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        heads = self.num_attention_heads
+        dropout = self.dropout.p if self.training else 0.0
+        q = split_heads(self.query(hidden_states), heads)
+        if isinstance(encoder_hidden_states, Shared):
+            k, v = encoder_hidden_states.keys_values(self.key, self.value, heads)
+            return merge_heads(encoder_hidden_states.attend(q, k, v, scale=self.scale, dropout=dropout)), None
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        k, v = split_heads(self.key(source), heads), split_heads(self.value(source), heads)
+        if past_key_values is not None and encoder_hidden_states is None:
+            own = getattr(past_key_values, "self_attention_cache", past_key_values)
+            k, v = own.update(k, v, self.layer_idx)
+        mask = attention_mask if encoder_attention_mask is None else encoder_attention_mask
+        return merge_heads(attend(q, k, v, scale=self.scale, mask=mask, dropout=dropout)), None
+
+
+class TwinCrossAttention(nn.Module):
+    """NLVR2's cross-attention: two images, two attentions self0 and self1 over one text (BLIP, arXiv 2201.12086).
+
+    Layers below `merge_from` (6) average the two outputs, the others concatenate and project them (merge_layer).
+    encoder_hidden_states: a pair of Shared (left, right), or the two images' tokens joined on dim 1.
+    """
+
+    def __init__(self, config: Any, layer: int, *, merge: bool) -> None:
+        super().__init__()
+        self.self0 = BlipTextSelfAttention(config, True, layer)
+        self.self1 = BlipTextSelfAttention(config, True, layer)
+        width = config.hidden_size
+        self.output = nn.Module()
+        self.output.dense0 = nn.Linear(width, width)
+        self.output.dense1 = nn.Linear(width, width)
+        self.output.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.output.dropout = nn.Dropout(config.hidden_dropout_prob)
+        if merge:
+            self.output.merge_layer = nn.Linear(2 * width, width)
+
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Any = None, **_: Any
+    ) -> tuple[Tensor, None]:
+        left, right = (
+            encoder_hidden_states
+            if isinstance(encoder_hidden_states, tuple)
+            else encoder_hidden_states.chunk(2, 1)
+        )
+        out = self.output
+        a = out.dense0(self.self0(hidden_states, encoder_hidden_states=left)[0])
+        b = out.dense1(self.self1(hidden_states, encoder_hidden_states=right)[0])
+        both = out.merge_layer(torch.cat([a, b], -1)) if hasattr(out, "merge_layer") else (a + b) / 2
+        return out.LayerNorm(out.dropout(both) + hidden_states), None
+
+
+def adopt(module: nn.Module) -> nn.Module:
+    """Give every BLIP attention below `module` our forward; parameters and keys stay the library's."""
+    for layer in module.modules():
+        if type(layer) is BlipAttention:
+            layer.__class__ = VisionAttention
+        elif type(layer) is BlipTextSelfAttention:
+            layer.__class__ = TextAttention
+            layer.scale = layer.attention_head_size**-0.5
+    return module
+
+
+def vision_tower(module: nn.Module, prefix: str = "vision_model.encoder.layers", name: str = "vision") -> Tower:
+    """The ViT of BLIP (and of BLIP-2, which has the same layers)."""
+    blocks = []
+    for index, path, block in blocks_named(module, prefix):
+        attn = f"{path}.self_attn"
+        rows = int(block.self_attn.qkv.weight.shape[0]) // 3  # type: ignore[union-attr, operator, index]
+        q, k, v = (Rows(f"{attn}.qkv", i * rows) for i in range(3))
+        sites = (
+            attention_site(
+                module, f"{name}.{index}.attention", modality="vision", query=q, key=k, value=v,
+                output=f"{attn}.projection", heads=block.self_attn.num_heads,  # type: ignore[union-attr, arg-type]
+                set_heads=count_setter(block.self_attn, "num_heads"),  # type: ignore[arg-type]
+            ),
+            ffn_site(
+                module, f"{name}.{index}.ffn", modality="vision", up=f"{path}.mlp.fc1", down=f"{path}.mlp.fc2",
+                activation=block.mlp.activation_fn,  # type: ignore[union-attr, arg-type]
+            ),
+        )  # fmt: skip
+        blocks.append(Block(path, sites))
+    return Tower(name, tuple(blocks))
+
+
+def text_tower(module: nn.Module, prefix: str, name: str) -> Tower:
+    """A BERT-like text tower: self-attention, cross-attention where there is one (plain or twin), feed-forward."""
+    blocks = []
+    for index, path, block in blocks_named(module, prefix):
+        at = f"{name}.{index}"
+        sites = [_text_attention(module, f"{at}.self", "language", f"{path}.attention.self", f"{path}.attention.output.dense")]
+        cross = getattr(block, "crossattention", None)
+        if isinstance(cross, TwinCrossAttention):
+            for i in (0, 1):
+                inside = f"{path}.crossattention"
+                sites.append(
+                    _text_attention(module, f"{at}.cross{i}", "cross", f"{inside}.self{i}", f"{inside}.output.dense{i}")
+                )
+        elif cross is not None:
+            inside = f"{path}.crossattention"
+            sites.append(_text_attention(module, f"{at}.cross", "cross", f"{inside}.self", f"{inside}.output.dense"))
+        act = ACT2FN[block.config.hidden_act]  # type: ignore[union-attr, index]
+        sites.append(
+            ffn_site(
+                module, f"{at}.ffn", modality="language", up=f"{path}.intermediate.dense", down=f"{path}.output.dense",
+                activation=act,
+            )
+        )  # fmt: skip
+        blocks.append(Block(path, tuple(sites)))
+    return Tower(name, tuple(blocks))
+
+
+def _text_attention(module: nn.Module, name: str, modality: str, path: str, output: str) -> Site:
+    layer = module.get_submodule(path)
+    q, k, v = (Rows(f"{path}.{part}") for part in ("query", "key", "value"))
+    return attention_site(
+        module, name, modality=modality, query=q, key=k, value=v, output=output,
+        heads=layer.num_attention_heads,  # type: ignore[arg-type]
+        set_heads=count_setter(layer, "num_attention_heads"),
+    )  # fmt: skip

@@ -1,0 +1,98 @@
+"""Llama of transformers: grouped keys and values, rotary position embedding, gated feed-forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaAttention as LibraryAttention
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from ..structure import Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
+from .attend import attend, merge_heads, split_heads
+
+
+class LlamaAttention(LibraryAttention):  # type: ignore[misc]
+    """LlamaAttention through attend(). A layer keeps rotary pairs of its own, so it picks its own cos and sin.
+
+    pairs: the rotary pairs (i, i + d/2) of the original head that this layer still has.
+    kv_heads: how many key/value heads are left.
+    """
+
+    pairs: Tensor
+    kv_heads: int
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        is_causal: bool | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        q = split_heads(self.q_proj(hidden_states), self.kv_heads * self.num_key_value_groups)
+        k = split_heads(self.k_proj(hidden_states), self.kv_heads)
+        v = split_heads(self.v_proj(hidden_states), self.kv_heads)
+        q, k = apply_rotary_pos_emb(q, k, *(self._kept(angles) for angles in position_embeddings))
+        if past_key_values is not None:
+            k, v = past_key_values.update(k, v, self.layer_idx)
+        causal = self.is_causal if is_causal is None else is_causal
+        causal = causal and attention_mask is None and q.shape[2] > 1
+        if causal:  # nothing is cached yet: a static cache holds zeros beyond the prompt
+            k, v = k[:, :, : q.shape[2]], v[:, :, : q.shape[2]]
+        dropout = self.attention_dropout if self.training else 0.0
+        out = attend(q, k, v, scale=self.scaling, mask=attention_mask, causal=causal, dropout=dropout)
+        return self.o_proj(merge_heads(out)), None
+
+    def _kept(self, angles: Tensor) -> Tensor:
+        """(B, L, d) cos or sin of the original head -> those of the kept pairs."""
+        half = angles.shape[-1] // 2
+        if len(self.pairs) == half:
+            return angles
+        return angles[..., torch.cat([self.pairs, self.pairs + half])]
+
+
+def adopt(module: nn.Module) -> nn.Module:
+    """Give every Llama attention below `module` our forward; parameters and keys stay the library's."""
+    layer: Any
+    for layer in module.modules():
+        if type(layer) is LibraryAttention:
+            layer.__class__ = LlamaAttention
+            layer.kv_heads = layer.k_proj.out_features // layer.head_dim
+            # Not persistent: a saved model stores the kept units, and cutting on reload restores the pairs.
+            pairs = torch.arange(layer.head_dim // 2, device=layer.k_proj.weight.device)
+            layer.register_buffer("pairs", pairs, persistent=False)
+    return module
+
+
+def tower(module: nn.Module, prefix: str = "model.layers", name: str = "language") -> Tower:
+    """The blocks of a Llama decoder."""
+    blocks = []
+    for index, path, block in blocks_named(module, prefix):
+        attn: Any = block.self_attn
+        q, k, v = (Rows(f"{path}.self_attn.{part}_proj") for part in "qkv")
+        sites = (
+            attention_site(
+                module, f"{name}.{index}.attention", modality="language", query=q, key=k, value=v,
+                output=f"{path}.self_attn.o_proj", heads=attn.kv_heads * attn.num_key_value_groups,
+                kv_heads=attn.kv_heads, rope=True, set_heads=count_setter(attn, "kv_heads"),
+                after_cut=_pair_keeper(attn),
+            ),
+            ffn_site(
+                module, f"{name}.{index}.ffn", modality="language", up=f"{path}.mlp.up_proj",
+                gate=f"{path}.mlp.gate_proj", down=f"{path}.mlp.down_proj",
+                activation=block.mlp.act_fn,  # type: ignore[union-attr, arg-type]
+            ),
+        )  # fmt: skip
+        blocks.append(Block(path, sites))
+    return Tower(name, tuple(blocks))
+
+
+def _pair_keeper(attn: Any) -> Callable[[Tensor], None]:
+    def keep(kept: Tensor) -> None:
+        attn.pairs = attn.pairs[kept.to(attn.pairs.device)]
+
+    return keep

@@ -1,0 +1,96 @@
+"""CLIP of open_clip. Its nn.MultiheadAttention never calls out_proj and knows one width only, so it is swapped.
+
+The new module holds the same Parameter objects under the names of two Linears (qkv, out_proj). Checkpoints with
+open_clip's own keys (in_proj_weight, in_proj_bias) load before and after the swap.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
+
+from ..structure import Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
+from .attend import attend, merge_heads, split_heads
+
+
+class SelfAttention(nn.Module):
+    """What nn.MultiheadAttention computes on one sequence (batch first), through attend()."""
+
+    def __init__(self, source: nn.MultiheadAttention) -> None:
+        super().__init__()
+        if not source.batch_first or source.in_proj_weight is None or source.bias_k is not None:
+            raise ValueError("only plain, batch-first self-attention can be swapped")
+        self.num_heads = source.num_heads
+        self.scale = source.head_dim**-0.5
+        self.dropout = source.dropout
+        rows, width = source.in_proj_weight.shape
+        self.qkv = nn.Linear(width, rows, bias=False, device="meta")
+        self.qkv.weight = source.in_proj_weight
+        self.qkv.bias = source.in_proj_bias
+        self.out_proj = source.out_proj
+        self.train(source.training)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor | None = None, **_: Any
+    ) -> tuple[Tensor, None]:
+        """query, key and value must be one tensor. attn_mask: additive, or boolean with True = hidden."""
+        if key is not query or value is not query:
+            raise ValueError("this attention reads one sequence")
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = ~attn_mask  # nn.MultiheadAttention marks what is hidden, attend() what is visible
+        q, k, v = (split_heads(x, self.num_heads) for x in self.qkv(query).chunk(3, -1))
+        dropout = self.dropout if self.training else 0.0
+        out = attend(q, k, v, scale=self.scale, mask=attn_mask, dropout=dropout)
+        return self.out_proj(merge_heads(out)), None
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # A method and not a registered hook: hooks hold their module, and a deepcopy would keep the old one.
+        for part in ("weight", "bias"):
+            if f"{prefix}in_proj_{part}" in state_dict:
+                state_dict[f"{prefix}qkv.{part}"] = state_dict.pop(f"{prefix}in_proj_{part}")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def adopt(module: nn.Module) -> nn.Module:
+    """Swap the self-attention of every ResidualAttentionBlock below `module`; Parameters stay the same objects."""
+    block: Any
+    for block in module.modules():
+        if isinstance(block, ResidualAttentionBlock) and type(block.attn) is nn.MultiheadAttention:
+            block.attn = SelfAttention(block.attn)
+    return module
+
+
+def vision_tower(
+    module: nn.Module, prefix: str = "visual.transformer.resblocks", name: str = "vision"
+) -> Tower:
+    """The blocks of CLIP's ViT."""
+    return _tower(module, prefix, name, "vision")
+
+
+def text_tower(module: nn.Module, prefix: str = "transformer.resblocks", name: str = "text") -> Tower:
+    """The blocks of CLIP's text transformer."""
+    return _tower(module, prefix, name, "language")
+
+
+def _tower(module: nn.Module, prefix: str, name: str, modality: str) -> Tower:
+    blocks = []
+    for index, path, block in blocks_named(module, prefix):
+        attn: Any = block.attn
+        rows = int(attn.qkv.weight.shape[0]) // 3
+        q, k, v = (Rows(f"{path}.attn.qkv", i * rows) for i in range(3))
+        sites = (
+            attention_site(
+                module, f"{name}.{index}.attention", modality=modality, query=q, key=k, value=v,
+                output=f"{path}.attn.out_proj", heads=attn.num_heads,
+                set_heads=count_setter(attn, "num_heads"),
+            ),
+            ffn_site(
+                module, f"{name}.{index}.ffn", modality=modality, up=f"{path}.mlp.c_fc",
+                down=f"{path}.mlp.c_proj", activation=block.mlp.gelu,  # type: ignore[union-attr, arg-type]
+            ),
+        )  # fmt: skip
+        blocks.append(Block(path, sites))
+    return Tower(name, tuple(blocks))

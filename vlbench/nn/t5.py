@@ -1,0 +1,119 @@
+"""T5 of transformers: relative position bias, no softmax scale, encoder, decoder and cross-attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import EncoderDecoderCache
+from transformers.models.t5.modeling_t5 import T5Attention as LibraryAttention
+
+from ..structure import Block, Rows, Site, Tower, attention_site, blocks_named, ffn_site
+from .attend import attend, merge_heads, split_heads
+
+_HEADS = "block 0 makes the position bias of every layer, with one entry per head"
+
+
+class T5Attention(LibraryAttention):  # type: ignore[misc]
+    """T5's attention through attend(). transformers passes no mask where `is_causal` says the same thing."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        mask: Tensor | None = None,
+        key_value_states: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        past_key_values: Any = None,
+        is_causal: bool | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor | None, None]:
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length(self.layer_idx)
+        if isinstance(seen, Tensor):
+            seen = seen.clone()  # a static cache advances its own counter in place
+        q = split_heads(self.q(hidden_states), self.n_heads)
+        k, v = self._keys_values(hidden_states, key_value_states, past_key_values)
+        length = q.shape[2]
+        if position_bias is None and self.has_relative_attention_bias:
+            position_bias = self.compute_bias(length, k.shape[2], device=q.device, past_seen_tokens=seen)
+        causal = self.is_causal if is_causal is None else is_causal
+        causal = causal and mask is None and length > 1
+        if causal:  # nothing is cached yet: a static cache holds zeros beyond the prompt
+            k, v = k[:, :, :length], v[:, :, :length]
+        bias = None if position_bias is None else position_bias[..., : k.shape[2]]
+        seen_by = _additive(bias, mask, causal)
+        dropout = self.dropout if self.training else 0.0
+        out = attend(
+            q, k, v, scale=self.scaling, mask=seen_by, causal=causal and bias is None, dropout=dropout
+        )
+        return self.o(merge_heads(out)), position_bias, None
+
+    def _keys_values(self, hidden: Tensor, encoder: Tensor | None, cache: Any) -> tuple[Tensor, Tensor]:
+        both = isinstance(cache, EncoderDecoderCache)
+        if both and encoder is not None and cache.is_updated.get(self.layer_idx):
+            layer = cache.cross_attention_cache.layers[self.layer_idx]
+            return layer.keys, layer.values
+        source = hidden if encoder is None else encoder
+        k, v = split_heads(self.k(source), self.n_heads), split_heads(self.v(source), self.n_heads)
+        if cache is None:
+            return k, v
+        store = cache
+        if both:
+            store = cache.self_attention_cache if encoder is None else cache.cross_attention_cache
+        k, v = store.update(k, v, self.layer_idx)
+        if both and encoder is not None:
+            cache.is_updated[self.layer_idx] = True
+        return k, v
+
+
+def _additive(bias: Tensor | None, mask: Tensor | None, causal: bool) -> Tensor | None:
+    """Position bias and mask (additive, or True = visible) as one mask; a bias leaves SDPA no `is_causal`."""
+    if bias is None:
+        return mask
+    if causal:
+        mask = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).tril()
+    if mask is None:
+        return bias
+    if mask.dtype == torch.bool:
+        return bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
+    return bias + mask
+
+
+def adopt(module: nn.Module) -> nn.Module:
+    """Give every T5 attention below `module` our forward; parameters and keys stay the library's."""
+    for layer in module.modules():
+        if type(layer) is LibraryAttention:
+            layer.__class__ = T5Attention
+    return module
+
+
+def tower(module: nn.Module, prefix: str, name: str) -> Tower:
+    """The blocks of a T5 encoder or decoder (`prefix` ends in "encoder.block" or "decoder.block")."""
+    blocks = []
+    for index, path, block in blocks_named(module, prefix):
+        at = f"{name}.{index}"
+        sites = [_attention(module, f"{at}.self", "language", f"{path}.layer.0.SelfAttention")]
+        if block.is_decoder:
+            sites.append(_attention(module, f"{at}.cross", "cross", f"{path}.layer.1.EncDecAttention"))
+        last = len(block.layer) - 1  # type: ignore[arg-type]
+        sites.append(_ffn(module, f"{at}.ffn", f"{path}.layer.{last}.DenseReluDense"))
+        blocks.append(Block(path, tuple(sites)))
+    return Tower(name, tuple(blocks))
+
+
+def _attention(module: nn.Module, name: str, modality: str, path: str) -> Site:
+    layer: Any = module.get_submodule(path)
+    q, k, v = (Rows(f"{path}.{part}") for part in "qkv")
+    return attention_site(
+        module, name, modality=modality, query=q, key=k, value=v, output=f"{path}.o",
+        heads=layer.n_heads, refusals={"head": _HEADS},
+    )  # fmt: skip
+
+
+def _ffn(module: nn.Module, name: str, path: str) -> Site:
+    layer: Any = module.get_submodule(path)
+    gated = hasattr(layer, "wi_1")
+    return ffn_site(
+        module, name, modality="language", up=f"{path}.wi_1" if gated else f"{path}.wi", down=f"{path}.wo",
+        activation=layer.act, gate=f"{path}.wi_0" if gated else None,
+    )  # fmt: skip

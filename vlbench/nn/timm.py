@@ -1,0 +1,61 @@
+"""ViT attention of timm (fused qkv)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.layers.attention import Attention
+from torch import Tensor, nn
+
+from ..structure import Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
+from .attend import attend, merge_heads, split_heads
+
+
+class VisionAttention(Attention):  # type: ignore[misc]
+    """timm's Attention through attend(). timm hands SDPA no scale, so that a cut layer would silently change it."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, -1))
+        q, k = self.q_norm(q), self.k_norm(k)
+        dropout = self.attn_drop.p if self.training else 0.0
+        out = attend(q, k, v, scale=self.scale, mask=attn_mask, causal=is_causal, dropout=dropout)
+        out = self.norm(merge_heads(out))
+        if self.gate is not None:
+            out = out * self.gate(x).sigmoid()
+        return self.proj_drop(self.proj(out))
+
+
+def adopt(module: nn.Module) -> nn.Module:
+    """Give every timm Attention below `module` our forward; parameters and keys stay timm's."""
+    for layer in module.modules():
+        if type(layer) is Attention:
+            layer.__class__ = VisionAttention
+    return module
+
+
+def vision_tower(module: nn.Module, prefix: str = "blocks", name: str = "vision") -> Tower:
+    """The blocks of a timm VisionTransformer."""
+    blocks = []
+    for index, path, block in blocks_named(module, prefix):
+        attn: Any = block.attn
+        rows = int(attn.qkv.weight.shape[0]) // 3
+        q, k, v = (Rows(f"{path}.attn.qkv", i * rows) for i in range(3))
+        sites = (
+            attention_site(
+                module, f"{name}.{index}.attention", modality="vision", query=q, key=k, value=v,
+                output=f"{path}.attn.proj", heads=attn.num_heads, set_heads=count_setter(attn, "num_heads"),
+                refusals=_refusals(attn),
+            ),
+            ffn_site(
+                module, f"{name}.{index}.ffn", modality="vision", up=f"{path}.mlp.fc1", down=f"{path}.mlp.fc2",
+                activation=block.mlp.act,  # type: ignore[union-attr, arg-type]
+            ),
+        )  # fmt: skip
+        blocks.append(Block(path, sites))
+    return Tower(name, tuple(blocks))
+
+
+def _refusals(attn: Any) -> dict[str, str]:
+    if not isinstance(attn.q_norm, nn.Identity):
+        return {"dim": "QK-norm runs over the width of the head, so a removed dimension changes the others"}
+    return {}

@@ -1,0 +1,1 @@
+"""Gates, masks, calibration, allocation, cutting and saving: everything a pruner shares."""

@@ -1,0 +1,102 @@
+"""Multiplicative gates on units, outside the model.
+
+A gate multiplies the rows (weight and bias) of the projections that produce its unit, which equals multiplying their
+output before the activation (act(0) = 0 is asserted when a site is described). Gating the weights instead of the
+output saves no second copy of the activations: +4 % memory instead of +38 % for an output hook on DeiT-S, batch 16.
+Gates have no key in the state dict, belong to no optimiser, and their gradients are summed in float64 buffers of
+our own, so that mixed precision, gradient accumulation and any optimiser leave the sums alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..structure import Site, Structure
+
+
+class _Spread(torch.autograd.Function):
+    """Gate values (units,) -> multipliers of the rows; the backward sums what each unit owns, deterministically."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, index: Tensor, rows: int) -> Tensor:
+        ctx.save_for_backward(index)
+        full = gate.new_ones(rows)
+        full[index] = gate[:, None].expand(index.shape)
+        return full
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (index,) = ctx.saved_tensors
+        return grads[0][index].sum(1), None, None
+
+
+class Gates:
+    """One gate a unit, 1.0 at first. `value[site]` is a leaf tensor, `total[site]` the sum of its gradients."""
+
+    def __init__(self, net: nn.Module, structure: Structure) -> None:
+        self.net, self.structure = net, structure
+        parameter = next(net.parameters())
+        self.value: dict[str, Tensor] = {}
+        self.total: dict[str, Tensor] = {}
+        self._gated: list[nn.Module] = []
+        for site in structure.sites:
+            self.value[site.name] = torch.ones(
+                site.units, device=parameter.device, dtype=parameter.dtype, requires_grad=True
+            )
+            self.total[site.name] = torch.zeros(site.units, device=parameter.device, dtype=torch.float64)
+        for path, parts in self._by_module().items():
+            self._install(net.get_submodule(path), parts)
+
+    def _by_module(self) -> dict[str, list[tuple[Site, Tensor]]]:
+        found: dict[str, list[tuple[Site, Tensor]]] = {}
+        for site in self.structure.sites:
+            for part in site.slices:
+                path, _, kind = part.param.rpartition(".")
+                if part.gated and kind == "weight":
+                    found.setdefault(path, []).append((site, part.index))
+        return found
+
+    def _install(self, module: nn.Module, parts: list[tuple[Site, Tensor]]) -> None:
+        if not isinstance(module, nn.Linear):
+            raise TypeError(f"a gate needs a Linear, not {type(module).__name__}")
+        module.forward = self._forward(module, parts)  # type: ignore[method-assign]
+        self._gated.append(module)
+
+    def _forward(self, linear: nn.Linear, parts: list[tuple[Site, Tensor]]) -> Callable[[Tensor], Tensor]:
+        rows = linear.weight.shape[0]
+        placed = [(site.name, index.to(linear.weight.device)) for site, index in parts]
+
+        def forward(x: Tensor) -> Tensor:
+            gate: Tensor | None = None
+            for name, index in placed:
+                spread: Tensor = _Spread.apply(self.value[name], index, rows)
+                gate = spread if gate is None else gate * spread
+            assert gate is not None
+            bias = None if linear.bias is None else linear.bias * gate
+            return F.linear(x, linear.weight * gate[:, None], bias)
+
+        return forward
+
+    def accumulate(self) -> None:
+        """Add this step's gradients to the totals and clear them. Gradients must not be scaled (unscale first)."""
+        for name, gate in self.value.items():
+            if gate.grad is not None:
+                self.total[name] += gate.grad.double()
+                gate.grad = None
+
+    def set(self, values: dict[str, Tensor]) -> None:
+        """Write gate values."""
+        with torch.no_grad():
+            for name, value in values.items():
+                self.value[name].copy_(value)
+
+    def remove(self) -> None:
+        """Take the gates off again; the model computes with its plain weights."""
+        for module in self._gated:
+            del module.forward
+        self._gated = []

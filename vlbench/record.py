@@ -1,0 +1,171 @@
+"""result.json: what one finished cell says. The same file, copied, is a leaderboard's source."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import UserError
+from .storage import read_json, write_json
+
+SCHEMA_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Link(_Part):
+    """One link of the method chain, with every option. version: the built-in's number or the source's digest."""
+
+    name: str
+    version: str
+    options: dict[str, Any]
+
+
+class Interval(_Part):
+    """A 95 % confidence interval of the primary metric, in its own units (percent points)."""
+
+    value: float
+    low: float
+    high: float
+    se: float
+    clusters: int
+
+
+class VersusDense(_Part):
+    """Paired difference to the dense model on the same samples. p: two-sided, H0: no difference."""
+
+    delta: float
+    low: float
+    high: float
+    p: float
+    samples: int
+    clusters: int
+
+
+class Parameters(_Part):
+    """Counts of the compressed model; `dense` of the model it was made from. prunable: entries in the prunable set
+    before pruning; removed: how many of them are gone or zero."""
+
+    dense: int
+    total: int
+    nonzero: int
+    prunable: int
+    removed: int
+    towers: dict[str, float]  # tower -> fraction of its share of the prunable set that is removed
+
+
+class Budget(_Part):
+    """What training the chain took: optimiser steps and samples seen over all links."""
+
+    steps: int = 0
+    samples_seen: int = 0
+
+
+class Record(_Part):
+    """One cell. `scores` is the per-sample score vector (pack_scores), in the split's order."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    cell: str
+    suite: str
+    task: str
+    task_version: int
+    split: str
+    split_digest: str
+    samples: int
+    clusters: int
+    model: str
+    label: str = ""
+    weights_digest: str
+    method: str
+    recipe: str
+    chain: list[Link]
+    pattern: str
+    trained: bool
+    seed: int | None
+    sparsity_target: str
+    evaluation: dict[str, Any]
+    parameters: Parameters
+    macs: int | None
+    macs_dense: int | None
+    budget: Budget
+    metric: str
+    metrics: dict[str, float]
+    interval: Interval
+    vs_dense: VersusDense | None
+    complete: bool
+    flags: list[str]
+    identity: dict[str, Any]
+    provenance: dict[str, Any]
+    phases: dict[str, float]
+    scores: str
+
+    @property
+    def sparsity(self) -> float:
+        """Realised fraction of the prunable set that is removed."""
+        return self.parameters.removed / self.parameters.prunable if self.parameters.prunable else 0.0
+
+    def configuration(self) -> dict[str, Any]:
+        """What makes two records the same row but for their seed."""
+        return {
+            "suite": self.suite,
+            "task": [self.task, self.task_version, self.split, self.split_digest],
+            "model": [self.model, self.label, self.weights_digest],
+            "chain": [link.model_dump() for link in self.chain],
+            "evaluation": self.evaluation,
+        }
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write result.json whole or not at all."""
+    write_json(path, record.model_dump(mode="json"))
+
+
+def read_record(path: Path) -> Record:
+    """Read a result file. Raises UserError that names the file where it is damaged, foreign or of another schema."""
+    data = read_json(path)
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{path} is no vlbench result of schema {SCHEMA_VERSION} (it says {version!r}): "
+            "update vlbench, or delete the file."
+        )
+    try:
+        return Record.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path} is damaged ({where}: {first['msg']}): delete it and run again.") from error
+
+
+def pack_scores(scores: Sequence[float | Sequence[float]]) -> str:
+    """Per-sample scores -> short text: the distinct rows, and each sample's row number, deflated (4,000 VQA scores
+    take about 1 KB). Rows are rounded to 1e-6."""
+    table = np.atleast_2d(np.asarray(scores, dtype=np.float64).round(6))
+    table = table.T if np.ndim(scores[0] if len(scores) else 0.0) == 0 else table
+    rows, index = np.unique(table, axis=0, return_inverse=True)
+    width = 1 if len(rows) < 256 else 4
+    head = np.array([rows.shape[0], rows.shape[1], width], dtype="<u4").tobytes()
+    body = rows.astype("<f8").tobytes() + index.reshape(-1).astype(f"<u{width}").tobytes()
+    return base64.b85encode(zlib.compress(head + body, 9)).decode("ascii")
+
+
+def unpack_scores(text: str) -> NDArray[np.float64]:
+    """The (samples, statistics) array that pack_scores was given. Raises UserError for damaged text."""
+    try:
+        data = zlib.decompress(base64.b85decode(text))
+        count, columns, width = (int(x) for x in np.frombuffer(data[:12], dtype="<u4"))
+        end = 12 + count * columns * 8
+        rows = np.frombuffer(data[12:end], dtype="<f8").reshape(count, columns)
+        return rows[np.frombuffer(data[end:], dtype=f"<u{width}")]
+    except (ValueError, zlib.error, IndexError, TypeError) as error:
+        raise UserError(f"a packed score vector is damaged ({error}).") from error
+

@@ -1,0 +1,317 @@
+"""Where a model can be cut: Tower -> Block -> Site -> Slice.
+
+A family describes itself once, as a pure function of its module. Everything a pruner needs follows from that
+description: gates, the exact cost of a unit, scores, masks, block-by-block calibration, cutting, saving and
+reports. No method walks a model by attribute names and no method names a family.
+
+The *prunable set* is the weight matrices that the sites' slices touch. `sparsity=0.5` is the fraction of the
+entries of these matrices that is removed, for every method: by zeros (unstructured, n:m) or by smaller matrices
+(structured). Biases go with their unit, and count in a model's parameters, but not in the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+
+Kind = Literal["attention", "ffn"]
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """Unit u owns the indices index[u] of parameter `param` along `dim`.
+
+    index: int64, shape (units, k). `gated` says that a gate on the unit multiplies these rows (structure of the
+    gate); a slice that is not gated is only cut.
+    """
+
+    param: str
+    shape: tuple[int, ...]
+    dim: int
+    index: Tensor
+    gated: bool = False
+
+    @property
+    def entries_per_unit(self) -> int:
+        """How many numbers of the parameter one unit owns."""
+        return int(self.index.shape[1]) * (torch.Size(self.shape).numel() // self.shape[self.dim])
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One attention or feed-forward layer: a list of units that can be removed together with what they own.
+
+    unit: what one unit is ("dim": one dimension of every head; "rope pair"; "head"; "kv group"; "neuron").
+    variants: the same place with another legal unit. refusals: unit -> why this layer cannot be cut so.
+    after_cut: tells the module which units are left where shapes alone do not say it (rotary pairs, head counts).
+    """
+
+    name: str
+    kind: Kind
+    modality: str
+    unit: str
+    slices: tuple[Slice, ...]
+    variants: tuple[Site, ...] = ()
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    after_cut: Callable[[Tensor], None] | None = None
+
+    @property
+    def units(self) -> int:
+        return int(self.slices[0].index.shape[0])
+
+    @property
+    def entries_per_unit(self) -> int:
+        """Entries of the prunable matrices that one unit owns: the unit cost `params`."""
+        return sum(s.entries_per_unit for s in self.slices if len(s.shape) > 1)
+
+    @property
+    def parameters_per_unit(self) -> int:
+        """Parameters that disappear with one unit, biases included."""
+        return sum(s.entries_per_unit for s in self.slices)
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of the weight matrices this site prunes."""
+        return {s.param: s.shape for s in self.slices if len(s.shape) > 1}
+
+    def with_unit(self, unit: str) -> Site:
+        """This site cut by another unit. Raises UserError with the reason where that would not keep the function."""
+        for site in (self, *self.variants):
+            if site.unit == unit:
+                return replace(site, variants=(), refusals=self.refusals)
+        legal = ", ".join(s.unit for s in (self, *self.variants))
+        why = self.refusals.get(unit, "this layer has no such unit")
+        raise UserError(f"{self.name} cannot be cut by {unit!r}: {why}. Legal here: {legal}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One layer of a tower: the module that is called, and its sites. Calibration replays a tower block by block."""
+
+    path: str
+    sites: tuple[Site, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Tower:
+    """An ordered list of blocks. Towers stand in the order in which data flows through them."""
+
+    name: str
+    blocks: tuple[Block, ...]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(site for block in self.blocks for site in block.sites)
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """The whole description. Derived figures need no model: slices carry the shapes."""
+
+    towers: tuple[Tower, ...]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(site for tower in self.towers for site in tower.sites)
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, ...]]:
+        """The prunable set: name -> shape, in order of data flow."""
+        found: dict[str, tuple[int, ...]] = {}
+        for site in self.sites:
+            found.update(site.matrices)
+        return found
+
+    @property
+    def size(self) -> int:
+        """Entries in the prunable set."""
+        return sum(torch.Size(shape).numel() for shape in self.matrices.values())
+
+    def site(self, name: str) -> Site:
+        return next(s for s in self.sites if s.name == name)
+
+    def with_units(self, kind: Kind, unit: str) -> Structure:
+        """The same description with every site of `kind` cut by `unit`."""
+
+        def change(site: Site) -> Site:
+            return site.with_unit(unit) if site.kind == kind else site
+
+        return Structure(
+            tuple(
+                replace(t, blocks=tuple(replace(b, sites=tuple(map(change, b.sites))) for b in t.blocks))
+                for t in self.towers
+            )
+        )
+
+    def tower_sizes(self) -> dict[str, int]:
+        """Tower name -> entries of its share of the prunable set."""
+        return {tower.name: Structure((tower,)).size for tower in self.towers}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where a projection stands: a Linear, and the first of its output rows (fused qkv: 0, D, 2D)."""
+
+    path: str
+    first: int = 0
+
+
+def attention_site(
+    module: nn.Module,
+    name: str,
+    *,
+    modality: str,
+    query: Rows,
+    key: Rows,
+    value: Rows,
+    output: str,
+    heads: int,
+    kv_heads: int | None = None,
+    rope: bool = False,
+    refusals: Mapping[str, str] | None = None,
+    set_heads: Callable[[Tensor], None] | None = None,
+    after_cut: Callable[[Tensor], None] | None = None,
+) -> Site:
+    """Describe one attention layer. Widths are read from the weights, so a cut layer describes itself as well.
+
+    heads / kv_heads: query heads and key/value heads (grouped attention); refusals: illegal unit -> reason.
+    rope: dimensions i and i + d/2 rotate together, so that the narrow unit is the pair. set_heads makes whole heads
+    (plain attention) or key/value groups legal: it tells the module how many are left.
+    """
+    refusals = dict(refusals or {})
+    kv_heads = kv_heads or heads
+    value_weight = module.get_parameter(value.path + ".weight")
+    used = {r.path: 0 for r in (query, key, value)}
+    fused = len(used) == 1
+    width = int(value_weight.shape[0]) // ((3 if fused else 1) * kv_heads)
+    if rope:
+        refusals.setdefault("dim", "rotary position embedding turns dimensions i and i + d/2 together")
+    collect = _Collector(module)
+    sites: list[Site] = []
+    if "rope pair" not in refusals and "dim" not in refusals or rope:
+        pair = 2 if rope else 1
+        units = torch.arange(width // pair)
+        within = torch.stack([units + p * (width // 2) for p in range(pair)], 1) if rope else units[:, None]
+        for rows, n in ((query, heads), (key, kv_heads), (value, kv_heads)):
+            collect.rows(rows, _per_head(within, n, width), gated=True)
+        collect.columns(output, _per_head(within, heads, width))
+        unit = "rope pair" if rope else "dim"
+        sites.append(Site(name, "attention", modality, unit, collect.take(), after_cut=after_cut))
+    if set_heads is not None:
+        unit = "head" if kv_heads == heads else "kv group"
+        span = torch.arange(kv_heads * width).view(kv_heads, width)
+        group = torch.arange(heads * width).view(kv_heads, -1)
+        # A gate on v alone already silences the head, and leaves the softmax of the others untouched.
+        collect.rows(query, group, gated=False)
+        collect.rows(key, span, gated=False)
+        collect.rows(value, span, gated=True)
+        collect.columns(output, group)
+        sites.append(Site(name, "attention", modality, unit, collect.take(), after_cut=set_heads))
+    first, *others = sites
+    return replace(first, variants=tuple(others), refusals=refusals)
+
+
+def ffn_site(
+    module: nn.Module,
+    name: str,
+    *,
+    modality: str,
+    up: str,
+    down: str,
+    activation: Callable[[Tensor], Tensor],
+    gate: str | None = None,
+) -> Site:
+    """Describe one feed-forward layer of hidden neurons.
+
+    up: the projection whose output a gate multiplies. In a gated FFN (T5, Llama) it is the linear branch, and `gate`
+    (the branch through the activation) is cut but not gated: a gate on both would act squared. Raises ValueError
+    where act(0) != 0, because then a gated neuron would not equal a removed one.
+    """
+    if gate is None and float(activation(torch.zeros(1))) != 0.0:
+        raise ValueError(f"{name}: a gate before this activation does not remove the neuron, since act(0) != 0")
+    hidden = int(module.get_parameter(up + ".weight").shape[0])
+    each = torch.arange(hidden)[:, None]
+    collect = _Collector(module)
+    collect.rows(Rows(up), each, gated=True)
+    if gate is not None:
+        collect.rows(Rows(gate), each, gated=False)
+    collect.columns(down, each)
+    return Site(name, "ffn", modality, "neuron", collect.take())
+
+
+def _per_head(within: Tensor, heads: int, width: int) -> Tensor:
+    """(units, p) dimensions inside a head -> (units, p * heads) rows of a projection."""
+    starts = torch.arange(heads) * width
+    return (within[:, None, :] + starts[None, :, None]).flatten(1)
+
+
+class _Collector:
+    """Gathers slices, joining those of one parameter (fused qkv: one slice with three times the indices)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.found: dict[tuple[str, int], tuple[list[Tensor], list[Tensor]]] = {}
+
+    def rows(self, rows: Rows, index: Tensor, *, gated: bool) -> None:
+        layer = self.module.get_submodule(rows.path)
+        for part in ("weight", "bias"):
+            if getattr(layer, part, None) is not None:
+                entry = self.found.setdefault((f"{rows.path}.{part}", 0), ([], []))
+                entry[0 if gated else 1].append(index + rows.first)
+
+    def columns(self, path: str, index: Tensor) -> None:
+        self.found.setdefault((f"{path}.weight", 1), ([], []))[1].append(index)
+
+    def take(self) -> tuple[Slice, ...]:
+        slices = []
+        for (param, dim), parts in self.found.items():
+            shape = tuple(self.module.get_parameter(param).shape)
+            for gated, index in zip((True, False), parts, strict=True):
+                if index:
+                    slices.append(Slice(param, shape, dim, torch.cat(index, 1), gated))
+        self.found = {}
+        return tuple(sorted(slices, key=lambda s: not s.gated))
+
+
+def count_setter(layer: nn.Module, attribute: str) -> Callable[[Tensor], None]:
+    """An after_cut that writes the number of kept units into `layer.attribute` (head counts)."""
+
+    def set_count(kept: Tensor) -> None:
+        setattr(layer, attribute, int(kept.numel()))
+
+    return set_count
+
+
+def blocks_named(module: nn.Module, prefix: str) -> Iterator[tuple[int, str, nn.Module]]:
+    """(index, dotted path, block) of the children of the module list at `prefix`."""
+    for index, block in enumerate(module.get_submodule(prefix).children()):
+        yield index, f"{prefix}.{index}", block
+
+
+def check_structure(module: nn.Module, structure: Structure) -> None:
+    """Assert what every description must hold; used by the contract tests. Raises AssertionError naming the site."""
+    owned: dict[tuple[str, int], Tensor] = {}
+    names = [site.name for site in structure.sites]
+    assert len(names) == len(set(names)), "two sites of one name"
+    for site in structure.sites:
+        assert any(s.gated for s in site.slices), f"{site.name}: no slice carries the gate"
+        _check_slices(module, site, owned)
+
+
+def _check_slices(module: nn.Module, site: Site, owned: dict[tuple[str, int], Tensor]) -> None:
+    for part in site.slices:
+        parameter = module.get_parameter(part.param)
+        assert tuple(parameter.shape) == part.shape, f"{site.name}: {part.param} has another shape"
+        assert part.index.shape[0] == site.units, f"{site.name}: slices disagree on the number of units"
+        assert not (part.gated and part.dim != 0), f"{site.name}: a gate multiplies output rows only"
+        taken = owned.setdefault((part.param, part.dim), torch.zeros(part.shape[part.dim], dtype=torch.bool))
+        flat = part.index.flatten()
+        assert flat.unique().numel() == flat.numel(), f"{site.name}: a row is owned twice"
+        assert not bool(taken[flat].any()), f"{site.name}: a row of {part.param} belongs to two units"
+        taken[flat] = True

@@ -1,0 +1,147 @@
+"""The task contract: which samples, which capability answers them, and how an answer is scored.
+
+A task is one file in tasks/:
+
+    @task("vqav2", title="VQAv2", capability="answer", metric="accuracy", version=1)
+    class VQAv2(Task): ...
+
+Metadata only: a task never decodes an image and never sees a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+Score = float | list[float]
+Role = Literal["train", "select", "report"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample. images: the files it shows, in the order the task means them. text: question, sentence or caption.
+
+    target: what the training loss wants (capability specific), None where the split has no labels. cluster: samples
+    of one cluster are not independent (VQAv2: the image), so that intervals are computed over clusters.
+    """
+
+    id: str
+    images: tuple[Path, ...]
+    text: str = ""
+    target: Any = None
+    cluster: str = ""
+
+
+class TaskOptions(BaseModel):
+    """Options every task has; a task adds its own by subclassing (they enter the cell's identity)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Task(ABC):
+    """A benchmark. `root` is its data folder; `options` its resolved options.
+
+    split names are the data set's own. `roles` says which of them is train, select (what a method may tune on) and
+    report; where the data set has no select split it is cut from train by `held_out`.
+    """
+
+    Options: ClassVar[type[TaskOptions]] = TaskOptions
+    name: ClassVar[str]
+    version: ClassVar[int]
+    capability: ClassVar[str]
+    metric: ClassVar[str]
+    # metric -> "higher" or "lower" is better; the primary one is `metric`
+    metrics: ClassVar[Mapping[str, Literal["higher", "lower"]]]
+
+    def __init__(self, root: Path, options: TaskOptions) -> None:
+        self.root, self.options = root, options
+
+    @classmethod
+    @abstractmethod
+    def roles(cls) -> dict[Role, str]:
+        """Role -> split name."""
+
+    @classmethod
+    def report_splits(cls) -> tuple[str, ...]:
+        """Splits `split=` accepts for evaluation; the first is the default."""
+        return (cls.roles()["report"],)
+
+    @abstractmethod
+    def missing(self, split: str) -> list[str]:
+        """One sentence for each file or folder that the split needs and `root` lacks: what goes where."""
+
+    @abstractmethod
+    def samples(self, split: str) -> list[Sample]:
+        """The samples of a split, in the file's order, without decoding images."""
+
+    @abstractmethod
+    def score(self, sample: Sample, prediction: Mapping[str, Any]) -> Score:
+        """The per-sample score, or the sufficient statistics that `aggregate` sums."""
+
+    @abstractmethod
+    def aggregate(self, samples: Sequence[Sample], scores: Sequence[Score]) -> dict[str, float]:
+        """Metric -> value, in the units the field prints (percent)."""
+
+    def labelled(self, split: str) -> bool:
+        """False for a split whose answers only the organisers' server knows."""
+        return True
+
+    def settings(self, split: str) -> dict[str, Any]:
+        """What the capability's second stage gets as batch.options (candidates, decoding ...)."""
+        return {}
+
+    def write_upload(self, samples: Sequence[Sample], predictions: Sequence[Mapping[str, Any]], folder: Path) -> Path:
+        """Write the server's file for an unlabelled split and return its path."""
+        raise NotImplementedError(f"{self.name} has no unlabelled split")
+
+    def groups(self, samples: Sequence[Sample]) -> dict[str, str]:
+        """Sample id -> sub-score name (answer type ...), for tasks that report by group."""
+        return {}
+
+
+T = TypeVar("T", bound=type[Task])
+
+
+def task(
+    name: str,
+    *,
+    title: str,
+    capability: str,
+    metric: str,
+    version: int,
+) -> Callable[[T], T]:
+    """Register a Task. All arguments must be literals: `vlbench list tasks` reads them without importing the file.
+
+    version is bumped when a number could change.
+    """
+
+    def register(cls: T) -> T:
+        cls.name, cls.capability, cls.metric, cls.version = name, capability, metric, version
+        return cls
+
+    return register
+
+
+def held_out(sample_id: str, percent: int) -> bool:
+    """The digest rule that cuts `select` from `train`: about `percent` of all ids, stable for ever, no randomness.
+
+    Where several samples share an image, pass the image's id, so that select shows no image of train.
+    """
+    return int.from_bytes(hashlib.sha256(sample_id.encode()).digest()[:4], "big") % 100 < percent
+
+
+def digest_samples(samples: Sequence[Sample], extra: Any = None) -> str:
+    """Digest of a split: ids, texts, targets, clusters and image file names. Contents of images are the business of
+    `vlbench data verify`: hashing 6 GB before every run would cost minutes."""
+    sha = hashlib.sha256(json.dumps(extra, sort_keys=True, default=str).encode())
+    for s in samples:
+        row = [s.id, [p.name for p in s.images], s.text, s.target, s.cluster]
+        sha.update(json.dumps(row, sort_keys=True, ensure_ascii=True, default=str).encode())
+    return sha.hexdigest()

@@ -1,0 +1,160 @@
+"""One training loop for search, finetuning and adapters: same order, same resume, same log."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from ..errors import RunFailed
+from ..model import Batch
+from .batches import Batches
+from .checkpoint import CheckpointStore
+
+
+class Schedule(BaseModel):
+    """Optimiser settings (AdamW, Loshchilov & Hutter 2019) of one stage."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(ge=0, description="optimiser steps")
+    lr: float = Field(gt=0, description="peak learning rate")
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine")
+    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
+    decay: Literal["cosine", "constant"] = Field("cosine", description="learning-rate schedule after the warm-up")
+    weight_decay: float = Field(0.05, ge=0, description="decoupled weight decay of matrices; biases and norms have none")
+    clip: float = Field(0.0, ge=0, description="gradient norm to clip to, 0 = off")
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        if self.decay == "constant":
+            return self.lr
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Hook:
+    """What a method adds to the loop. Its state travels with the checkpoint."""
+
+    def after_backward(self, step: int) -> None:
+        """Gradients are there, the optimiser has not moved."""
+
+    def after_step(self, step: int) -> None:
+        """The optimiser has moved, gradients are cleared."""
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take back what state() gave."""
+
+
+class Loop:
+    """Trains `net` on loss(batch). Batches and dropout are functions of (seed, step), so that a resumed run equals an
+    undisturbed one bit for bit on the same device."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        loss: Callable[[Batch], Tensor],
+        batches: Batches,
+        schedule: Schedule,
+        *,
+        seed: int,
+        hooks: Sequence[Hook] = (),
+        store: CheckpointStore | None = None,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+    ) -> None:
+        self.net, self.loss, self.batches, self.schedule = net, loss, batches, schedule
+        self.seed, self.hooks, self.store, self.precision, self.progress = seed, hooks, store, precision, progress
+        self.optimiser = torch.optim.AdamW(_groups(net, schedule.weight_decay), lr=schedule.lr)
+        self.losses: list[float] = []
+
+    def run(self) -> list[float]:
+        """Train to the end and return the loss of every step. Raises RunFailed on a loss that is not finite."""
+        start = self._resume()
+        was_training = self.net.training
+        self.net.train()
+        for step in range(start, self.schedule.steps):
+            self._step(step)
+            self.progress(step + 1, self.schedule.steps, f"loss {self.losses[-1]:.3f}")
+            if self.store is not None and self.store.due() and step + 1 < self.schedule.steps:
+                self.store.save(step + 1, self._state(), self.losses)
+        self.net.train(was_training)
+        return self.losses
+
+    def _step(self, step: int) -> None:
+        torch.manual_seed((self.seed << 32) + step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.schedule.lr_at(step)
+        batch = self.batches.at(step)
+        device = batch.images.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = self.loss(batch)
+        value = loss.item()
+        if not math.isfinite(value):
+            ids = ", ".join(s.id for s in list(batch.samples)[:8])
+            raise RunFailed(f"the loss is {value} at step {step} (samples {ids} ...): lower the learning rate.")
+        loss.backward()
+        for hook in self.hooks:
+            hook.after_backward(step)
+        if self.schedule.clip:
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.schedule.clip)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        for hook in self.hooks:
+            hook.after_step(step)
+        self.losses.append(value)
+
+    def _state(self) -> dict[str, Tensor]:
+        state = {f"net.{k}": v for k, v in _distinct(self.net.state_dict(keep_vars=True))}
+        for index, slots in self.optimiser.state_dict()["state"].items():
+            state.update({f"optimiser.{index}.{name}": torch.as_tensor(v) for name, v in slots.items()})
+        for number, hook in enumerate(self.hooks):
+            state.update({f"hook.{number}.{k}": v for k, v in hook.state().items()})
+        return state
+
+    def _resume(self) -> int:
+        found = self.store.load() if self.store is not None else None
+        if found is None:
+            return 0
+        step, tensors, self.losses = found
+        own = dict(_distinct(self.net.state_dict(keep_vars=True)))
+        with torch.no_grad():
+            for key, value in own.items():
+                value.copy_(tensors[f"net.{key}"])
+        slots: dict[int, dict[str, Any]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimiser."):
+                _, index, name = key.split(".", 2)
+                slots.setdefault(int(index), {})[name] = value
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": slots})
+        for number, hook in enumerate(self.hooks):
+            prefix = f"hook.{number}."
+            hook.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        return step
+
+
+def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases, norms and other one-dimensional parameters do not."""
+    trained = [p for p in net.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _distinct(state: dict[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
+    """Tied tensors once (safetensors refuses shared storage)."""
+    seen: set[int] = set()
+    for key, value in state.items():
+        if value.data_ptr() not in seen or value.numel() == 0:
+            seen.add(value.data_ptr())
+            yield key, value
