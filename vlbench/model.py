@@ -136,7 +136,7 @@ class Classifier(ABC):
     def classify(self, states: Any, batch: Batch) -> list[Prediction]:
         """The five best class names of each sample, best first; ties go to the lower class index."""
         logits = self.logits(states).float()
-        best = logits.sort(1, descending=True, stable=True).indices[:, :5].tolist()
+        best = logits.sort(dim=1, descending=True, stable=True).indices[:, :5].tolist()
         rows = batch.owner[:, 0].tolist()
         return [{"top5": [self.classes[i] for i in best[row]]} for row in rows]
 

@@ -173,7 +173,7 @@ def _facts(call: ast.Call, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         facts: dict[str, Any] = {}
         for keyword in one.keywords:
             try:
-                facts[str(keyword.arg)] = ast.literal_eval(keyword.value)
+                facts[str(keyword.arg)] = _literal(keyword.value)
             except ValueError:
                 if keyword.arg in ("name", "title", "capability", "capabilities"):
                     raise ValueError(f"line {one.lineno}: {keyword.arg}= must be a literal") from None
@@ -184,6 +184,13 @@ def _facts(call: ast.Call, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if "name" not in facts:
             raise ValueError(f"line {one.lineno}: a card without name=")
         yield str(facts["name"]), facts
+
+
+def _literal(node: ast.expr) -> Any:
+    """A literal, or a call with literal keywords (ImageSpec(size=64)) as a dict of them."""
+    if isinstance(node, ast.Call) and not node.args:
+        return {str(k.arg): _literal(k.value) for k in node.keywords}
+    return ast.literal_eval(node)
 
 
 def _import(entry: Entry) -> ModuleType:

@@ -56,9 +56,12 @@ class Task(ABC):
     name: ClassVar[str]
     version: ClassVar[int]
     capability: ClassVar[str]
+    data: ClassVar[str]
     metric: ClassVar[str]
     # metric -> "higher" or "lower" is better; the primary one is `metric`
     metrics: ClassVar[Mapping[str, Literal["higher", "lower"]]]
+    # False: the primary metric is 100 x the mean of a score's first number; True: only aggregate() gives it (BLEU, mIoU)
+    corpus: ClassVar[bool] = False
 
     def __init__(self, root: Path, options: TaskOptions) -> None:
         self.root, self.options = root, options
@@ -116,14 +119,17 @@ def task(
     capability: str,
     metric: str,
     version: int,
+    data: str = "",
 ) -> Callable[[T], T]:
     """Register a Task. All arguments must be literals: `vlbench list tasks` reads them without importing the file.
 
-    version is bumped when a number could change.
+    version is bumped when a number could change. data: the name of the root in vlbench.toml that holds the files
+    (several tasks may share one), the task's name where it is left out.
     """
 
     def register(cls: T) -> T:
         cls.name, cls.capability, cls.metric, cls.version = name, capability, metric, version
+        cls.data = data or name
         return cls
 
     return register

@@ -35,6 +35,17 @@ class ImageStore:
         """(n, 3, size, size) uint8. Raises OSError naming the file that does not decode."""
         return torch.stack(list(self.pool.map(self._one, paths)))
 
+    def try_load(self, paths: Sequence[Path]) -> list[Tensor | OSError]:
+        """Each image, or why it does not decode."""
+
+        def attempt(path: Path) -> Tensor | OSError:
+            try:
+                return self._one(path)
+            except OSError as error:
+                return error
+
+        return list(self.pool.map(attempt, paths))
+
     def _one(self, path: Path) -> Tensor:
         found = self._kept.get(path)
         if found is None:

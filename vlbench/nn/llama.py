@@ -15,7 +15,7 @@ from .attend import attend, merge_heads, split_heads
 
 
 class LlamaAttention(LibraryAttention):  # type: ignore[misc]
-    """LlamaAttention through attend(). A layer keeps rotary pairs of its own, so it picks its own cos and sin.
+    """LlamaAttention through attend(). Every layer keeps pairs of its own, so it picks its own cos and sin.
 
     pairs: the rotary pairs (i, i + d/2) of the original head that this layer still has.
     kv_heads: how many key/value heads are left.
@@ -41,7 +41,7 @@ class LlamaAttention(LibraryAttention):  # type: ignore[misc]
             k, v = past_key_values.update(k, v, self.layer_idx)
         causal = self.is_causal if is_causal is None else is_causal
         causal = causal and attention_mask is None and q.shape[2] > 1
-        if causal:  # nothing is cached yet: a static cache holds zeros beyond the prompt
+        if causal:  # a static cache holds zeros beyond the prompt: hidden, but they cost time
             k, v = k[:, :, : q.shape[2]], v[:, :, : q.shape[2]]
         dropout = self.attention_dropout if self.training else 0.0
         out = attend(q, k, v, scale=self.scaling, mask=attention_mask, causal=causal, dropout=dropout)

@@ -1,7 +1,7 @@
-"""CLIP of open_clip. Its nn.MultiheadAttention never calls out_proj and knows one width only, so it is swapped.
+"""CLIP of open_clip. Its nn.MultiheadAttention never calls out_proj and cannot be narrowed, so it is swapped.
 
-The new module holds the same Parameter objects under the names of two Linears (qkv, out_proj). Checkpoints with
-open_clip's own keys (in_proj_weight, in_proj_bias) load before and after the swap.
+The new module holds the same Parameter objects under the names of two Linears (qkv, out_proj). Checkpoints
+with open_clip's own keys (in_proj_weight, in_proj_bias) load before and after the swap.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class SelfAttention(nn.Module):
 
 
 def adopt(module: nn.Module) -> nn.Module:
-    """Swap the self-attention of every ResidualAttentionBlock below `module`; Parameters stay the same objects."""
+    """Swap the self-attention of every ResidualAttentionBlock below `module`; Parameters stay the same."""
     block: Any
     for block in module.modules():
         if isinstance(block, ResidualAttentionBlock) and type(block.attn) is nn.MultiheadAttention:

@@ -1,4 +1,4 @@
-"""Q-Former of BLIP-2 and InstructBLIP: self-attention over queries and text, cross-attention in some layers."""
+"""Q-Former of BLIP-2 and InstructBLIP: self-attention of queries and text, cross-attention in some layers."""
 
 from __future__ import annotations
 

@@ -38,14 +38,9 @@ class T5Attention(LibraryAttention):  # type: ignore[misc]
             position_bias = self.compute_bias(length, k.shape[2], device=q.device, past_seen_tokens=seen)
         causal = self.is_causal if is_causal is None else is_causal
         causal = causal and mask is None and length > 1
-        if causal:  # nothing is cached yet: a static cache holds zeros beyond the prompt
-            k, v = k[:, :, :length], v[:, :, :length]
-        bias = None if position_bias is None else position_bias[..., : k.shape[2]]
-        seen_by = _additive(bias, mask, causal)
+        mask = _additive(position_bias, mask, causal)
         dropout = self.dropout if self.training else 0.0
-        out = attend(
-            q, k, v, scale=self.scaling, mask=seen_by, causal=causal and bias is None, dropout=dropout
-        )
+        out = attend(q, k, v, scale=self.scaling, mask=mask, causal=causal and mask is None, dropout=dropout)
         return self.o(merge_heads(out)), position_bias, None
 
     def _keys_values(self, hidden: Tensor, encoder: Tensor | None, cache: Any) -> tuple[Tensor, Tensor]:
@@ -67,10 +62,10 @@ class T5Attention(LibraryAttention):  # type: ignore[misc]
 
 
 def _additive(bias: Tensor | None, mask: Tensor | None, causal: bool) -> Tensor | None:
-    """Position bias and mask (additive, or True = visible) as one mask; a bias leaves SDPA no `is_causal`."""
+    """Position bias and mask (additive, or True = visible) as one mask; cross-attention has no bias."""
     if bias is None:
         return mask
-    if causal:
+    if causal:  # SDPA takes a mask or `is_causal`, and the bias is a mask
         mask = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).tril()
     if mask is None:
         return bias

@@ -7,19 +7,18 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from ..errors import RunFailed
+from ..method import MethodOptions
 from ..model import Batch
 from .batches import Batches
 from .checkpoint import CheckpointStore
 
 
-class Schedule(BaseModel):
-    """Optimiser settings (AdamW, Loshchilov & Hutter 2019) of one stage."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Schedule(MethodOptions):
+    """Optimiser settings (AdamW, Loshchilov & Hutter 2019) of one stage: the base of a training method's options."""
 
     steps: int = Field(ge=0, description="optimiser steps")
     lr: float = Field(gt=0, description="peak learning rate")
@@ -28,6 +27,7 @@ class Schedule(BaseModel):
     decay: Literal["cosine", "constant"] = Field("cosine", description="learning-rate schedule after the warm-up")
     weight_decay: float = Field(0.05, ge=0, description="decoupled weight decay of matrices; biases and norms have none")
     clip: float = Field(0.0, ge=0, description="gradient norm to clip to, 0 = off")
+    batch_size: int = Field(256, ge=1, description="samples a step")
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""

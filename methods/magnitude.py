@@ -1,0 +1,22 @@
+"""Magnitude pruning (Han et al. 2015, arXiv 1506.02626): the smallest weights become zero."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vlbench.method import method
+from vlbench.pruning.scoring import ScorePruner
+
+
+@method(
+    "magnitude",
+    title="Magnitude",
+    role="pruner",
+    patterns=("unstructured", "n:m"),
+    paper="https://arxiv.org/abs/1506.02626",
+)
+class Magnitude(ScorePruner):
+    """score = |W|, compared within a matrix unless `group` says otherwise."""
+
+    def score(self, weight: Tensor) -> Tensor:
+        return weight.abs()

@@ -1,0 +1,111 @@
+"""DeiT and ViT on timm (Touvron et al. 2021, arXiv 2012.12877; Dosovitskiy et al. 2021, arXiv 2010.11929)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.data import ImageNetInfo
+from torch import Tensor
+
+from vlbench.model import Card, Classifier, ImageSpec, Model, family, read_config
+from vlbench.nn import timm as adopted
+from vlbench.structure import Structure
+from vlbench.weights import load_into, read_weights
+
+
+
+@family(
+    Card(
+        name="deit-small",
+        title="DeiT-S/16 at 224 (UPop's classifier)",
+        capabilities=("classify",),
+        checkpoint="timm/deit_small_patch16_224.fb_in1k",
+        image=ImageSpec(
+            size=224, resize="crop", crop_pct=0.875, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+        ),
+        default_for=("imagenet",),
+        licence="Apache-2.0",
+        source="https://arxiv.org/abs/2012.12877",
+        trained_on=("imagenet/train",),
+        published={"imagenet/val/top1": 79.9, "imagenet/val/top5": 95.0},
+    ),
+    Card(
+        name="deit-tiny",
+        title="DeiT-Ti/16 at 224",
+        capabilities=("classify",),
+        checkpoint="timm/deit_tiny_patch16_224.fb_in1k",
+        image=ImageSpec(
+            size=224, resize="crop", crop_pct=0.875, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+        ),
+        licence="Apache-2.0",
+        source="https://arxiv.org/abs/2012.12877",
+        trained_on=("imagenet/train",),
+        published={"imagenet/val/top1": 72.2, "imagenet/val/top5": 91.1},
+    ),
+    Card(
+        name="vit-tiny",
+        title="ViT-Ti/16 at 224, AugReg",
+        capabilities=("classify",),
+        checkpoint="timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+        image=ImageSpec(size=224, resize="crop", crop_pct=0.9, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        licence="Apache-2.0",
+        source="https://arxiv.org/abs/2106.10270",
+        trained_on=("imagenet/train",),
+        published={"imagenet/val/top1": 75.45, "imagenet/val/top5": 92.84},
+    ),
+    Card(
+        name="deit-mini",
+        title="DeiT of width 64, mini world",
+        capabilities=("classify",),
+        checkpoint="mini:deit-mini",
+        image=ImageSpec(size=64),
+        suite="mini",
+        default_for=("imagenet",),
+        licence="Apache-2.0",
+        trained_on=("imagenet/train",),
+    ),
+)
+class DeiT(Model, Classifier):
+    """A timm VisionTransformer. encode gives the logits: nothing is left for a second stage."""
+
+    @classmethod
+    def build(cls, card: Card, config: dict[str, Any], folder: Path) -> DeiT:
+        net = timm.create_model(config["architecture"], pretrained=False, **_arguments(config))
+        model = cls(card, config, adopted.adopt(net).eval())
+        model.classes = config.get("label_names") or ImageNetInfo().label_names()
+        return model
+
+    @classmethod
+    def open(cls, card: Card, folder: Path) -> DeiT:
+        """A timm hub folder, or one file of weights with timm's keys for the card's architecture."""
+        config = read_config(folder) if folder.is_dir() else {"architecture": _architecture(card)}
+        model = cls.build(card, config, folder)
+        load_into(model.net, read_weights(folder))
+        return model
+
+    def structure(self) -> Structure:
+        return Structure((adopted.vision_tower(self.net),))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(I, 3, H, W) -> (I, classes) logits."""
+        logits: Tensor = self.net(images)
+        return logits
+
+    def logits(self, states: Any) -> Tensor:
+        found: Tensor = states
+        return found
+
+
+def _architecture(card: Card) -> str:
+    """timm's name of the architecture in a hub id: timm/NAME.TAG -> NAME."""
+    return card.checkpoint.rsplit("/", 1)[-1].split(".", 1)[0]
+
+
+def _arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """What timm's hub format keeps beside the architecture."""
+    arguments = dict(config.get("model_args") or {})
+    if config.get("num_classes") is not None:
+        arguments["num_classes"] = config["num_classes"]
+    return arguments

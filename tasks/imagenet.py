@@ -1,0 +1,133 @@
+"""ImageNet-1k: which of 1000 classes a photograph shows (Russakovsky et al., arXiv 1409.0575; image-net.org).
+
+A class goes by its WordNet id (wnid), the name of its folder. The metrics are top-1 and top-5, in percent.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, ClassVar, Literal, cast
+
+from vlbench.errors import UserError, did_you_mean
+from vlbench.task import Role, Sample, Score, Task, held_out, task
+
+SELECT_PERCENT = 2  # of the training images: 25 a class
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
+SOLUTION = "LOC_val_solution.csv"  # Kaggle: "ImageId,PredictionString", the latter "wnid x y x y wnid ..."
+SHOWN = 5  # names that an error gives
+
+
+@task("imagenet", title="ImageNet-1k classification", capability="classify", metric="top1", version=1)
+class ImageNet(Task):
+    """`root` holds train/ and val/, each with a folder a class. val/ may also be flat, as Kaggle has it, with
+    LOC_val_solution.csv in `root` or beside the images."""
+
+    metrics: ClassVar[Mapping[str, Literal["higher", "lower"]]] = {"top1": "higher", "top5": "higher"}
+
+    @classmethod
+    def roles(cls) -> dict[Role, str]:
+        return {"train": "train", "select": "select", "report": "val"}
+
+    @classmethod
+    def report_splits(cls) -> tuple[str, ...]:
+        return ("val", "select")
+
+    def missing(self, split: str) -> list[str]:
+        folder = self._folder(split)
+        if not folder.is_dir():
+            return [f"{folder} should hold the images, in a folder for each class, named by its WordNet id."]
+        if _class_folders(folder):
+            return []
+        need = f"{folder} has no class folders: its images should be in folders named by WordNet id"
+        if split != "val":
+            return [f"{need}."]
+        return [] if self._solution(folder) else [f"{need}, or {self.root} should hold Kaggle's {SOLUTION}."]
+
+    def samples(self, split: str) -> list[Sample]:
+        """Sorted by id, which is wnid/filename in either layout."""
+        folder = self._folder(split)
+        if lacking := self.missing(split):
+            raise UserError(" ".join(lacking))
+        if wnids := _class_folders(folder):
+            listed = _sorted_into_classes(folder, wnids)
+        else:
+            listed = iter(_flat(folder, self._solution(folder)))
+        samples = [Sample(f"{wnid}/{path.name}", (path,), target=wnid) for wnid, path in listed]
+        if split == "val":
+            return samples
+        return [sample for sample in samples if held_out(sample.id, SELECT_PERCENT) is (split == "select")]
+
+    def score(self, sample: Sample, prediction: Mapping[str, Any]) -> Score:
+        """[top-1, top-5], each 0 or 1."""
+        best: Sequence[str] = prediction["top5"]
+        return [float(sample.target in best[:1]), float(sample.target in best[:5])]
+
+    def aggregate(self, samples: Sequence[Sample], scores: Sequence[Score]) -> dict[str, float]:
+        top1, top5 = zip(*cast(Sequence[list[float]], scores), strict=True)
+        return {"top1": 100 * fmean(top1), "top5": 100 * fmean(top5)}
+
+    def _folder(self, split: str) -> Path:
+        if split not in self.roles().values():
+            raise UserError(f"imagenet has no split {split!r}. {did_you_mean(split, self.roles().values())}")
+        return self.root / ("val" if split == "val" else "train")
+
+    def _solution(self, folder: Path) -> Path | None:
+        return next((place / SOLUTION for place in (self.root, folder) if (place / SOLUTION).is_file()), None)
+
+
+def _class_folders(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _images(folder: Path) -> list[str]:
+    """Sorted names of the image files. No file is asked for its type: train has 1.28 million."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries]
+    # An archive made on a Mac has a "._NAME.JPEG" beside each image.
+    return sorted(n for n in names if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith("."))
+
+
+def _sorted_into_classes(folder: Path, wnids: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """(wnid, image) of one folder a class."""
+    loose = _images(folder)
+    if loose:
+        raise UserError(f"{folder} has {len(loose)} images beside its class folders: {_some(loose)}.")
+    empty = []
+    for wnid in wnids:
+        names = _images(folder / wnid)
+        if not names:
+            empty.append(wnid)
+        yield from ((wnid, folder / wnid / name) for name in names)
+    if empty:
+        raise UserError(f"{len(empty)} class folders of {folder} have no image: {_some(empty)}.")
+
+
+def _flat(folder: Path, solution: Path | None) -> list[tuple[str, Path]]:
+    """(wnid, image) of a flat folder, in the order of the folder layout."""
+    assert solution is not None
+    wnids = _read_solution(solution)
+    found = {Path(name).stem: name for name in _images(folder)}
+    unknown, absent = sorted(found.keys() - wnids.keys()), sorted(wnids.keys() - found.keys())
+    if unknown:
+        raise UserError(f"{solution} has no class for {len(unknown)} images of {folder}: {_some(unknown)}.")
+    if absent:
+        raise UserError(f"{folder} lacks {len(absent)} images of {solution}: {_some(absent)}.")
+    return sorted((wnids[stem], folder / name) for stem, name in found.items())
+
+
+def _read_solution(path: Path) -> dict[str, str]:
+    """Image name without suffix -> wnid."""
+    with path.open(encoding="utf-8", newline="") as file:
+        try:
+            return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+        except (KeyError, AttributeError, IndexError):
+            raise UserError(f"{path} should have ImageId and PredictionString in every row.") from None
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")

@@ -1,0 +1,1 @@
+"""The common GPU evaluation loop."""

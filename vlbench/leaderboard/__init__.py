@@ -1,0 +1,1 @@
+"""Results -> statistics -> rows -> tables. No model runs here, and nothing here imports torch."""

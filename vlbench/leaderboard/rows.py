@@ -1,0 +1,249 @@
+"""Results -> rows: one row for each configuration, over its seeds.
+
+Everything here is a pure function of the records: neither file order nor folder names nor the clock show in a
+row.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ..errors import UserError
+from ..record import Link, Record, read_record
+from ..storage import canonical, digest
+from .statistics import over_seeds, row_interval, row_versus
+
+SHORT = 12  # characters of a digest in a table
+MEASURED = {"metrics", "interval", "vs_dense", "parameters", "macs", "macs_dense", "scores", "complete"}
+# Columns that are a record's own fields, equal over the seeds of a row.
+TAKEN_OVER = (
+    *("suite", "task", "split", "task_version", "model", "label", "method", "recipe", "pattern", "trained"),
+    *("sparsity_target", "metric", "samples", "clusters"),
+)
+OWN_COLUMN = {"sparsity", "ratio", "pattern"}  # options that the column `options` need not repeat
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a board; the fields are its columns, in order. Rows are compared only within one `block`.
+
+    options: those that differ between the rows of one method in one block. sparsity: realised fraction of the
+    prunable set; model_reduction, macs_reduction: of the whole model. parameters, nonzero, steps,
+    samples_seen: means over seeds. value .. spread: percent points; low, high: 95 % interval (None where one
+    cluster allows none). delta: paired difference to the dense model. p: two-sided, raw. *_digest, config:
+    first 12 characters.
+    """
+
+    suite: str
+    task: str
+    split: str
+    task_version: int
+    model: str
+    label: str
+    method: str
+    recipe: str
+    options: str
+    pattern: str
+    trained: bool
+    sparsity_target: str
+    sparsity: float
+    model_reduction: float
+    parameters: int
+    nonzero: int
+    macs: int | None
+    macs_reduction: float | None
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    seeds: int
+    spread: float | None
+    delta: float | None
+    delta_low: float | None
+    delta_high: float | None
+    p: float | None
+    samples: int
+    clusters: int
+    steps: int
+    samples_seen: int
+    flags: str
+    split_digest: str
+    weights_digest: str
+    evaluation: str
+    config: str
+
+    @property
+    def dense(self) -> bool:
+        """True for the model that the others are compared with."""
+        return self.delta is None and not self.trained and self.sparsity == 0
+
+    @property
+    def block(self) -> tuple[str | int, ...]:
+        """What rows must share to be compared."""
+        names = (self.suite, self.task, self.model, self.label, self.split, self.task_version)
+        return (*names, self.split_digest, self.weights_digest, self.evaluation)
+
+    @property
+    def section(self) -> str:
+        """Heading within a block."""
+        return "dense" if self.dense else f"{self.pattern}, {'trained' if self.trained else 'untrained'}"
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
+def load_results(folder: Path, pattern: str = "**/*.json") -> list[Record]:
+    """All result files under `folder` (of runs/: pattern "*/result.json"), ordered by their content alone.
+
+    Raises UserError naming a damaged file, or two files that say different things about one cell. A cell that
+    stands there twice with the same numbers counts once.
+    """
+    found: dict[str, tuple[Path, Record]] = {}
+    for path in sorted(folder.glob(pattern), key=lambda p: p.relative_to(folder).as_posix()):
+        record = read_record(path)
+        earlier = found.setdefault(record.cell, (path, record))
+        if numbers(earlier[1]) != numbers(record):
+            raise UserError(
+                f"{earlier[0]} and {path} are different results of cell {record.cell}: delete the wrong one."
+            )
+    return sorted((record for _, record in found.values()), key=_order_of_records)
+
+
+def merge(committed: Iterable[Record], local: Iterable[Record]) -> tuple[list[Record], set[str]]:
+    """Committed results and the user's own, and the `config` of each row that has an own one (to be marked).
+
+    A local result replaces the committed one of the same cell, or of the same configuration and seed: the
+    user asked for what was measured here. Of two such local ones (another batch size, say) the later stays.
+    """
+    own = {_key(record): record for record in local if ranked(record)}
+    cells = {record.cell for record in own.values()}
+    others = [r for r in committed if r.cell not in cells and _key(r) not in own]
+    return [*others, *own.values()], {config[:SHORT] for config, _ in own}
+
+
+def rows(records: Iterable[Record]) -> list[Row]:
+    """One row for each configuration over its seeds, in a board's order. Incomplete and limited cells are
+    left out.
+
+    Raises UserError where two cells claim the same configuration and seed with different numbers.
+    """
+    groups: defaultdict[str, dict[str, Record]] = defaultdict(dict)
+    for record in sorted(filter(ranked, records), key=_order_of_records):
+        config, seed = _key(record)
+        earlier = groups[config].setdefault(seed, record)
+        if numbers(earlier) != numbers(record):
+            raise UserError(
+                f"cells {earlier.cell} and {record.cell} differ, for one configuration and seed "
+                f"({_differing(earlier.identity, record.identity)}): delete the outdated one."
+            )
+    over = {config: list(by_seed.values()) for config, by_seed in groups.items()}
+    options = _options({config: same[0] for config, same in over.items()})
+    return sorted((_row(config, same, options[config]) for config, same in over.items()), key=_order_of_rows)
+
+
+def ranked(record: Record) -> bool:
+    """False for a cell that must not enter a board: samples failed, or only some were asked for."""
+    return record.complete and "limit" not in record.flags
+
+
+def numbers(record: Record) -> dict[str, Any]:
+    """What was measured: two runs of one cell must agree in it, and may differ in time, place and wording."""
+    return record.model_dump(mode="json", include=MEASURED)
+
+
+def _key(record: Record) -> tuple[str, str]:
+    return digest(record.configuration()), str(record.seed)
+
+
+def _differing(a: dict[str, Any], b: dict[str, Any]) -> str:
+    names = sorted(k for k in {*a, *b} if a.get(k) != b.get(k))
+    return f"they differ in {', '.join(names)}" if names else "their identities are equal"
+
+
+def _row(config: str, same: Sequence[Record], options: str) -> Row:
+    first = same[0]
+    return Row(
+        **{name: getattr(first, name) for name in TAKEN_OVER},
+        **_costs(same),
+        **_quality(same),
+        options=options,
+        flags=";".join(sorted({flag for record in same for flag in record.flags})),
+        split_digest=first.split_digest[:SHORT],
+        weights_digest=first.weights_digest[:SHORT],
+        evaluation=digest(first.evaluation)[:SHORT],
+        config=config[:SHORT],
+    )
+
+
+def _quality(same: Sequence[Record]) -> dict[str, Any]:
+    """The metric over seeds, and against the dense model where every seed was compared with it."""
+    whole = row_interval([r.interval for r in same])
+    seeds = over_seeds([r.interval.value for r in same])
+    columns: dict[str, Any] = {"value": whole.value, "seeds": seeds.n, "spread": seeds.spread}
+    columns |= {"low": whole.low, "high": whole.high} if whole.clusters > 1 else {"low": None, "high": None}
+    differences = [r.vs_dense for r in same if r.vs_dense is not None]
+    if len(differences) < len(same):
+        return columns | dict.fromkeys(("delta", "delta_low", "delta_high", "p"))
+    versus = row_versus(differences)
+    ends = (versus.low, versus.high) if versus.clusters > 1 else (None, None)
+    return columns | {"delta": versus.delta, "delta_low": ends[0], "delta_high": ends[1], "p": versus.p}
+
+
+def _costs(same: Sequence[Record]) -> dict[str, Any]:
+    """Size and training budget, means over seeds (a global allocation keeps other units with another
+    seed)."""
+    macs = [(r.macs, r.macs_dense) for r in same if r.macs is not None and r.macs_dense]
+    return {
+        "sparsity": fmean(r.sparsity for r in same),
+        "model_reduction": fmean(1 - r.parameters.nonzero / r.parameters.dense for r in same),
+        "parameters": round(fmean(r.parameters.total for r in same)),
+        "nonzero": round(fmean(r.parameters.nonzero for r in same)),
+        "macs": round(fmean(m for m, _ in macs)) if len(macs) == len(same) else None,
+        "macs_reduction": fmean(1 - m / dense for m, dense in macs) if len(macs) == len(same) else None,
+        "steps": round(fmean(r.budget.steps for r in same)),
+        "samples_seen": round(fmean(r.budget.samples_seen for r in same)),
+    }
+
+
+def _options(firsts: Mapping[str, Record]) -> dict[str, str]:
+    """Configuration -> the options that tell it from the other rows of its method, recipe and block."""
+    groups: defaultdict[str, dict[str, dict[str, str]]] = defaultdict(dict)
+    for config, record in firsts.items():
+        block = record.configuration() | {
+            "chain": [link.name for link in record.chain],
+            "recipe": record.recipe,
+        }
+        groups[digest(block)][config] = _flat(record.chain)
+    texts = {}
+    for group in groups.values():
+        names = sorted({name for options in group.values() for name in options})
+        varying = [n for n in names if len({options.get(n) for options in group.values()}) > 1]
+        for config, options in group.items():
+            texts[config] = " ".join(f"{n}={options[n]}" for n in varying if n in options)
+    return texts
+
+
+def _flat(chain: Sequence[Link]) -> dict[str, str]:
+    """Option -> its value as text; names are qualified by the link where there are several."""
+    return {
+        f"{link.name}.{name}" if len(chain) > 1 else name: value
+        if isinstance(value, str)
+        else canonical(value)
+        for link in chain
+        for name, value in {**link.options, "version": link.version}.items()
+        if name not in OWN_COLUMN
+    }
+
+
+def _order_of_records(record: Record) -> tuple[str | int, ...]:
+    names = (record.suite, record.task, record.model, record.method)
+    return (*names, -1 if record.seed is None else record.seed, record.cell)
+
+
+def _order_of_rows(row: Row) -> tuple[str | int | float | bool, ...]:
+    return (*row.block, not row.dense, row.pattern, row.trained, row.method, row.sparsity, row.config)

@@ -1,0 +1,239 @@
+"""Rows -> CSV for machines, Markdown for a repository's page, a table for the terminal.
+
+Numbers are formatted here and nowhere else: fixed digits, no locale, "\\n" line ends.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from .rows import COLUMNS, Row
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Digits after the point in the CSV; every other number there is an integer.
+DIGITS = {
+    **dict.fromkeys(("sparsity", "model_reduction", "macs_reduction"), 4),
+    **dict.fromkeys(("value", "low", "high", "spread", "delta", "delta_low", "delta_high"), 4),
+}
+MINI_WARNING = "mini ranks do not predict full ranks"
+LEGEND = "Intervals are 95 %; vs dense is paired"
+GENERATED = "<!-- Made by `vlbench leaderboard` from leaderboards/results; do not edit. -->"
+GAP = "  "
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """The board: a header, then a line a row. Empty: not measured, or not defined."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([_cell(name, getattr(row, name)) for name in COLUMNS] for row in rows)
+    return stream.getvalue()
+
+
+def _cell(name: str, value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name == "p":
+        return f"{value:.4g}"
+    return fixed(value, DIGITS[name]) if isinstance(value, float) else str(value)
+
+
+def fixed(value: float, digits: int) -> str:
+    """A number with fixed digits; what rounds to zero has no sign."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def estimate(value: float | None, low: float | None, high: float | None, digits: int, sign: str = "") -> str:
+    """ "81.2 [79.9, 82.5]"; the value alone where there is no interval."""
+    if value is None:
+        return ""
+    text = fixed(value, digits)
+    text = f"{sign}{text}" if float(text) > 0 else text
+    return text if low is None or high is None else f"{text} [{fixed(low, digits)}, {fixed(high, digits)}]"
+
+
+def count(number: int | None) -> str:
+    """Three digits and a unit: 86.4M parameters, 17.6G MACs."""
+    if number is None or number < 1000:
+        return "" if number is None else str(number)
+    short = float(f"{number:.3g}")  # rounded first: 999,999 is 1.00M
+    unit, size = next((u, s) for u, s in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)) if short >= s)
+    whole = short / size
+    return f"{whole:.{2 if whole < 10 else 1 if whole < 100 else 0}f}{unit}"
+
+
+def reduced(number: int | None, reduction: float | None, short: bool = False) -> str:
+    """ "1.23M -37%": what is left, and how much of the whole model is gone (short: only the latter)."""
+    if not reduction:
+        return count(number)
+    gone = f"{fixed(-100 * reduction, 0)}%"
+    return gone if short else f"{count(number)} {gone}"
+
+
+def name(row: Row) -> str:
+    """Method, a recipe that is not its suite's own, and the options that tell the row from its neighbours."""
+    recipe = f"({row.recipe})" if row.recipe not in ("", "default", row.suite) else ""
+    return " ".join(word for word in (row.method, recipe, row.options) if word)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The same board (at least one row) as a page: a heading a block, a table a section, dense on top."""
+    first = rows[0]
+    lines = [f"# {first.task}, suite {first.suite}", "", GENERATED, ""]
+    lines += [f"In suite mini, {MINI_WARNING}.", ""] if first.suite == "mini" else []
+    for _, block in groupby(rows, key=lambda row: row.block):
+        members = list(block)
+        lines += [f"## {_escaped(_subject(members[0]))}", "", f"{_facts(members[0])}. {LEGEND}.", ""]
+        for section, group in groupby(members, key=lambda row: row.section):
+            lines += [f"### {_escaped(section)}", "", *_markdown_table(list(group)), ""]
+    return "\n".join(lines[:-1]) + "\n"
+
+
+def _markdown_table(rows: Sequence[Row]) -> list[str]:
+    header = (
+        *("method", "sparsity", "parameters", "MACs", rows[0].metric, "vs dense", "p", "seeds"),
+        *("steps", "flags", "config"),
+    )
+    cells = [
+        (
+            *(name(row), _percent(row.sparsity)),
+            *(reduced(row.nonzero, row.model_reduction), reduced(row.macs, row.macs_reduction)),
+            estimate(row.value, row.low, row.high, 2),
+            estimate(row.delta, row.delta_low, row.delta_high, 2, sign="+"),
+            "" if row.p is None else "<0.001" if row.p < 0.001 else fixed(row.p, 3),
+            *(_seeds(row, 2), str(row.steps), row.flags, row.config),
+        )
+        for row in rows
+    ]
+    rule = ["---" if i in (0, len(header) - 2, len(header) - 1) else "---:" for i in range(len(header))]
+    return ["| " + " | ".join(map(_escaped, line)) + " |" for line in (header, rule, *cells)]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _subject(row: Row) -> str:
+    return f"{row.model} ({row.label})" if row.label else row.model
+
+
+def _facts(row: Row) -> str:
+    """Which samples the numbers of a block are about."""
+    clusters = f" in {row.clusters:,} clusters" if row.clusters < row.samples else ""
+    return f"Split {row.split} (task version {row.task_version}): {row.samples:,} samples{clusters}"
+
+
+def _percent(fraction: float) -> str:
+    return f"{fixed(100 * fraction, 1)}%"
+
+
+def _seeds(row: Row, digits: int) -> str:
+    return str(row.seeds) if row.spread is None else f"{row.seeds} \u00b1{fixed(row.spread, digits)}"
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the terminal table. style: of a cell, from its row. leaves: its turn in a narrow
+    terminal."""
+
+    header: str
+    cell: Callable[[Row], str]
+    style: Callable[[Row], str] = lambda row: "bold" if row.dense else ""
+    left: bool = False
+    leaves: int = 0
+
+
+def show(rows: Sequence[Row], local: set[str], console: Console) -> None:
+    """Print the boards. local: the `config` of rows to mark as the user's own.
+
+    The text is the same in a pipe as in a terminal, but for colours; only a terminal that is too narrow
+    shortens parameters and MACs to their reduction, then loses columns (seeds, MACs, parameters).
+    """
+    for _, block in groupby(rows, key=lambda row: row.block):
+        _show_block(list(block), local, console)
+    notes = ["rows marked * are local runs in runs/"] if any(row.config in local for row in rows) else []
+    notes += [MINI_WARNING] if any(row.suite == "mini" for row in rows) else []
+    for note in notes:
+        console.print(note, style="dim", soft_wrap=True, highlight=False)
+
+
+def _show_block(rows: Sequence[Row], local: set[str], console: Console) -> None:
+    from rich.text import Text
+
+    def line(*parts: tuple[str, str]) -> None:
+        console.print(Text.assemble(*parts), soft_wrap=True)
+
+    def cells(texts: Iterable[str], styles: Iterable[str]) -> None:
+        padded = (
+            t.ljust(w) if c.left else t.rjust(w) for c, t, w in zip(columns, texts, widths, strict=True)
+        )
+        spaced = (text if i == 0 else GAP + text for i, text in enumerate(padded))
+        line(*zip(spaced, styles, strict=True))
+
+    columns = _fitting(rows, local, console.width if console.is_terminal else None)
+    widths = _widths(columns, rows)
+    dash = "\u2500" if console.encoding.lower().startswith("utf") else "-"
+    line((f"{rows[0].suite} / {rows[0].task} / {_subject(rows[0])}", "bold"))
+    cells((c.header for c in columns), ["dim"] * len(columns))
+    for section, group in groupby(rows, key=lambda row: row.section):
+        if section != "dense":
+            line((f"{dash * 2} {section} ".ljust(_total(widths), dash), "cyan"))
+        for row in group:
+            cells((c.cell(row) for c in columns), (c.style(row) for c in columns))
+    line((f"{_facts(rows[0])}.", "dim"))
+    line((f"{LEGEND}.", "dim"))
+    for flagged in dict.fromkeys(f"{name(row)}: {row.flags}" for row in rows if row.flags):
+        line((f"flagged {flagged}", "yellow"))
+    line()
+
+
+def _columns(metric: str, local: set[str], short: bool) -> list[_Column]:
+    return [
+        _Column("  method", lambda row: f"{'*' if row.config in local else ' '} {name(row)}", left=True),
+        _Column("sparsity", lambda row: _percent(row.sparsity)),
+        _Column("params", lambda row: reduced(row.nonzero, row.model_reduction, short), leaves=3),
+        _Column("MACs", lambda row: reduced(row.macs, row.macs_reduction, short), leaves=2),
+        _Column(metric, lambda row: estimate(row.value, row.low, row.high, 1)),
+        _Column("vs dense", lambda row: estimate(row.delta, row.delta_low, row.delta_high, 1, "+"), _verdict),
+        _Column("seeds", lambda row: _seeds(row, 1), leaves=1),
+    ]
+
+
+def _verdict(row: Row) -> str:
+    """Colour only a difference whose interval excludes zero."""
+    if row.delta_low is None or row.delta_high is None:
+        return ""
+    return "red" if row.delta_high < 0 else "green" if row.delta_low > 0 else ""
+
+
+def _fitting(rows: Sequence[Row], local: set[str], limit: int | None) -> list[_Column]:
+    """The columns that fit the terminal; those that never leave stay."""
+
+    def fits() -> bool:
+        return limit is None or _total(_widths(columns, rows)) <= limit
+
+    columns = _columns(rows[0].metric, local, short=False)
+    if not fits():
+        columns = _columns(rows[0].metric, local, short=True)
+    for leaving in sorted((c for c in columns if c.leaves), key=lambda c: c.leaves):
+        if fits():
+            break
+        columns = [c for c in columns if c is not leaving]
+    return columns
+
+
+def _widths(columns: Iterable[_Column], rows: Sequence[Row]) -> list[int]:
+    return [max(len(c.header), *(len(c.cell(row)) for row in rows)) for c in columns]
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + len(GAP) * (len(widths) - 1)

@@ -1,0 +1,168 @@
+"""The method contract: a method changes a model. Pruners prune, restorers train, chains join them.
+
+A method is one file in methods/:
+
+    @method("magnitude", title="Magnitude (Han et al. 2015)", role="pruner", patterns=("unstructured", "n:m"))
+    class Magnitude(ScorePruner):
+        def score(self, weight, statistics):
+            return weight.abs()
+
+and a named chain is another decorated class:
+
+    @chain("upop", title="UPop (Shi et al. 2023)", links=("upop_search", "finetune"))
+    class UPop(Chain): ...
+
+Options are pydantic models: ranges, units and descriptions are the help text, unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+if TYPE_CHECKING:
+    from .job import Job
+
+Role = Literal["baseline", "pruner", "restorer"]
+
+
+class MethodOptions(BaseModel):
+    """Base of every method's options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PruneOptions(MethodOptions):
+    """Options of every pruner. A subclass states its patterns in the `method` decorator; n:m is refused elsewhere."""
+
+    sparsity: float | str = Field(
+        0.5, description="fraction of the prunable set's entries to remove, in (0, 1), or n:m (2:4 keeps 2 of 4)"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ratio(cls, data: Any) -> Any:
+        """`ratio=2x`, as the papers write it: 2x keeps a half."""
+        if isinstance(data, Mapping) and "ratio" in data:
+            data = dict(data)
+            ratio = str(data.pop("ratio"))
+            if not re.fullmatch(r"\d+(\.\d+)?x?", ratio) or float(ratio.rstrip("x")) <= 1:
+                raise ValueError(f"ratio={ratio} should be a number above 1, like 2x")
+            if "sparsity" in data:
+                raise ValueError("give sparsity= or ratio=, not both")
+            data["sparsity"] = 1 - 1 / float(ratio.rstrip("x"))
+        return data
+
+    @field_validator("sparsity", mode="before")
+    @classmethod
+    def _range(cls, value: Any) -> float | str:
+        text = str(value)
+        pattern = re.fullmatch(r"(\d+):(\d+)", text)
+        if pattern:
+            n, m = int(pattern[1]), int(pattern[2])
+            if not 0 < n < m:
+                raise ValueError(f"{text} should be n:m with 0 < n < m, like 2:4")
+            return text
+        try:
+            number = float(text)
+        except ValueError:
+            raise ValueError(f"{text} should be a fraction like 0.5, or n:m like 2:4") from None
+        if not 0 < number < 1:
+            raise ValueError(f"{text} should be above 0 and below 1: the fraction to remove")
+        return number
+
+    @property
+    def n_m(self) -> tuple[int, int] | None:
+        """(n kept, m) of an n:m target, None for a fraction."""
+        if isinstance(self.sparsity, str):
+            n, m = self.sparsity.split(":")
+            return int(n), int(m)
+        return None
+
+    @property
+    def fraction(self) -> float:
+        """The target as a fraction of the prunable set."""
+        n_m = self.n_m
+        return 1 - n_m[0] / n_m[1] if n_m else float(self.sparsity)
+
+
+class Method(ABC):
+    """One link of a chain. `options` are resolved; `apply` changes job.model through the job."""
+
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    name: ClassVar[str]
+    role: ClassVar[Role]
+    version: ClassVar[int] = 1
+    patterns: ClassVar[tuple[str, ...]] = ()
+    uses_seed: ClassVar[bool] = False
+    # recipe name -> option values; a callable gets the context of the cell (paper settings differ by task and target)
+    recipes: ClassVar[Mapping[str, Recipe]] = {}
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def apply(self, job: Job) -> None:
+        """Change the model. Raise UserError for what the user asked wrongly."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a recipe may depend on."""
+
+    suite: str
+    task: str
+    model: str
+    sparsity: float | None
+
+
+Recipe = Mapping[str, Any] | Callable[[Context], Mapping[str, Any]]
+
+
+class Chain:
+    """A named chain. links: method names in order; each can be switched off with `LINK=off` but the first."""
+
+    links: ClassVar[tuple[str, ...]]
+    recipes: ClassVar[Mapping[str, Recipe]] = {}
+
+
+C = TypeVar("C", bound=type)
+
+
+def method(
+    name: str,
+    *,
+    title: str,
+    role: Role,
+    patterns: tuple[str, ...] = (),
+    version: int = 1,
+    uses_seed: bool = False,
+    paper: str = "",
+) -> Callable[[C], C]:
+    """Register a Method. All arguments are literals. version: bumped when a number could change.
+
+    patterns: what a pruner can leave behind ("structured", "unstructured", "n:m"). uses_seed: the result depends on
+    the seed, so that seeds are separate cells.
+    """
+
+    def register(cls: C) -> C:
+        cls.name, cls.role, cls.patterns = name, role, patterns  # type: ignore[attr-defined]
+        cls.version, cls.uses_seed = version, uses_seed  # type: ignore[attr-defined]
+        return cls
+
+    return register
+
+
+def chain(name: str, *, title: str, links: tuple[str, ...], paper: str = "") -> Callable[[C], C]:
+    """Register a named chain of methods. All arguments are literals."""
+
+    def register(cls: C) -> C:
+        cls.links = links  # type: ignore[attr-defined]
+        return cls
+
+    return register

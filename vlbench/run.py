@@ -1,0 +1,211 @@
+"""One cell, from spec to record: the story of the whole program on one page.
+
+    spec -> build model -> evaluate dense (once, shared) -> apply each link -> evaluate -> measure cost -> record
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .cell import Cell, open_cell
+from .cost.counts import count_macs, count_parameters
+from .data.images import ImageStore
+from .errors import RunFailed, UserError
+from .evaluation.loop import Evaluator
+from .evaluation.predictions import Line, Predictions, read_predictions
+from .job import Compression, Job
+from .lease import lease
+from .leaderboard.statistics import interval, versus
+from .model import Model
+from .provenance import provenance
+from .pruning.saved import is_saved, load_model, save_model
+from .record import Link, Parameters, Record, VersusDense, pack_scores, read_record, write_record
+from .spec import resolve
+from .storage import write_json
+from .ui import Screen
+
+
+class Runner:
+    """Runs cells into the folder `runs`."""
+
+    def __init__(self, runs: Path, screen: Screen, *, checkpoint_seconds: float = 15.0) -> None:
+        self.runs, self.screen, self.checkpoint_seconds = runs, screen, checkpoint_seconds
+
+    def run(self, words: Mapping[str, str]) -> Record:
+        """The record of the cell that `words` describe, from disk where it is done."""
+        cell = open_cell(resolve(words), lambda done, total: self.screen.progress("mini world", done, total))
+        return self.cell(cell)
+
+    def cell(self, cell: Cell) -> Record:
+        """Run one cell, its dense baseline first."""
+        folder = self.runs / cell.id
+        found = finished(folder)
+        if found is not None:
+            return found
+        dense = None if cell.is_dense or not cell.settings["labelled"] else self.cell(cell.dense())
+        with lease(folder, lambda: (folder / "result.json").is_file(), self.screen.say) as mine:
+            return self._work(cell, folder, dense) if mine else read_record(folder / "result.json")
+
+    def _work(self, cell: Cell, folder: Path, dense: Record | None) -> Record:
+        start = time.monotonic()
+        write_json(folder / "cell.json", {"cell": cell.id, "words": cell.spec.words.model_dump(), "identity": cell.identity})
+        model, original = self._build(cell)
+        store = ImageStore(model.card.image)
+        dense_size = sum(p.numel() for p in model.net.parameters())
+        macs_dense = count_macs(model, cell.task, store, cell.samples, cell.settings)
+        prunable = original.size
+        towers = original.tower_sizes()
+        model, state = self._compress(cell, folder, model, store)
+        lines, phases = self._evaluate(cell, folder, model, store)
+        if not cell.settings["labelled"]:
+            return self._upload(cell, folder, lines)
+        record = self._record(
+            cell, model, state, lines, dense,
+            parameters=count_parameters(model, dense=dense_size, prunable=prunable, towers=towers),
+            macs=(count_macs(model, cell.task, store, cell.samples, cell.settings), macs_dense),
+            phases=phases, seconds=time.monotonic() - start,
+        )  # fmt: skip
+        write_record(folder / "result.json", record)
+        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+        return record
+
+    def _build(self, cell: Cell) -> tuple[Model, Any]:
+        """The dense model on its device, and its structure before anything was done to it."""
+        entry = cell.spec.model
+        cls = entry.load()
+        card = next(c for c in cls.cards if c.name == entry.name)
+        model: Model = cls.open(card, cell.weights)
+        model.net.to("cuda" if torch.cuda.is_available() else "cpu")
+        return model, model.structure()
+
+    def _compress(self, cell: Cell, folder: Path, model: Model, store: ImageStore) -> tuple[Model, Compression]:
+        """Apply each link of the chain, resuming after the last one that was finished."""
+        links = cell.spec.links
+        if cell.is_dense:
+            return model, Compression()
+        stages = [folder / "checkpoint" / f"after-{i}-{link.entry.name}" for i, link in enumerate(links)]
+        stages[-1] = folder / "model"
+        done = max((i + 1 for i, stage in enumerate(stages) if is_saved(stage)), default=0)
+        state = Compression()
+        if done:
+            model, state = load_model(stages[done - 1])
+            model.net.to("cuda" if torch.cuda.is_available() else "cpu")
+        for link, stage in list(zip(links, stages, strict=True))[done:]:
+            job = Job(
+                model, cell.task, seed=cell.spec.words.seed, folder=folder, store=store, state=state,
+                identity={"cell": cell.id}, precision=cell.spec.words.precision,
+                checkpoint_seconds=self.checkpoint_seconds, progress=self.screen.progress,
+            )  # fmt: skip
+            link.method(link.options).apply(job)
+            save_model(stage, model, state)
+        return model, state
+
+    def _evaluate(self, cell: Cell, folder: Path, model: Model, store: ImageStore) -> tuple[list[Line], dict[str, float]]:
+        evaluator = Evaluator(
+            model, cell.task, store, settings=cell.settings, batch_size=cell.batch_size,
+            precision=cell.spec.words.precision,
+            progress=lambda done, total, text: self.screen.progress(f"evaluate {cell.spec.method}", done, total, text),
+        )  # fmt: skip
+        lines = evaluator.run(cell.samples, Predictions(folder / "predictions.jsonl"))
+        phases = {name: round(seconds, 3) for name, seconds in sorted(evaluator.phases.items())}
+        return lines, {**phases, "backed_off": float(evaluator.backed_off)}
+
+    def _record(
+        self, cell: Cell, model: Model, state: Compression, lines: list[Line], dense: Record | None, *,
+        parameters: Parameters, macs: tuple[int, int], phases: dict[str, float], seconds: float,
+    ) -> Record:  # fmt: skip
+        spec, task = cell.spec, cell.task
+        bad = [line["id"] for line in lines if line["status"] != "ok"]
+        good = [(s, line["score"]) for s, line in zip(cell.samples, lines, strict=True) if line["status"] == "ok"]
+        if not good:
+            raise RunFailed(f"all {len(lines)} samples failed, the first with: {lines[0].get('error')}")
+        samples, scores = [s for s, _ in good], [score for _, score in good]
+        values = percent(scores)
+        clusters = [s.cluster for s in samples]
+        metrics = task.aggregate(samples, scores)
+        return Record(
+            cell=cell.id, suite=spec.words.suite, task=spec.task.name, task_version=task.version,
+            split=cell.split, split_digest=cell.split_digest, samples=len(lines),
+            clusters=len(set(clusters)) if any(clusters) else len(samples),
+            model=spec.model.name, label=spec.words.label or _own(cell), weights_digest=cell.weights_digest,
+            method=spec.method, recipe=spec.recipe,
+            chain=[Link(name=k.entry.name, version=k.version, options=k.options.model_dump(mode="json")) for k in spec.links],
+            pattern=state.pattern, trained=state.trained, seed=cell.seed, sparsity_target=spec.target,
+            evaluation={**spec.task_options.model_dump(mode="json"), "precision": spec.words.precision},
+            parameters=parameters, macs=macs[0], macs_dense=macs[1], budget=state.budget,
+            metric=task.metric, metrics=metrics, interval=interval(values, clusters),
+            vs_dense=self._versus(values, clusters, dense, bad),
+            complete=not bad, flags=_flags(cell, model, bad), identity=cell.identity,
+            provenance=provenance(seconds), phases=phases, scores=pack_scores(scores),
+        )  # fmt: skip
+
+    def _versus(
+        self, values: np.ndarray[Any, Any], clusters: list[str], dense: Record | None, bad: list[str]
+    ) -> VersusDense | None:
+        """The paired difference to the dense cell; None for it itself, and where samples are missing."""
+        if dense is None or bad or not dense.complete:
+            return None
+        lines = read_predictions(self.runs / dense.cell / "predictions.jsonl")
+        return versus(values, percent([line["score"] for line in lines]), clusters)
+
+    def _upload(self, cell: Cell, folder: Path, lines: list[Line]) -> Record:
+        """A split without labels ends with the server's file instead of a record."""
+        bad = [line["id"] for line in lines if line["status"] != "ok"]
+        if bad:
+            raise RunFailed(f"{len(bad)} samples failed (first: {bad[0]}): no upload file is written.")
+        file = cell.task.write_upload(cell.samples, [line["prediction"] for line in lines], folder)
+        raise Uploaded(file)
+
+
+class Uploaded(Exception):  # noqa: N818
+    """Not a failure: the split has no labels, and the server's file was written."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(str(file))
+        self.file = file
+
+
+def finished(folder: Path) -> Record | None:
+    """The record of a finished cell, or None. Raises UserError where it is damaged."""
+    return read_record(folder / "result.json") if (folder / "result.json").is_file() else None
+
+
+def percent(scores: list[Any]) -> np.ndarray[Any, Any]:
+    """Per-sample values of the primary metric in percent: the first number of every score."""
+    return 100.0 * np.array([s[0] if isinstance(s, list) else s for s in scores], dtype=np.float64)
+
+
+def _own(cell: Cell) -> str:
+    """Own weights are never mixed with the card's: without label= they carry the file's name."""
+    return cell.weights.stem if cell.spec.words.checkpoint else ""
+
+
+def _flags(cell: Cell, model: Model, bad: list[str]) -> list[str]:
+    flags = []
+    if cell.spec.words.limit:
+        flags.append("limit")
+    if bad:
+        flags.append(f"{len(bad)} errors")
+    if cell.spec.words.label or cell.spec.words.checkpoint:
+        flags.append("own checkpoint")
+    elif f"{cell.spec.task.name}/{cell.split}" in model.card.trained_on:
+        flags.append("contaminated")
+    return flags
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Raise UserError before any work where `folder` cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write in {folder}: {error.strerror}. Choose another folder with --runs.") from error
