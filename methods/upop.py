@@ -34,16 +34,22 @@ class SearchOptions(PruneOptions, Schedule):
     lr: float = 5e-4
     decay: Literal["cosine", "constant"] = "constant"
     interval: int = Field(10, ge=1, description="steps between two updates of the gates")
-    update_at_zero: bool = Field(False, description="update after the first step too, as the code does for BLIP and CLIP")
-    standardise: Literal["sum", "step", "off"] = Field(
-        "sum", description="z-score per kind of unit: of the summed gradients (code), of every step's (paper), or none"
+    update_at_zero: bool = Field(
+        False, description="update after the first step too, as the code does for BLIP and CLIP"
     )
-    ramp: Literal["sine", "linear"] = Field("sine", description="how the pruned ratio grows: p sin(pi t / 2T), or p t / T")
+    standardise: Literal["sum", "step", "off"] = Field(
+        "sum",
+        description="z-score per kind of unit: of the summed gradients (code), of every step's (paper), or none",
+    )
+    ramp: Literal["sine", "linear"] = Field(
+        "sine", description="how the pruned ratio grows: p sin(pi t / 2T), or p t / T"
+    )
     unit_cost: str = Field(
         "params", description="what a unit costs: params (matrix entries), macs, or attention:ffn like 36:1"
     )
     budget: Literal["exact", "code"] = Field(
-        "exact", description="exact: the removed cost is the target; code: the published rule, one unit short of it"
+        "exact",
+        description="exact: the removed cost is the target; code: the published rule, one unit short of it",
     )
     multiple_of: int = Field(1, ge=1, description="round kept widths to a multiple of this (8 suits GPU kernels)")
 
@@ -94,9 +100,7 @@ class UPopSearch(Method):
 class Search(Hook):
     """Sums gate gradients and moves the gates. `kept` is there after the last step."""
 
-    def __init__(
-        self, gates: Gates, structure: Structure, options: SearchOptions, cost: Mapping[str, float]
-    ) -> None:
+    def __init__(self, gates: Gates, structure: Structure, options: SearchOptions, cost: Mapping[str, float]) -> None:
         self.gates, self.options, self.cost = gates, options, cost
         self.kinds = {site.name: site.kind for site in structure.sites}
         self.total = {name: torch.zeros_like(g, dtype=torch.float64) for name, g in gates.value.items()}

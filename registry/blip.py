@@ -105,9 +105,7 @@ class BlipVQA(Model, Answerer):
         pairs = [(i, a, w) for i, s in enumerate(batch.samples) for a, w in s.target.items()]
         owner = torch.tensor([p[0] for p in pairs], device=self.device)
         weight = torch.tensor([p[2] for p in pairs], device=self.device)
-        nll = self.negative_log_likelihood(
-            questions, mask, owner, self.candidate_ids([p[1] for p in pairs])
-        )
+        nll = self.negative_log_likelihood(questions, mask, owner, self.candidate_ids([p[1] for p in pairs]))
         return (weight * nll).sum() / len(batch.samples)
 
     def question_states(self, states: Tensor, texts: list[str], owner: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,16 +170,12 @@ class BlipVQA(Model, Answerer):
     def _nll(self, questions: Tensor, mask: Tensor, owner: Tensor, ids: Tensor) -> Tensor:
         used, index = owner.unique_consecutive(return_inverse=True)
         logits = self.decode(ids[:, :-1], Shared(questions[used], index, mask[used].bool()))
-        loss = F.cross_entropy(
-            logits.transpose(1, 2), ids[:, 1:], reduction="none", label_smoothing=LABEL_SMOOTHING
-        )
+        loss = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none", label_smoothing=LABEL_SMOOTHING)
         return loss.sum(1)
 
     def decode(self, ids: Tensor, context: Shared) -> Tensor:
         """(R, L) answer tokens -> (R, L, vocabulary) logits of the next token."""
-        out = self.net.text_decoder.bert(
-            input_ids=ids, encoder_hidden_states=context, is_decoder=True, use_cache=False
-        )
+        out = self.net.text_decoder.bert(input_ids=ids, encoder_hidden_states=context, is_decoder=True, use_cache=False)
         logits: Tensor = self.net.text_decoder.cls(out.last_hidden_state)
         return logits
 

@@ -15,16 +15,13 @@ from vlbench.structure import Structure
 from vlbench.weights import load_into, read_weights
 
 
-
 @family(
     Card(
         name="deit-small",
         title="DeiT-S/16 at 224 (UPop's classifier)",
         capabilities=("classify",),
         checkpoint="timm/deit_small_patch16_224.fb_in1k",
-        image=ImageSpec(
-            size=224, resize="crop", crop_pct=0.875, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-        ),
+        image=ImageSpec(size=224, resize="crop", crop_pct=0.875, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
         default_for=("imagenet",),
         licence="Apache-2.0",
         source="https://arxiv.org/abs/2012.12877",
@@ -36,9 +33,7 @@ from vlbench.weights import load_into, read_weights
         title="DeiT-Ti/16 at 224",
         capabilities=("classify",),
         checkpoint="timm/deit_tiny_patch16_224.fb_in1k",
-        image=ImageSpec(
-            size=224, resize="crop", crop_pct=0.875, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-        ),
+        image=ImageSpec(size=224, resize="crop", crop_pct=0.875, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
         licence="Apache-2.0",
         source="https://arxiv.org/abs/2012.12877",
         trained_on=("imagenet/train",),

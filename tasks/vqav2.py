@@ -170,9 +170,7 @@ class VQAv2(Task):
         kinds = {s.id: self._label(s).kind.replace("/", "_") for s in samples if s.target is not None}
         return {sample_id: kind for sample_id, kind in kinds.items() if f"accuracy/{kind}" in self.metrics}
 
-    def write_upload(
-        self, samples: Sequence[Sample], predictions: Sequence[Mapping[str, Any]], folder: Path
-    ) -> Path:
+    def write_upload(self, samples: Sequence[Sample], predictions: Sequence[Mapping[str, Any]], folder: Path) -> Path:
         pairs = zip(samples, predictions, strict=True)
         rows = [{"question_id": int(sample.id), "answer": said["answer"]} for sample, said in pairs]
         path = folder / UPLOAD

@@ -120,7 +120,9 @@ def open_cell(spec: Spec, progress: BuildProgress | None = None) -> Cell:
 
     space = workspace()
     weights = locate(
-        spec.words.checkpoint or spec.model.facts["checkpoint"], spec.model.facts.get("revision", "main"), space.roots
+        spec.words.checkpoint or spec.model.facts["checkpoint"],
+        spec.model.facts.get("revision", "main"),
+        space.roots,
     )
     root = data_root(spec, progress)
     task: Task = spec.task_class(root, spec.task_options)
@@ -146,6 +148,6 @@ def data_root(spec: Spec, progress: BuildProgress | None = None) -> Path:
     if os.environ.get("VLBENCH_DATA"):
         return Path(os.environ["VLBENCH_DATA"]).expanduser() / name
     raise UserError(
-        f"where is the {name} data? Write its folder into vlbench.toml ([roots] {name} = \"/path\"), or set "
+        f'where is the {name} data? Write its folder into vlbench.toml ([roots] {name} = "/path"), or set '
         f"VLBENCH_DATA to a folder that holds {name}/."
     )

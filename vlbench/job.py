@@ -16,7 +16,7 @@ from torch import Tensor
 from .data.images import ImageStore
 from .errors import RunFailed, UserError
 from .model import Batch, Model
-from .pruning.cut import Kept, compose, cut
+from .pruning.cut import Cut, Kept, cut
 from .pruning.masks import apply_masks
 from .record import Budget
 from .structure import Structure
@@ -34,9 +34,9 @@ def _silent(what: str, done: int, total: int, text: str) -> None:
 
 @dataclass
 class Compression:
-    """What has been done to the model so far. kept: units of the uncut model; masks: weights of the cut one."""
+    """What has been done to the model so far. cuts: in order; masks: of the weights of the model as it is now."""
 
-    kept: Kept = field(default_factory=dict)
+    cuts: list[Cut] = field(default_factory=list)
     masks: dict[str, Tensor] = field(default_factory=dict)
     pattern: str = "dense"
     trained: bool = False
@@ -91,7 +91,12 @@ class Job:
     def batches(self, size: int, *, per_image: int = 4) -> Batches:
         """Shuffled training batches of `size` samples, a function of (seed, step)."""
         return Batches(
-            self.samples("train"), self.images, size=size, seed=self.seed, per_image=per_image, device=self.model.device
+            self.samples("train"),
+            self.images,
+            size=size,
+            seed=self.seed,
+            per_image=per_image,
+            device=self.model.device,
         )
 
     def calibration(self, count: int, batch_size: int = 32) -> list[Batch]:
@@ -106,12 +111,14 @@ class Job:
         loss: Tensor = getattr(self.model, self.task.capability + "_loss")(batch)
         return loss
 
-    def cut(self, keep: Kept) -> None:
-        """Remove units for good. keep is in units of the model as it is now."""
+    def cut(self, keep: Kept, structure: Structure | None = None) -> None:
+        """Remove units for good. keep: units of the model as it is now, in the units of `structure` (the default one
+        of every site where it is left out)."""
         if self.state.masks:
             raise UserError("a structured pruner cannot follow an unstructured one: put it first in the chain.")
-        cut(self.model.net, self.structure, keep)
-        self.state.kept = compose(self.state.kept, keep)
+        structure = structure or self.structure
+        self.state.cuts.append(Cut.of(structure, keep))
+        cut(self.model.net, structure, keep)
         self.state.pattern = "structured"
 
     def mask(self, masks: Mapping[str, Tensor], pattern: str) -> None:

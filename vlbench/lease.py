@@ -61,7 +61,9 @@ def _create(file: Path) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise UserError(f"cannot write in {file.parent}: {error.strerror}. Choose another folder with --runs.") from error
+        raise UserError(
+            f"cannot write in {file.parent}: {error.strerror}. Choose another folder with --runs."
+        ) from error
     with os.fdopen(handle, "w") as stream:
         json.dump(me, stream)
     return True

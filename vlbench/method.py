@@ -41,7 +41,8 @@ class PruneOptions(MethodOptions):
     """Options of every pruner. A subclass states its patterns in the `method` decorator; n:m is refused elsewhere."""
 
     sparsity: float | str = Field(
-        0.5, description="fraction of the prunable set's entries to remove, in (0, 1), or n:m (2:4 keeps 2 of 4)"
+        0.5,
+        description="fraction of the prunable set's entries to remove, in (0, 1), or n:m (2:4 keeps 2 of 4)",
     )
 
     @model_validator(mode="before")

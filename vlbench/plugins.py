@@ -53,7 +53,9 @@ class Entry:
             raise
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
-            raise UserError(f"{self.file} cannot be used, it raises on import ({what}): mend or move the file.") from error
+            raise UserError(
+                f"{self.file} cannot be used, it raises on import ({what}): mend or move the file."
+            ) from error
         return getattr(module, self.attribute)
 
 

@@ -168,4 +168,3 @@ def unpack_scores(text: str) -> NDArray[np.float64]:
         return rows[np.frombuffer(data[end:], dtype=f"<u{width}")]
     except (ValueError, zlib.error, IndexError, TypeError) as error:
         raise UserError(f"a packed score vector is damaged ({error}).") from error
-

@@ -1,6 +1,6 @@
 """One cell, from spec to record: the story of the whole program on one page.
 
-    spec -> build model -> evaluate dense (once, shared) -> apply each link -> evaluate -> measure cost -> record
+spec -> build model -> evaluate dense (once, shared) -> apply each link -> evaluate -> measure cost -> record
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .errors import RunFailed, UserError
 from .evaluation.loop import Evaluator
 from .evaluation.predictions import Line, Predictions, read_predictions
 from .job import Compression, Job
-from .lease import lease
 from .leaderboard.statistics import interval, versus
+from .lease import lease
 from .model import Model
 from .provenance import provenance
 from .pruning.saved import is_saved, load_model, save_model
@@ -55,7 +55,10 @@ class Runner:
 
     def _work(self, cell: Cell, folder: Path, dense: Record | None) -> Record:
         start = time.monotonic()
-        write_json(folder / "cell.json", {"cell": cell.id, "words": cell.spec.words.model_dump(), "identity": cell.identity})
+        write_json(
+            folder / "cell.json",
+            {"cell": cell.id, "words": cell.spec.words.model_dump(), "identity": cell.identity},
+        )
         model, original = self._build(cell)
         store = ImageStore(model.card.image)
         dense_size = sum(p.numel() for p in model.net.parameters())
@@ -107,7 +110,9 @@ class Runner:
             save_model(stage, model, state)
         return model, state
 
-    def _evaluate(self, cell: Cell, folder: Path, model: Model, store: ImageStore) -> tuple[list[Line], dict[str, float]]:
+    def _evaluate(
+        self, cell: Cell, folder: Path, model: Model, store: ImageStore
+    ) -> tuple[list[Line], dict[str, float]]:
         evaluator = Evaluator(
             model, cell.task, store, settings=cell.settings, batch_size=cell.batch_size,
             precision=cell.spec.words.precision,

@@ -205,7 +205,8 @@ def _apply_recipe(
 ) -> str:
     """Write the recipe's values; returns its name. A named chain's recipe comes after those of its links."""
     sources: list[tuple[str, Mapping[str, Any]]] = [
-        (entry.name, cls.recipes) for entry, cls in zip(links, methods, strict=True)  # type: ignore[attr-defined]
+        (entry.name, cls.recipes)
+        for entry, cls in zip(links, methods, strict=True)  # type: ignore[attr-defined]
     ]
     rows = table("methods")
     for name in words.method.split("+"):
@@ -221,7 +222,14 @@ def _apply_recipe(
     for owner, recipes in sources:
         found = recipes.get(wanted, {})
         for key, value in (found(context) if callable(found) else found).items():
-            _assign(f"{owner}.{key}" if owner and "." not in key else key, value, owners, values, errors, strict=False)
+            _assign(
+                f"{owner}.{key}" if owner and "." not in key else key,
+                value,
+                owners,
+                values,
+                errors,
+                strict=False,
+            )
     return wanted
 
 
@@ -244,9 +252,7 @@ def _assign(
 ) -> None:
     """Give key=value to the one owner that has this field. strict=False: a recipe may set what a dropped link lacks."""
     owner, dot, name = key.partition(".")
-    fitting = [
-        o for o, model in owners.items() if (o == owner if dot else True) and _has(model, name if dot else key)
-    ]
+    fitting = [o for o, model in owners.items() if (o == owner if dot else True) and _has(model, name if dot else key)]
     if len(fitting) == 1:
         values[fitting[0]][name if dot else key] = value
     elif fitting:

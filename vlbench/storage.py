@@ -36,7 +36,9 @@ def write_text(path: Path, text: str) -> None:
         sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}. Free some space or choose another folder.") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}. Free some space or choose another folder."
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .errors import UserError
 
 Kind = Literal["attention", "ffn"]
+AfterCut = Callable[[nn.Module, Tensor], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,8 @@ class Site:
 
     unit: what one unit is ("dim": one dimension of every head; "rope pair"; "head"; "kv group"; "neuron").
     variants: the same place with another legal unit. refusals: unit -> why this layer cannot be cut so.
-    after_cut: tells the module which units are left where shapes alone do not say it (rotary pairs, head counts).
+    after_cut(module, kept): tells the module which units are left where shapes alone do not say it (rotary pairs,
+    head counts).
     """
 
     name: str
@@ -59,7 +61,7 @@ class Site:
     slices: tuple[Slice, ...]
     variants: tuple[Site, ...] = ()
     refusals: Mapping[str, str] = field(default_factory=dict)
-    after_cut: Callable[[Tensor], None] | None = None
+    after_cut: AfterCut | None = None
 
     @property
     def units(self) -> int:
@@ -136,11 +138,11 @@ class Structure:
     def site(self, name: str) -> Site:
         return next(s for s in self.sites if s.name == name)
 
-    def with_units(self, kind: Kind, unit: str) -> Structure:
-        """The same description with every site of `kind` cut by `unit`."""
+    def with_units(self, choose: Callable[[Site], str]) -> Structure:
+        """The same description with every site cut by the unit that `choose(site)` names."""
 
         def change(site: Site) -> Site:
-            return site.with_unit(unit) if site.kind == kind else site
+            return site.with_unit(choose(site))
 
         return Structure(
             tuple(
@@ -175,8 +177,8 @@ def attention_site(
     kv_heads: int | None = None,
     rope: bool = False,
     refusals: Mapping[str, str] | None = None,
-    set_heads: Callable[[Tensor], None] | None = None,
-    after_cut: Callable[[Tensor], None] | None = None,
+    set_heads: AfterCut | None = None,
+    after_cut: AfterCut | None = None,
 ) -> Site:
     """Describe one attention layer. Widths are read from the weights, so a cut layer describes itself as well.
 
@@ -194,7 +196,7 @@ def attention_site(
         refusals.setdefault("dim", "rotary position embedding turns dimensions i and i + d/2 together")
     collect = _Collector(module)
     sites: list[Site] = []
-    if "rope pair" not in refusals and "dim" not in refusals or rope:
+    if ("rope pair" not in refusals and "dim" not in refusals) or rope:
         pair = 2 if rope else 1
         units = torch.arange(width // pair)
         within = torch.stack([units + p * (width // 2) for p in range(pair)], 1) if rope else units[:, None]
@@ -213,6 +215,8 @@ def attention_site(
         collect.rows(value, span, gated=True)
         collect.columns(output, group)
         sites.append(Site(name, "attention", modality, unit, collect.take(), after_cut=set_heads))
+    if not sites:
+        raise ValueError(f"{name}: no unit is legal here ({'; '.join(refusals.values())})")
     first, *others = sites
     return replace(first, variants=tuple(others), refusals=refusals)
 
@@ -279,11 +283,11 @@ class _Collector:
         return tuple(sorted(slices, key=lambda s: not s.gated))
 
 
-def count_setter(layer: nn.Module, attribute: str) -> Callable[[Tensor], None]:
-    """An after_cut that writes the number of kept units into `layer.attribute` (head counts)."""
+def count_setter(path: str, attribute: str) -> AfterCut:
+    """An after_cut that writes the number of kept units into an attribute of the layer at `path` (head counts)."""
 
-    def set_count(kept: Tensor) -> None:
-        setattr(layer, attribute, int(kept.numel()))
+    def set_count(module: nn.Module, kept: Tensor) -> None:
+        setattr(module.get_submodule(path), attribute, int(kept.numel()))
 
     return set_count
 

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from .errors import UserError
 
-PATTERNS = ["config.json", "*.safetensors", "*.safetensors.index.json", "vocab.txt", "tokenizer*", "special_tokens*"]
+PATTERNS = [
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "vocab.txt",
+    "tokenizer*",
+    "special_tokens*",
+]
 
 
 def locate(checkpoint: str, revision: str, roots: Mapping[str, str]) -> Path:
@@ -87,9 +94,13 @@ def _read_file(file: Path) -> dict[str, Tensor]:
             found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
         return {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, AttributeError) as error:
-        raise UserError(f"{file} cannot be read as weights ({error}): it is damaged, truncated or another format.") from None
+        raise UserError(
+            f"{file} cannot be read as weights ({error}): it is damaged, truncated or another format."
+        ) from None
     except Exception as error:  # torch raises its own unpickling error class, which it does not export
-        raise UserError(f"{file} is refused: it holds Python objects besides tensors ({type(error).__name__}).") from None
+        raise UserError(
+            f"{file} is refused: it holds Python objects besides tensors ({type(error).__name__})."
+        ) from None
 
 
 def load_into(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -118,9 +129,7 @@ def _tied(net: nn.Module) -> dict[str, str]:
     groups: dict[int, list[str]] = {}
     for key, value in net.state_dict(keep_vars=True).items():
         groups.setdefault(value.data_ptr(), []).append(key)
-    return {
-        key: other for keys in groups.values() if len(keys) > 1 for key in keys for other in keys if other != key
-    }
+    return {key: other for keys in groups.values() if len(keys) > 1 for key in keys for other in keys if other != key}
 
 
 def weights_digest(net: nn.Module) -> str:

@@ -17,9 +17,7 @@ Asked = tuple[Question, Answers]
 @cache
 def asked(split: str, images: int, each: int) -> list[tuple[Scene, Asked]]:
     scenes = [scene(split, index) for index in range(images)]
-    return [
-        (picture, pair) for index, picture in enumerate(scenes) for pair in ask(picture, split, index, each)
-    ]
+    return [(picture, pair) for index, picture in enumerate(scenes) for pair in ask(picture, split, index, each)]
 
 
 def matching(words: str, picture: Scene) -> list[Thing]:

@@ -205,9 +205,7 @@ def test_folder_without_its_marker_is_rebuilt(damage: str, tiny_build: list[Path
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_racing_builds_leave_one_folder(
-    damaged: bool, tiny_build: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_racing_builds_leave_one_folder(damaged: bool, tiny_build: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     if damaged:
         (mini.mini_root("vqav2") / mini.MARKER).unlink()
         tiny_build.clear()
@@ -231,21 +229,15 @@ def test_racing_builds_leave_one_folder(
     assert [entry.name for entry in roots[0].parent.iterdir()] == ["vqav2"]
 
 
-def test_changed_generator_is_refused_and_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_changed_generator_is_refused_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VLBENCH_CACHE", str(tmp_path))
     monkeypatch.setattr(mini, "IMAGENET_IMAGES", {"train": 40, "val": 40})
-    with pytest.raises(
-        RunFailed, match=r"came out with digest [0-9a-f]{64}, expected " + mini.DIGESTS["imagenet"]
-    ):
+    with pytest.raises(RunFailed, match=r"came out with digest [0-9a-f]{64}, expected " + mini.DIGESTS["imagenet"]):
         mini.mini_root("imagenet")
     assert list((tmp_path / f"mini-v{mini.WORLD_VERSION}").iterdir()) == []
 
 
-def test_cache_folder_follows_the_environment(
-    monkeypatch: pytest.MonkeyPatch, tiny_build: list[Path]
-) -> None:
+def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tiny_build: list[Path]) -> None:
     here = Path(os.environ["VLBENCH_CACHE"])
     monkeypatch.delenv("VLBENCH_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(here / "xdg"))

@@ -242,9 +242,7 @@ def test_a_corpus_metric_is_recomputed_by_the_tasks_aggregate(tmp_path):
     def aggregate(scores):
         return {"mIoU": 100 * sum(s[0] for s in scores) / sum(s[1] for s in scores)}
 
-    assert submit(tmp_path / "run", tmp_path / "results", aggregate) == submit(
-        tmp_path / "run", tmp_path / "results"
-    )
+    assert submit(tmp_path / "run", tmp_path / "results", aggregate) == submit(tmp_path / "run", tmp_path / "results")
     with pytest.raises(UserError, match="mIoU is 50"):
         submit(tmp_path / "run", tmp_path / "results", lambda scores: {"mIoU": 50.0})
 
@@ -253,7 +251,4 @@ def test_a_submitted_run_enters_the_board(results, tmp_path):
     before = boards(results)
     submit(a_run(tmp_path / "run", record("wanda", sparsity=0.625, pattern="2:4", accuracy=0.7)), results)
     after = boards(results)
-    assert (
-        len(after[Path("mini/vqav2.csv")].splitlines())
-        == len(before[Path("mini/vqav2.csv")].splitlines()) + 1
-    )
+    assert len(after[Path("mini/vqav2.csv")].splitlines()) == len(before[Path("mini/vqav2.csv")].splitlines()) + 1

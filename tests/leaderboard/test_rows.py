@@ -122,8 +122,7 @@ def test_rows_that_must_not_be_compared_are_in_different_blocks(change):
 
 def test_options_are_shown_where_they_tell_rows_apart():
     records = [
-        record("wanda", sparsity=0.5, options={"calibration": n, "damping": 0.1}, cell=str(n))
-        for n in (64, 128)
+        record("wanda", sparsity=0.5, options={"calibration": n, "damping": 0.1}, cell=str(n)) for n in (64, 128)
     ]
     assert {r.options for r in rows(records)} == {"calibration=64", "calibration=128"}
     assert [r.options for r in rows(records[:1])] == [""]

@@ -86,9 +86,7 @@ def test_without_clusters_the_error_is_the_textbook_one(data, oracle):
 
 def test_labelled_and_unlabelled_samples_may_mix():
     values, labels = [1.0, 5.0, 2.0, 4.0, 4.0], ["", "b", "", "a", "b"]
-    assert interval(values, labels).se == pytest.approx(
-        statsmodels_se(np.array(values), ["1", "b", "2", "a", "b"])
-    )
+    assert interval(values, labels).se == pytest.approx(statsmodels_se(np.array(values), ["1", "b", "2", "a", "b"]))
 
 
 @pytest.mark.parametrize("value", [100.0, 0.0, 30.000000000000004])

@@ -163,8 +163,7 @@ def test_colour_marks_only_differences_that_exclude_zero():
 
 def test_recipes_and_options_name_a_row():
     records = [
-        record("wanda", sparsity=0.5, recipe=r, options={"n": n}, cell=r)
-        for n, r in enumerate(("mini", "paper"))
+        record("wanda", sparsity=0.5, recipe=r, options={"n": n}, cell=r) for n, r in enumerate(("mini", "paper"))
     ]
     text = printed(records)
     assert "  wanda  " in text

@@ -44,9 +44,7 @@ def annotation(image_id: int, k: int) -> dict[str, Any]:
         "answer_type": kind,
         "question_type": "what",
         "multiple_choice_answer": answer,
-        "answers": [
-            {"answer": text, "answer_confidence": "yes", "answer_id": n} for n, text in enumerate(given, 1)
-        ],
+        "answers": [{"answer": text, "answer_confidence": "yes", "answer_id": n} for n, text in enumerate(given, 1)],
     }
 
 
@@ -60,9 +58,7 @@ def root(tmp_path: Path) -> Path:
         for image_id in ids:
             (folder / f"COCO_{folder.name}_{image_id:012d}.jpg").touch()
         rows = [annotation(image_id, k) for image_id in ids for k in range(len(CYCLE))]
-        asked = [
-            {"image_id": r["image_id"], "question": "What?", "question_id": r["question_id"]} for r in rows
-        ]
+        asked = [{"image_id": r["image_id"], "question": "What?", "question_id": r["question_id"]} for r in rows]
         write(tmp_path / questions_name(split), {"data_subtype": subset, "questions": asked})
         if not split.startswith("test"):
             write(tmp_path / annotations_name(split), {"data_subtype": subset, "annotations": rows})
@@ -103,8 +99,7 @@ def real(shared: Path, tmp_path: Path) -> Any:
 
 def real_answers(task: Any) -> dict[str, str]:
     return {
-        str(r["question_id"]): r["multiple_choice_answer"]
-        for r in rows_of(task.options.annotations, "annotations")
+        str(r["question_id"]): r["multiple_choice_answer"] for r in rows_of(task.options.annotations, "annotations")
     }
 
 
@@ -275,9 +270,7 @@ def test_missing_names_each_file(tmp_path: Path, split: str) -> None:
     if split == "val":
         wanted.insert(1, annotations_name("val"))
     sentences = make(tmp_path).missing(split)
-    assert [str(tmp_path / name) in text for name, text in zip(wanted, sentences, strict=True)] == [
-        True
-    ] * len(wanted)
+    assert [str(tmp_path / name) in text for name, text in zip(wanted, sentences, strict=True)] == [True] * len(wanted)
     with pytest.raises(UserError, match="cannot be read"):
         make(tmp_path).samples(split)
 

@@ -69,7 +69,9 @@ def _decode_with_pillow(path: Path, error: RuntimeError) -> Tensor:
         with Image.open(path) as image:
             return tv.pil_to_tensor(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError):
-        raise OSError(f"{path} does not decode: {str(error).splitlines()[0] if str(error) else 'unknown format'}") from None
+        raise OSError(
+            f"{path} does not decode: {str(error).splitlines()[0] if str(error) else 'unknown format'}"
+        ) from None
 
 
 def preprocess(image: Tensor, spec: ImageSpec) -> Tensor:

@@ -155,9 +155,7 @@ def _annotation(image_id: int, question_id: int, question: Question, answers: An
     }
 
 
-@lru_cache(
-    maxsize=64
-)  # four questions in five are unanimous, and share their rows with all of the same answer
+@lru_cache(maxsize=64)  # four questions in five are unanimous, and share their rows with all of the same answer
 def _answer_rows(answers: Answers) -> list[dict[str, str | int]]:
     return [
         {"answer": human.answer, "answer_confidence": human.confidence, "answer_id": number}

@@ -71,9 +71,7 @@ class View:
         return [description for description in unique if description[hidden] is None]
 
 
-def _group_by_count(
-    form: list[Description], counts: Mapping[Description, int]
-) -> dict[int, list[Description]]:
+def _group_by_count(form: list[Description], counts: Mapping[Description, int]) -> dict[int, list[Description]]:
     groups: dict[int, list[Description]] = {}
     for description in form:
         groups.setdefault(counts[description], []).append(description)
@@ -124,9 +122,7 @@ def _ask_presence(view: View, draws: Draws) -> Question | None:
 
 def _words_present(view: View, description: Description) -> bool:
     size, color, shape = description
-    return all(
-        view.counts[alone] > 0 for alone in ((size, None, None), (None, color, None), (None, None, shape))
-    )
+    return all(view.counts[alone] > 0 for alone in ((size, None, None), (None, color, None), (None, None, shape)))
 
 
 def _ask_comparison(view: View, draws: Draws) -> Question | None:
@@ -174,9 +170,7 @@ def _distance(first: Thing, relation: str, second: Thing) -> int:
 def _ask_count(view: View, draws: Draws) -> Question | None:
     offered = sorted(set().union(*view.by_count))
     number = draws.weighted(offered, [COUNT_WEIGHTS[count] for count in offered])
-    weights = [
-        weight * (number in groups) for weight, groups in zip(COUNT_FORM_WEIGHTS, view.by_count, strict=True)
-    ]
+    weights = [weight * (number in groups) for weight, groups in zip(COUNT_FORM_WEIGHTS, view.by_count, strict=True)]
     counted = draws.pick(draws.weighted(view.by_count, weights)[number])
     text = f"how many {phrase(counted, plural=True)} are there?"
     return Question(text, str(number), "number", "how many")
@@ -215,8 +209,7 @@ def _locate_by_landmark(view: View, draws: Draws, hidden: int) -> tuple[Thing, s
     found = [
         (beyond[0], relation)
         for relation in RELATIONS
-        if len(beyond := _beyond(view, relation, landmark)) == 1
-        and _distance(beyond[0], relation, landmark) >= MARGIN
+        if len(beyond := _beyond(view, relation, landmark)) == 1 and _distance(beyond[0], relation, landmark) >= MARGIN
     ]
     if not references or not found:
         return None

@@ -101,9 +101,7 @@ def _inside(shape: str, x: Int64Array, y: Int64Array, radius: int) -> NDArray[np
     return _in_polygon({"triangle": TRIANGLE, "star": STAR}[shape], x * 1000, y * 1000, radius)
 
 
-def _in_polygon(
-    vertices: tuple[tuple[int, int], ...], x: Int64Array, y: Int64Array, scale: int
-) -> NDArray[np.bool_]:
+def _in_polygon(vertices: tuple[tuple[int, int], ...], x: Int64Array, y: Int64Array, scale: int) -> NDArray[np.bool_]:
     """Even-odd rule, with the division of the textbook form multiplied out."""
     inside = np.zeros(np.broadcast_shapes(x.shape, y.shape), dtype=np.bool_)
     for (ax, ay), (bx, by) in zip(vertices, (*vertices[1:], vertices[0]), strict=True):

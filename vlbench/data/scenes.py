@@ -168,8 +168,7 @@ def _free_centre(
         x = draws.between(margin, IMAGE_SIZE - 1 - margin)
         y = draws.between(margin, IMAGE_SIZE - 1 - margin)
         if all(
-            ((x - u) ** 2 + (y - v) ** 2) * 10_000 >= ((radius + other) * closeness) ** 2
-            for (u, v), other in taken
+            ((x - u) ** 2 + (y - v) ** 2) * 10_000 >= ((radius + other) * closeness) ** 2 for (u, v), other in taken
         ):
             return x, y
     return None

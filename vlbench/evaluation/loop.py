@@ -114,7 +114,10 @@ class Evaluator:
 
     def _forward(self, samples: Sequence[Sample], images: Mapping[Path, Tensor]) -> list[Prediction]:
         model, device = self.model, self.model.device
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"),
+        ):
             with self._phase("transfer"):
                 paths = {p: i for i, p in enumerate(dict.fromkeys(p for s in samples for p in s.images))}
                 pixels = torch.stack([images[p] for p in paths])

@@ -48,7 +48,9 @@ class Predictions:
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
-            raise UserError(f"cannot write {self.part}: {error.strerror}. Free some space or choose another folder.") from error
+            raise UserError(
+                f"cannot write {self.part}: {error.strerror}. Free some space or choose another folder."
+            ) from error
         self.lines.update({line["id"]: line for line in lines})
 
     def finish(self, samples: Sequence[Sample]) -> list[Line]:
@@ -67,6 +69,8 @@ def read_predictions(file: Path) -> list[Line]:
             line = json.loads(text)
             line["id"], line["status"]
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file}, line {number}, is damaged ({error}): delete the run's folder and run again.") from None
+            raise UserError(
+                f"{file}, line {number}, is damaged ({error}): delete the run's folder and run again."
+            ) from None
         lines.append(line)
     return lines

@@ -35,9 +35,7 @@ def boards(results_root: Path) -> dict[Path, str]:
     """<suite>/<task>.csv and .md, relative to the leaderboards' folder -> text; one board a suite and
     task."""
     texts: dict[Path, str] = {}
-    for (suite, task), group in groupby(
-        rows(load_results(results_root)), key=lambda row: (row.suite, row.task)
-    ):
+    for (suite, task), group in groupby(rows(load_results(results_root)), key=lambda row: (row.suite, row.task)):
         members = list(group)
         board = Path(_file_name(suite)) / _file_name(task)
         texts[board.with_name(f"{board.name}.csv")] = csv_text(members)
@@ -91,9 +89,7 @@ def _bytes(path: Path) -> bytes | None:
 def _file_name(name: str) -> str:
     """A contributed file says which suite and task it is of: it must not reach outside the boards' folder."""
     if not PATH_NAME.fullmatch(name):
-        raise UserError(
-            f"{name!r} cannot be part of a file name: letters, digits and ._+- only. Mend the result."
-        )
+        raise UserError(f"{name!r} cannot be part of a file name: letters, digits and ._+- only. Mend the result.")
     return name
 
 
@@ -119,9 +115,7 @@ def submit(
     text = json.dumps(public.model_dump(mode="json"), indent=1, allow_nan=False) + "\n"
     if len(text.encode()) > LARGEST:
         size = f"{len(text.encode()):,} bytes, more than {LARGEST:,}"
-        raise UserError(
-            f"the result of {run_folder} is too large to commit ({size}): shorten its per-sample scores."
-        )
+        raise UserError(f"the result of {run_folder} is too large to commit ({size}): shorten its per-sample scores.")
     path = results_root / _file_name(record.suite) / f"{_file_name(record.cell)}.json"
     if path.is_file() and numbers(read_record(path)) != numbers(public):
         raise UserError(f"{path} says something else about this cell: delete it if yours shall replace it.")
@@ -159,9 +153,7 @@ def _verify(
     wanted["interval"] = wanted.get(record.metric, record.metrics[record.metric])
     for name, value in wanted.items():
         if name not in told or not abs(told[name] - value) <= TOLERANCE:
-            _inconsistent(
-                run_folder, f"{name} is {value!r} by the predictions, {told.get(name)!r} in the record"
-            )
+            _inconsistent(run_folder, f"{name} is {value!r} by the predictions, {told.get(name)!r} in the record")
 
 
 def _inconsistent(run_folder: Path, why: str) -> None:
@@ -176,9 +168,7 @@ def _scores(path: Path) -> list[Score]:
     for number, line in enumerate(read_predictions(path), start=1):
         sample, score, status = line["id"], line.get("score"), line["status"]
         if status != "ok" or sample in scores or not _is_score(score):
-            why = (
-                f"a second prediction for {sample}" if sample in scores else f"{sample}: {status}, {score!r}"
-            )
+            why = f"a second prediction for {sample}" if sample in scores else f"{sample}: {status}, {score!r}"
             raise UserError(f"{path}, line {number}: {why}. Run the same command again.")
         scores[sample] = score
     if not scores:

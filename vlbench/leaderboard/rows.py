@@ -231,9 +231,7 @@ def _options(firsts: Mapping[str, Record]) -> dict[str, str]:
 def _flat(chain: Sequence[Link]) -> dict[str, str]:
     """Option -> its value as text; names are qualified by the link where there are several."""
     return {
-        f"{link.name}.{name}" if len(chain) > 1 else name: value
-        if isinstance(value, str)
-        else canonical(value)
+        f"{link.name}.{name}" if len(chain) > 1 else name: value if isinstance(value, str) else canonical(value)
         for link in chain
         for name, value in {**link.options, "version": link.version}.items()
         if name not in OWN_COLUMN

@@ -158,9 +158,7 @@ def row_versus(differences: Sequence[VersusDense]) -> VersusDense:
     if len(differences) == 1:
         return differences[0]
     count = min(d.clusters for d in differences)
-    errors = [
-        (d.high - d.low) / 2 / _t_quantile(d.clusters - 1) if d.clusters > 1 else 0.0 for d in differences
-    ]
+    errors = [(d.high - d.low) / 2 / _t_quantile(d.clusters - 1) if d.clusters > 1 else 0.0 for d in differences]
     delta, se, df = _combined([d.delta for d in differences], errors, count)
     low, high = _t_interval(delta, se, df)
     samples = min(d.samples for d in differences)
@@ -185,9 +183,7 @@ def _combined(values: Sequence[float], errors: Sequence[float], clusters: int) -
 def _checked(values: ArrayLike, clusters: Sequence[str]) -> tuple[Array, NDArray[np.intp]]:
     v = np.asarray(values, dtype=np.float64)
     if v.ndim != 1 or not len(v) or len(v) != len(clusters) or not np.isfinite(v).all():
-        raise ValueError(
-            f"need finite values (n,) with n >= 1 and n cluster labels, got {v.shape}, {len(clusters)}"
-        )
+        raise ValueError(f"need finite values (n,) with n >= 1 and n cluster labels, got {v.shape}, {len(clusters)}")
     return v, _numbered(clusters)
 
 

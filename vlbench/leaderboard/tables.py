@@ -173,9 +173,7 @@ def _show_block(rows: Sequence[Row], local: set[str], console: Console) -> None:
         console.print(Text.assemble(*parts), soft_wrap=True)
 
     def cells(texts: Iterable[str], styles: Iterable[str]) -> None:
-        padded = (
-            t.ljust(w) if c.left else t.rjust(w) for c, t, w in zip(columns, texts, widths, strict=True)
-        )
+        padded = (t.ljust(w) if c.left else t.rjust(w) for c, t, w in zip(columns, texts, widths, strict=True))
         spaced = (text if i == 0 else GAP + text for i, text in enumerate(padded))
         line(*zip(spaced, styles, strict=True))
 

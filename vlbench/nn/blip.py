@@ -77,13 +77,9 @@ class TwinCrossAttention(nn.Module):
         if merge:
             self.output.merge_layer = nn.Linear(2 * width, width)
 
-    def forward(
-        self, hidden_states: Tensor, encoder_hidden_states: Any = None, **_: Any
-    ) -> tuple[Tensor, None]:
+    def forward(self, hidden_states: Tensor, encoder_hidden_states: Any = None, **_: Any) -> tuple[Tensor, None]:
         left, right = (
-            encoder_hidden_states
-            if isinstance(encoder_hidden_states, tuple)
-            else encoder_hidden_states.chunk(2, 1)
+            encoder_hidden_states if isinstance(encoder_hidden_states, tuple) else encoder_hidden_states.chunk(2, 1)
         )
         out = self.output
         a = out.dense0(self.self0(hidden_states, encoder_hidden_states=left)[0])
@@ -114,7 +110,7 @@ def vision_tower(module: nn.Module, prefix: str = "vision_model.encoder.layers",
             attention_site(
                 module, f"{name}.{index}.attention", modality="vision", query=q, key=k, value=v,
                 output=f"{attn}.projection", heads=block.self_attn.num_heads,  # type: ignore[union-attr, arg-type]
-                set_heads=count_setter(block.self_attn, "num_heads"),  # type: ignore[arg-type]
+                set_heads=count_setter(attn, "num_heads"),
             ),
             ffn_site(
                 module, f"{name}.{index}.ffn", modality="vision", up=f"{path}.mlp.fc1", down=f"{path}.mlp.fc2",
@@ -130,7 +126,11 @@ def text_tower(module: nn.Module, prefix: str, name: str) -> Tower:
     blocks = []
     for index, path, block in blocks_named(module, prefix):
         at = f"{name}.{index}"
-        sites = [_text_attention(module, f"{at}.self", "language", f"{path}.attention.self", f"{path}.attention.output.dense")]
+        sites = [
+            _text_attention(
+                module, f"{at}.self", "language", f"{path}.attention.self", f"{path}.attention.output.dense"
+            )
+        ]
         cross = getattr(block, "crossattention", None)
         if isinstance(cross, TwinCrossAttention):
             for i in (0, 1):
@@ -158,5 +158,5 @@ def _text_attention(module: nn.Module, name: str, modality: str, path: str, outp
     return attention_site(
         module, name, modality=modality, query=q, key=k, value=v, output=output,
         heads=layer.num_attention_heads,  # type: ignore[arg-type]
-        set_heads=count_setter(layer, "num_attention_heads"),
+        set_heads=count_setter(path, "num_attention_heads"),
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaAttention as LibraryAttention
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from ..structure import Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
+from ..structure import AfterCut, Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import attend, merge_heads, split_heads
 
 
@@ -78,8 +77,8 @@ def tower(module: nn.Module, prefix: str = "model.layers", name: str = "language
             attention_site(
                 module, f"{name}.{index}.attention", modality="language", query=q, key=k, value=v,
                 output=f"{path}.self_attn.o_proj", heads=attn.kv_heads * attn.num_key_value_groups,
-                kv_heads=attn.kv_heads, rope=True, set_heads=count_setter(attn, "kv_heads"),
-                after_cut=_pair_keeper(attn),
+                kv_heads=attn.kv_heads, rope=True, set_heads=count_setter(f"{path}.self_attn", "kv_heads"),
+                after_cut=_pair_keeper(f"{path}.self_attn"),
             ),
             ffn_site(
                 module, f"{name}.{index}.ffn", modality="language", up=f"{path}.mlp.up_proj",
@@ -91,8 +90,9 @@ def tower(module: nn.Module, prefix: str = "model.layers", name: str = "language
     return Tower(name, tuple(blocks))
 
 
-def _pair_keeper(attn: Any) -> Callable[[Tensor], None]:
-    def keep(kept: Tensor) -> None:
+def _pair_keeper(path: str) -> AfterCut:
+    def keep(module: nn.Module, kept: Tensor) -> None:
+        attn: Any = module.get_submodule(path)
         attn.pairs = attn.pairs[kept.to(attn.pairs.device)]
 
     return keep

@@ -63,9 +63,7 @@ def adopt(module: nn.Module) -> nn.Module:
     return module
 
 
-def vision_tower(
-    module: nn.Module, prefix: str = "visual.transformer.resblocks", name: str = "vision"
-) -> Tower:
+def vision_tower(module: nn.Module, prefix: str = "visual.transformer.resblocks", name: str = "vision") -> Tower:
     """The blocks of CLIP's ViT."""
     return _tower(module, prefix, name, "vision")
 
@@ -85,7 +83,7 @@ def _tower(module: nn.Module, prefix: str, name: str, modality: str) -> Tower:
             attention_site(
                 module, f"{name}.{index}.attention", modality=modality, query=q, key=k, value=v,
                 output=f"{path}.attn.out_proj", heads=attn.num_heads,
-                set_heads=count_setter(attn, "num_heads"),
+                set_heads=count_setter(f"{path}.attn", "num_heads"),
             ),
             ffn_site(
                 module, f"{name}.{index}.ffn", modality=modality, up=f"{path}.mlp.c_fc",

@@ -78,7 +78,7 @@ def _attention(module: nn.Module, name: str, modality: str, path: str) -> Site:
     q, k, v = (Rows(f"{path}.attention.{part}") for part in ("query", "key", "value"))
     return attention_site(
         module, name, modality=modality, query=q, key=k, value=v, output=f"{path}.output.dense",
-        heads=layer.num_attention_heads, set_heads=count_setter(layer, "num_attention_heads"),
+        heads=layer.num_attention_heads, set_heads=count_setter(f"{path}.attention", "num_attention_heads"),
     )  # fmt: skip
 
 

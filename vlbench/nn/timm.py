@@ -43,7 +43,7 @@ def vision_tower(module: nn.Module, prefix: str = "blocks", name: str = "vision"
         sites = (
             attention_site(
                 module, f"{name}.{index}.attention", modality="vision", query=q, key=k, value=v,
-                output=f"{path}.attn.proj", heads=attn.num_heads, set_heads=count_setter(attn, "num_heads"),
+                output=f"{path}.attn.proj", heads=attn.num_heads, set_heads=count_setter(f"{path}.attn", "num_heads"),
                 refusals=_refusals(attn),
             ),
             ffn_site(
@@ -58,4 +58,6 @@ def vision_tower(module: nn.Module, prefix: str = "blocks", name: str = "vision"
 def _refusals(attn: Any) -> dict[str, str]:
     if not isinstance(attn.q_norm, nn.Identity):
         return {"dim": "QK-norm runs over the width of the head, so a removed dimension changes the others"}
+    if attn.gate is not None or not isinstance(attn.norm, nn.Identity):
+        raise ValueError("timm's gated or output-normalised attention has parts that no slice describes yet")
     return {}

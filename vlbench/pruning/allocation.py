@@ -23,9 +23,7 @@ def uniform(importance: Mapping[str, Tensor], fraction: float, multiple_of: int 
     return kept
 
 
-def unified(
-    importance: Mapping[str, Tensor], cost: Mapping[str, float], fraction: float, multiple_of: int = 1
-) -> Kept:
+def unified(importance: Mapping[str, Tensor], cost: Mapping[str, float], fraction: float, multiple_of: int = 1) -> Kept:
     """One ranking over all units of all sites (UPop's unified search): the least important go until the removed cost
     is nearest to `fraction` of the total. Every site keeps its best unit.
 
@@ -58,9 +56,7 @@ def unified(
 
 def _split(gone: Tensor, importance: Mapping[str, Tensor], multiple_of: int) -> Kept:
     kept: Kept = {}
-    for (name, score), away in zip(
-        importance.items(), gone.split([len(s) for s in importance.values()]), strict=True
-    ):
+    for (name, score), away in zip(importance.items(), gone.split([len(s) for s in importance.values()]), strict=True):
         count = _rounded(int((~away).sum()), len(score), multiple_of)
         stays = (~away).nonzero().flatten()
         kept[name] = stays if len(stays) == count else _best(score, count)

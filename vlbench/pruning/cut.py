@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..structure import Slice, Structure
+from ..structure import Site, Slice, Structure
 
 Kept = dict[str, Tensor]  # site name -> sorted int64 indices of the units that stay
 
@@ -22,18 +23,28 @@ def cut(net: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -> Non
         kept = keep.get(site.name)
         if kept is None or len(kept) == site.units:
             continue
-        for part in site.slices:
-            _cut_parameter(net, part, kept)
+        for parts in _by_parameter(site):
+            _cut_parameter(net, parts, kept)
         if site.after_cut is not None:
-            site.after_cut(kept)
+            site.after_cut(net, kept)
 
 
-def _cut_parameter(net: nn.Module, part: Slice, kept: Tensor) -> None:
+def _by_parameter(site: Site) -> list[list[Slice]]:
+    """Slices of one parameter together: whole heads of a fused qkv gate v and only cut q and k."""
+    found: dict[tuple[str, int], list[Slice]] = {}
+    for part in site.slices:
+        found.setdefault((part.param, part.dim), []).append(part)
+    return list(found.values())
+
+
+def _cut_parameter(net: nn.Module, parts: list[Slice], kept: Tensor) -> None:
     """Remove every index a dropped unit owns; indices nobody owns stay (another site's, or never prunable)."""
+    part = parts[0]
     parameter = net.get_parameter(part.param)
     stays = torch.ones(part.shape[part.dim], dtype=torch.bool)
-    stays[part.index.flatten()] = False
-    stays[part.index[kept].flatten()] = True
+    for one in parts:
+        stays[one.index.flatten()] = False
+        stays[one.index[kept].flatten()] = True
     rows = stays.nonzero().flatten().to(parameter.device)
     parameter.data = parameter.data.index_select(part.dim, rows).contiguous()
     parameter.grad = None
@@ -49,9 +60,19 @@ def _tell_linear(net: nn.Module, part: Slice, size: int) -> None:
             owner.in_features = size
 
 
-def compose(earlier: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> Kept:
-    """Two cuts in a row as one, in units of the uncut model."""
-    both = dict(earlier)
-    for name, kept in later.items():
-        both[name] = earlier[name][kept] if name in earlier else kept
-    return both
+@dataclass(frozen=True)
+class Cut:
+    """One cut that was made, as data: site -> (unit, kept units of the model as it then was)."""
+
+    sites: dict[str, tuple[str, list[int]]]
+
+    @classmethod
+    def of(cls, structure: Structure, keep: Mapping[str, Tensor]) -> Cut:
+        units = {site.name: site.unit for site in structure.sites}
+        return cls({name: (units[name], kept.tolist()) for name, kept in keep.items()})
+
+    def repeat(self, net: nn.Module, structure: Structure) -> None:
+        """Make the same cut in a model that has had the same history. structure: described from `net` as it is."""
+        chosen = structure.with_units(lambda site: self.sites.get(site.name, (site.unit,))[0])
+        keep = {name: torch.tensor(kept, dtype=torch.long) for name, (_, kept) in self.sites.items()}
+        cut(net, chosen, keep)

@@ -56,4 +56,3 @@ def apply_masks(net: nn.Module, masks: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, keep in masks.items():
             net.get_parameter(name).mul_(keep.to(net.get_parameter(name).device))
-

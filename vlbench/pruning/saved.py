@@ -1,4 +1,4 @@
-"""A compressed model on disk: {site: kept units} + the original configuration + safetensors.
+"""A compressed model on disk: the cuts {site: kept units} + the original configuration + safetensors.
 
 Reload = build the original architecture, adopt, cut, load strictly: bit-exact, and no training code is needed.
 """
@@ -20,7 +20,7 @@ from ..model import Card, Model
 from ..plugins import table
 from ..storage import read_json, replace_folder, write_json
 from ..weights import file_digest, load_into, read_weights
-from .cut import cut
+from .cut import Cut
 
 FORMAT = 1
 MANIFEST = "vlbench.json"
@@ -39,7 +39,7 @@ def save_model(folder: Path, model: Model, state: Compression) -> None:
     manifest = {
         "format": FORMAT,
         "model": model.card.name,
-        "kept": {name: kept.tolist() for name, kept in state.kept.items()},
+        "cuts": [made.sites for made in state.cuts],
         "pattern": state.pattern,
         "trained": state.trained,
         "steps": state.steps,
@@ -63,14 +63,15 @@ def load_model(folder: Path) -> tuple[Model, Compression]:
     card: Card = next(c for c in cls.cards if c.name == manifest["model"])
     model: Model = cls.build(card, read_json(folder / "config.json"), folder)
     state = Compression(
-        kept={name: torch.tensor(kept, dtype=torch.long) for name, kept in manifest["kept"].items()},
+        cuts=[Cut({name: (unit, kept) for name, (unit, kept) in sites.items()}) for sites in manifest["cuts"]],
         pattern=manifest["pattern"],
         trained=manifest["trained"],
         steps=manifest["steps"],
         samples_seen=manifest["samples_seen"],
         log=manifest["log"],
     )
-    cut(model.net, model.structure(), state.kept)
+    for made in state.cuts:
+        made.repeat(model.net, model.structure())
     load_into(model.net, read_weights(folder))
     if (folder / "masks.bin").is_file():
         shapes = {name: model.net.get_parameter(name).shape for name in model.structure().matrices}
@@ -85,7 +86,9 @@ def _manifest(folder: Path) -> Any:
     if manifest.get("format") != FORMAT:
         raise UserError(f"{folder} is of format {manifest.get('format')}, this vlbench reads {FORMAT}: update vlbench.")
     if file_digest(folder / "model.safetensors") != manifest["sha256"]:
-        raise UserError(f"{folder / 'model.safetensors'} is damaged (its digest differs): delete the folder and run again.")
+        raise UserError(
+            f"{folder / 'model.safetensors'} is damaged (its digest differs): delete the folder and run again."
+        )
     return manifest
 
 
@@ -107,4 +110,3 @@ def _pack(mask: Tensor) -> Tensor:
 def _unpack(packed: Tensor, shape: torch.Size) -> Tensor:
     bits = np.unpackbits(packed.numpy(), count=shape.numel())
     return torch.from_numpy(bits.astype(bool)).view(shape)
-

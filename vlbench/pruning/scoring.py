@@ -73,7 +73,8 @@ class UnitOptions(PruneOptions):
     """Options of one-shot structured pruners by score."""
 
     allocation: Literal["uniform", "unified"] = Field(
-        "uniform", description="uniform: every site loses the same fraction; unified: one ranking over all units"
+        "uniform",
+        description="uniform: every site loses the same fraction; unified: one ranking over all units",
     )
     multiple_of: int = Field(1, ge=1, description="round kept widths to a multiple of this (8 suits GPU kernels)")
 

@@ -66,7 +66,10 @@ class Batches:
 
 
 def collate(
-    samples: Sequence[Sample], store: ImageStore, device: torch.device, options: Mapping[str, Any] | None = None
+    samples: Sequence[Sample],
+    store: ImageStore,
+    device: torch.device,
+    options: Mapping[str, Any] | None = None,
 ) -> Batch:
     """Samples -> Batch: every distinct image decoded once, owners non-decreasing where samples of an image adjoin."""
     paths: dict[Path, int] = {}

@@ -38,7 +38,10 @@ class CheckpointStore:
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             temporary.mkdir(parents=True)
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / "state.safetensors")
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+                temporary / "state.safetensors",
+            )
         except (OSError, SafetensorError) as error:
             raise UserError(f"cannot save a checkpoint in {self.folder}: {error}. Free some space.") from error
         sha = file_digest(temporary / "state.safetensors")

@@ -25,7 +25,9 @@ class Schedule(MethodOptions):
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine")
     warmup: int = Field(0, ge=0, description="steps of linear warm-up")
     decay: Literal["cosine", "constant"] = Field("cosine", description="learning-rate schedule after the warm-up")
-    weight_decay: float = Field(0.05, ge=0, description="decoupled weight decay of matrices; biases and norms have none")
+    weight_decay: float = Field(
+        0.05, ge=0, description="decoupled weight decay of matrices; biases and norms have none"
+    )
     clip: float = Field(0.0, ge=0, description="gradient norm to clip to, 0 = off")
     batch_size: int = Field(256, ge=1, description="samples a step")
 
@@ -73,7 +75,13 @@ class Loop:
         progress: Callable[[int, int, str], None] = lambda done, total, text: None,
     ) -> None:
         self.net, self.loss, self.batches, self.schedule = net, loss, batches, schedule
-        self.seed, self.hooks, self.store, self.precision, self.progress = seed, hooks, store, precision, progress
+        self.seed, self.hooks, self.store, self.precision, self.progress = (
+            seed,
+            hooks,
+            store,
+            precision,
+            progress,
+        )
         self.optimiser = torch.optim.AdamW(_groups(net, schedule.weight_decay), lr=schedule.lr)
         self.losses: list[float] = []
 
