@@ -132,7 +132,8 @@ class Search(Hook):
         self.updates.append((step, ratio))
 
     def _ramp(self, done: float) -> float:
-        return math.sin(math.pi * done / 2) if self.options.ramp == "sine" else done
+        # sin(pi x / 2), written as the code does so that gates are equal to the last bit.
+        return ((1 - math.cos(math.pi * done)) / 2) ** 0.5 if self.options.ramp == "sine" else done
 
     def _gate(self, name: str, selected: float) -> Tensor:
         """1 for kept units, `selected` for the others (reversible until the last update, where it is 0)."""

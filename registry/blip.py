@@ -51,7 +51,10 @@ ROWS = 8192  # question-candidate pairs scored in one pass
 class BlipVQA(Model, Answerer):
     """encode: the ViT. answer: question encoder (cross-attends to the image), then the answer decoder."""
 
+    net: Any
     tokenizer: Any
+    bos: int
+    enc: int
 
     @classmethod
     def build(cls, card: Card, config: dict[str, Any], folder: Path) -> BlipVQA:
@@ -62,9 +65,6 @@ class BlipVQA(Model, Answerer):
         # BLIP's tokenizer adds [DEC] (start of an answer), then [ENC] (start of a question) to BERT's vocabulary.
         model.enc = model.bos + 1
         return model
-
-    bos: int
-    enc: int
 
     @classmethod
     def open(cls, card: Card, folder: Path) -> BlipVQA:

@@ -47,6 +47,14 @@ class Cell:
         """Evaluation settings: what the capability gets as options."""
         return {**self.task.settings(self.split), "labelled": self.task.labelled(self.split)}
 
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """How it is evaluated, for the record: rows that differ here are not compared. Paths are left out: their
+        content is in the split's digest."""
+        options = self.spec.task_options.model_dump()
+        told = {k: v for k, v in options.items() if not isinstance(v, Path)}
+        return {**told, "precision": self.spec.words.precision, "batch_size": self.batch_size}
+
     @cached_property
     def weights_digest(self) -> str:
         from .weights import file_digest

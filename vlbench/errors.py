@@ -12,7 +12,7 @@ class UserError(Exception):
     exit_code = 2
 
 
-class RunFailed(Exception):
+class RunFailed(Exception):  # noqa: N818 - it reads as what happened
     """Something failed that the command's words did not cause. The command line exits with code 1."""
 
     exit_code = 1

@@ -112,7 +112,7 @@ class Model(ABC):
     def encode(self, images: Tensor) -> Any:
         """Stage one: (I, 3, H, W) normalised images -> states, an index of which is one image."""
 
-    def save_assets(self, folder: Path) -> None:
+    def save_assets(self, folder: Path) -> None:  # noqa: B027 - most models have none
         """Write what besides config and weights is needed to open the model (tokenizer files)."""
 
     @property

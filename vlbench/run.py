@@ -134,18 +134,18 @@ class Runner:
         samples, scores = [s for s, _ in good], [score for _, score in good]
         values = percent(scores)
         clusters = [s.cluster for s in samples]
-        metrics = task.aggregate(samples, scores)
+        metrics, spread = task.aggregate(samples, scores), interval(values, clusters)
         return Record(
             cell=cell.id, suite=spec.words.suite, task=spec.task.name, task_version=task.version,
             split=cell.split, split_digest=cell.split_digest, samples=len(lines),
-            clusters=len(set(clusters)) if any(clusters) else len(samples),
+            clusters=spread.clusters,
             model=spec.model.name, label=spec.words.label or _own(cell), weights_digest=cell.weights_digest,
             method=spec.method, recipe=spec.recipe,
             chain=[Link(name=k.entry.name, version=k.version, options=k.options.model_dump(mode="json")) for k in spec.links],
             pattern=state.pattern, trained=state.trained, seed=cell.seed, sparsity_target=spec.target,
-            evaluation={**spec.task_options.model_dump(mode="json"), "precision": spec.words.precision},
+            evaluation=cell.evaluation,
             parameters=parameters, macs=macs[0], macs_dense=macs[1], budget=state.budget,
-            metric=task.metric, metrics=metrics, interval=interval(values, clusters),
+            metric=task.metric, metrics=metrics, interval=spread,
             vs_dense=self._versus(values, clusters, dense, bad),
             complete=not bad, flags=_flags(cell, model, bad), identity=cell.identity,
             provenance=provenance(seconds), phases=phases, scores=pack_scores(scores),

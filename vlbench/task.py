@@ -60,7 +60,7 @@ class Task(ABC):
     metric: ClassVar[str]
     # metric -> "higher" or "lower" is better; the primary one is `metric`
     metrics: ClassVar[Mapping[str, Literal["higher", "lower"]]]
-    # False: the primary metric is 100 x the mean of a score's first number; True: only aggregate() gives it (BLEU, mIoU)
+    # False: the primary metric is 100 x the mean of a score's first number; True: only aggregate() gives it (mIoU)
     corpus: ClassVar[bool] = False
 
     def __init__(self, root: Path, options: TaskOptions) -> None:

@@ -60,7 +60,7 @@ IMAGENET_IMAGES = {"train": 6000, "val": 2000}
 
 def mini_root(name: str, progress: Progress | None = None) -> Path:
     """The folder of a mini data set, built on first use."""
-    final = _cache_folder() / f"mini-v{WORLD_VERSION}" / name
+    final = cache_folder() / f"mini-v{WORLD_VERSION}" / name
     if not _is_complete(name, final):
         final.parent.mkdir(parents=True, exist_ok=True)
         # A sibling, so that the rename stays within one file system and is atomic.
@@ -235,7 +235,7 @@ def _publish(name: str, draft: Path, final: Path) -> None:
         shutil.rmtree(spoilt, ignore_errors=True)
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     if chosen := os.environ.get("VLBENCH_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlbench"

@@ -6,6 +6,7 @@ No model runs here, and no clock, locale, hash seed or file order shows in a boa
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import json
 import math
 import re
@@ -193,3 +194,11 @@ def _without_host(value: Any) -> Any:
 
 def _is_place(value: Any) -> bool:
     return isinstance(value, str) and ABSOLUTE.search(value) is not None
+
+
+def boards_folder() -> Path:
+    """The leaderboards that ship with this installation (in a checkout: leaderboards/)."""
+    spec = importlib.util.find_spec("vlbench.leaderboards")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("this installation lacks vlbench.leaderboards: reinstall vlbench.")
+    return Path(next(iter(spec.submodule_search_locations)))

@@ -45,7 +45,7 @@ def keep_n_of_m(score: Tensor, n: int, m: int) -> Tensor:
     rows, columns = score.shape
     if columns % m:
         raise UserError(f"a matrix of {columns} columns has no {n}:{m} pattern: {columns} is not divisible by {m}.")
-    order = score.reshape(rows, columns // m, m).sort(-1, stable=True).indices
+    order = score.reshape(rows, columns // m, m).sort(dim=-1, stable=True).indices
     keep = torch.ones_like(order, dtype=torch.bool)
     keep.scatter_(-1, order[..., : m - n], False)
     return keep.view(rows, columns)

@@ -33,7 +33,7 @@ def save_model(folder: Path, model: Model, state: Compression) -> None:
     temporary.mkdir(parents=True)
     model.save_assets(temporary)
     write_json(temporary / "config.json", model.config)
-    save_file(_distinct(model.net), temporary / "model.safetensors")
+    save_file(distinct_tensors(model.net), temporary / "model.safetensors")
     if state.masks:
         save_file({k: _pack(v) for k, v in state.masks.items()}, temporary / "masks.bin")
     manifest = {
@@ -92,7 +92,7 @@ def _manifest(folder: Path) -> Any:
     return manifest
 
 
-def _distinct(net: nn.Module) -> dict[str, Tensor]:
+def distinct_tensors(net: nn.Module) -> dict[str, Tensor]:
     """The state dict with every storage once: safetensors refuses tied weights, load_into ties them again."""
     seen: dict[int, str] = {}
     kept: dict[str, Tensor] = {}

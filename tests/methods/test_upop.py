@@ -1,0 +1,162 @@
+"""UPop's search against trajectories of the original code (DeiT and BLIP VQA, float64)."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlbench.nn import timm as adopted
+from vlbench.pruning.cut import cut
+from vlbench.pruning.gates import Gates
+from vlbench.structure import Structure
+
+upop = importlib.import_module("vlbench.methods.upop")
+
+
+class Oracle:
+    """One recorded trajectory; arrays by key."""
+
+    def __init__(self, file: Path) -> None:
+        self.arrays = np.load(file)
+        self.facts: dict[str, Any] = json.loads(file.with_suffix(".json").read_text())
+
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        return {
+            k.removeprefix(prefix): torch.from_numpy(self.arrays[k]) for k in self.arrays.files if k.startswith(prefix)
+        }
+
+
+def tiny_deit(weights: Mapping[str, Tensor]) -> torch.nn.Module:
+    net = timm.create_model(
+        "deit_small_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=10
+    )
+    adopted.adopt(net).double().load_state_dict({k: v for k, v in weights.items() if not k.endswith("alpha")})
+    return net
+
+
+def masks_of(oracle: Oracle, step: int, names: Mapping[str, str], what: str = "alpha") -> dict[str, Tensor]:
+    """Site -> recorded array (units,) after `step`."""
+    found = oracle.tensors(f"{what}/{step:04d}/")
+    return {site: found[key].flatten() for site, key in names.items()}
+
+
+def deit_names(structure: Structure) -> dict[str, str]:
+    parts = {"attention": "attn", "ffn": "mlp"}
+    return {s.name: f"blocks.{s.name.split('.')[1]}.{parts[s.kind]}.alpha" for s in structure.sites}
+
+
+@pytest.fixture
+def deit(shared: Path) -> Oracle:
+    return Oracle(shared / "oracles" / "upop" / "deit_p50_f64.npz")
+
+
+def search_deit(oracle: Oracle) -> tuple[torch.nn.Module, Structure, Any, dict[int, tuple[dict[str, Tensor], ...]]]:
+    """Our search over the recorded batches; gates and summed gradients at every update."""
+    net = tiny_deit(oracle.tensors("init/"))
+    structure = Structure((adopted.vision_tower(net),))
+    options = upop.SearchOptions(sparsity=0.5, steps=20, interval=4, unit_cost="12:1", budget="code")
+    cost = {s.name: 12.0 if s.kind == "attention" else 1.0 for s in structure.sites}
+    search = upop.Search(Gates(net, structure), structure, options, cost)
+    decays = [p for n, p in net.named_parameters() if p.ndim > 1 and n not in ("pos_embed", "cls_token")]
+    others = [p for n, p in net.named_parameters() if p.ndim <= 1 or n in ("pos_embed", "cls_token")]
+    groups = [{"params": decays, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=1e-3, eps=1e-8)
+    seen = {}
+    for step in range(20):
+        batch = oracle.tensors(f"batch/{step % 5}/")
+        F.cross_entropy(net(batch["x"]), batch["y"]).backward()
+        search.after_backward(step)
+        optimiser.step()
+        optimiser.zero_grad()
+        before = len(search.updates)
+        search.after_step(step)
+        if len(search.updates) > before:
+            gates = {n: g.detach().clone() for n, g in search.gates.value.items()}
+            seen[step] = (gates, {n: t.clone() for n, t in search.total.items()})
+    return net, structure, search, seen
+
+
+def test_deit_trajectory_equals_the_original(deit: Oracle) -> None:
+    net, structure, search, seen = search_deit(deit)
+    names = deit_names(structure)
+    assert search.updates == [(int(s), pytest.approx(p, abs=1e-15)) for s, p in deit.facts["updates"]]
+    weights = {"attention": deit.facts["w_sp_attn"], "ffn": deit.facts["w_sp_mlp"]}
+    for step, (gates, totals) in seen.items():
+        for site in structure.sites:
+            assert torch.equal(gates[site.name], masks_of(deit, step, names)[site.name])
+            # The original's L1 term adds the same constant to every gradient of a kind, which the z-score removes.
+            recorded = masks_of(deit, step, names, "grad")[site.name] - weights[site.kind] * (step + 1)
+            assert torch.allclose(totals[site.name], recorded, rtol=0, atol=1e-10)
+    for key, value in deit.tensors("final/").items():
+        if not key.endswith("alpha"):
+            assert torch.allclose(net.get_parameter(key), value, rtol=0, atol=1e-9)
+
+
+def test_cut_deit_keeps_the_function_of_the_search_model(deit: Oracle) -> None:
+    net, structure, search, _ = search_deit(deit)
+    images = deit.tensors("batch/0/")["x"]
+    net.eval()
+    with torch.no_grad():
+        gated = net(images)
+        search.gates.remove()
+        cut(net, structure, search.kept)
+        assert (net(images) - gated).abs().max() < 1e-12
+    assert {s.name: s.units for s in Structure((adopted.vision_tower(net),)).sites} == {
+        site: deit.facts["kept"][key][0] for site, key in deit_names(structure).items()
+    }
+
+
+def test_exact_budget_meets_the_target_and_code_budget_stays_below() -> None:
+    rng = torch.Generator().manual_seed(0)
+    score = {f"{k}{i}": torch.randn(n, generator=rng) for k, n in (("a", 16), ("f", 128)) for i in range(3)}
+    cost = {n: 12.0 if n[0] == "a" else 1.0 for n in score}
+    total = sum(cost[n] * len(v) for n, v in score.items())
+
+    def removed(kept: Mapping[str, Tensor]) -> float:
+        return sum(cost[n] * (len(score[n]) - len(k)) for n, k in kept.items()) / total
+
+    exact = upop.unified({n: -v for n, v in score.items()}, cost, 0.5)
+    assert abs(removed(exact) - 0.5) <= 6 / total
+    assert removed(upop.code_budget(score, cost, 0.5)) <= removed(exact) + 12 / total
+    assert all(len(k) >= 1 for k in upop.code_budget(score, cost, 0.99).values())
+
+
+def test_standardise_is_per_kind_with_unbiased_deviation() -> None:
+    values = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0]), "f": torch.tensor([10.0, 30.0])}
+    kinds = {"a": "attention", "b": "attention", "f": "ffn"}
+    found = upop.standardise(values, kinds)
+    assert torch.allclose(torch.cat([found["a"], found["b"]]), torch.tensor([-1.0, 0.0, 1.0]))
+    assert torch.allclose(found["f"], torch.tensor([-(0.5**0.5), 0.5**0.5]))
+
+
+def test_gate_gradient_is_the_sum_of_weight_times_gradient() -> None:
+    """At gate 1 dL/dg of a unit = sum over its gated rows of W * dL/dW (+ b * dL/db)."""
+    torch.manual_seed(0)
+    net = timm.create_model(
+        "deit_small_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=10
+    )
+    adopted.adopt(net).double()
+    structure = Structure((adopted.vision_tower(net),))
+    gates = Gates(net, structure)
+    net(torch.randn(2, 3, 32, 32, dtype=torch.float64)).square().sum().backward()
+    taken = gates.take()
+    for site in structure.sites:
+        expected = torch.zeros(site.units, dtype=torch.float64)
+        for part in site.slices:
+            if part.gated:
+                parameter = net.get_parameter(part.param)
+                product = (parameter * parameter.grad).detach()
+                rows = product.sum(1) if product.ndim > 1 else product
+                expected += rows[part.index].sum(1)
+        assert torch.allclose(taken[site.name], expected, rtol=1e-9, atol=1e-12)
+    assert all(float(v.abs().max()) == 0 for v in gates.take().values()), "take() clears"

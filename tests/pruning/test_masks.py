@@ -1,0 +1,64 @@
+"""Masks against Wanda's and magnitude's original code, and the order of ties."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vlbench.errors import UserError
+from vlbench.pruning.masks import keep_fraction, keep_n_of_m
+
+PATTERNS = {"u50": 0.5, "u60": 0.6, "u70": 0.7, "2of4": (2, 4), "4of8": (4, 8)}
+
+
+def keep(score: Tensor, pattern: float | tuple[int, int], group: str, rule: str) -> Tensor:
+    if isinstance(pattern, tuple):
+        return keep_n_of_m(score, *pattern)
+    return keep_fraction(score, pattern, group, rule)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_magnitude_and_wanda_masks_of_the_originals(shared: Path, name: str) -> None:
+    oracle = np.load(shared / "oracles" / "pruners" / f"linear_48x64_{name}.npz")
+    weight, inputs = torch.from_numpy(oracle["W"]), torch.from_numpy(oracle["X"])
+    found = keep(weight.abs(), PATTERNS[name], "matrix", "<=")
+    assert torch.equal(found, torch.from_numpy(oracle["mag_keep"]))
+    norm = inputs.square().sum(0).sqrt()  # Wanda: |W_ij| * ||X_j||_2, compared within a row
+    found = keep(weight.abs() * norm, PATTERNS[name], "row", "exact")
+    assert torch.equal(found, torch.from_numpy(oracle["wanda_keep"]))
+
+
+def reference(score: Tensor, sparsity: float, group: str) -> Tensor:
+    """The plain rule: sort each group by (score, position), drop the first int(size * sparsity)."""
+    flat = score if group == "row" else score.reshape(1, -1)
+    mask = torch.ones_like(flat, dtype=torch.bool)
+    for row in range(len(flat)):
+        order = sorted(range(flat.shape[1]), key=lambda i, row=row: (float(flat[row, i]), i))
+        mask[row, order[: int(flat.shape[1] * sparsity)]] = False
+    return mask.view_as(score)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 6), st.integers(1, 12), st.integers(0, 3), st.floats(0.01, 0.99), st.sampled_from(["row", "matrix"])
+)
+def test_exact_counts_and_ties_from_the_left(rows: int, columns: int, levels: int, sparsity: float, group: str) -> None:
+    score = torch.randint(0, levels + 1, (rows, columns), generator=torch.Generator().manual_seed(rows * 31 + columns))
+    found = keep_fraction(score.float(), sparsity, group)  # type: ignore[arg-type]
+    assert torch.equal(found, reference(score.float(), sparsity, group))
+
+
+def test_n_of_m_drops_the_left_of_equal_scores() -> None:
+    score = torch.tensor([[1.0, 1.0, 1.0, 1.0, 3.0, 2.0, 1.0, 1.0]])
+    assert keep_n_of_m(score, 2, 4).tolist() == [[False, False, True, True, True, True, False, False]]
+
+
+def test_widths_not_divisible_are_refused() -> None:
+    with pytest.raises(UserError, match="not divisible by 4"):
+        keep_n_of_m(torch.zeros(2, 6), 2, 4)

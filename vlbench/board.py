@@ -1,0 +1,42 @@
+"""The table after a run: committed rows and the user's own, for one task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .leaderboard.regenerate import boards_folder
+from .leaderboard.rows import Row, load_results, merge, rows
+from .leaderboard.tables import csv_text, show
+from .record import Record
+from .storage import write_text
+
+
+def print_board(record: Record, runs: Path) -> None:
+    """Print the board of the record's task, local rows marked, and write runs/tables/<suite>/<task>.csv."""
+    from rich.console import Console
+
+    found, local = board_rows(record, runs)
+    console = Console()
+    if not found:
+        console.print(f"{record.metric} {record.interval.value:.2f} (not for a board: {', '.join(record.flags)})")
+        return
+    show(found, local, console)
+    path = runs / "tables" / record.suite / f"{record.task}.csv"
+    write_text(path, csv_text(found))
+    console.print(f"{path}", style="dim", highlight=False)
+
+
+def board_rows(record: Record, runs: Path) -> tuple[list[Row], set[str]]:
+    """Rows of the record's board that may stand beside it, and which of them are local."""
+    committed = [r for r in load_results(boards_folder() / "results") if comparable(r, record)]
+    own = [r for r in load_results(runs, "*/result.json") if comparable(r, record)]
+    records, local = merge(committed, own)
+    return rows(records), local
+
+
+def comparable(a: Record, b: Record) -> bool:
+    """Rows are compared only within one suite, task version, split, model and evaluation settings."""
+    return all(
+        getattr(a, field) == getattr(b, field)
+        for field in ("suite", "task", "task_version", "split_digest", "model", "label", "weights_digest", "evaluation")
+    )
