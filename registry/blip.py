@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BlipConfig, BlipForQuestionAnswering
+from transformers import AutoTokenizer, BlipConfig, BlipForQuestionAnswering, BlipTextLMHeadModel
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from vlbench.model import Answerer, Batch, Card, ImageSpec, Model, Prediction, family, read_config
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
+from vlbench.nn.beam import beam_search
 from vlbench.structure import Structure
 from vlbench.weights import load_into, read_weights
+
+from ._blip_keys import converted, is_original
 
 LABEL_SMOOTHING = 0.1  # of BLIP's decoder, in training and in ranking (med.py)
 MAX_QUESTION = 35  # tokens
@@ -59,6 +64,7 @@ class BlipVQA(Model, Answerer):
     @classmethod
     def build(cls, card: Card, config: dict[str, Any], folder: Path) -> BlipVQA:
         net = BlipForQuestionAnswering(BlipConfig.from_dict(config))
+        _widen_decoder(net)
         model = cls(card, config, blip.adopt(net).eval())
         model.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model.bos = net.config.text_config.bos_token_id
@@ -69,7 +75,8 @@ class BlipVQA(Model, Answerer):
     @classmethod
     def open(cls, card: Card, folder: Path) -> BlipVQA:
         model = cls.build(card, read_config(folder), folder)
-        load_into(model.net, read_weights(folder))
+        weights = read_weights(folder)
+        load_into(model.net, converted(weights) if is_original(weights) else weights)
         return model
 
     def save_assets(self, folder: Path) -> None:
@@ -181,16 +188,30 @@ class BlipVQA(Model, Answerer):
 
     def generate(self, questions: Tensor) -> list[str]:
         """Beam search as the original does: 3 beams, 1 to 10 tokens, and the question's padding is attended to."""
-        rows = torch.arange(len(questions), device=self.device)
-        ids = self.net.text_decoder.generate(
-            input_ids=torch.full((len(questions), 1), self.bos, device=self.device),
-            encoder_hidden_states=Shared(questions, rows),
-            max_length=10,
-            min_length=1,
-            num_beams=3,
-            eos_token_id=self.net.config.text_config.sep_token_id,
-            pad_token_id=self.net.config.text_config.pad_token_id,
-        )
-        texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        # [DEC] is outside the tokenizer's own vocabulary in some snapshots and then decodes to nothing.
-        return [text.replace("[DEC]", "").strip() for text in texts]
+        context = Shared(questions, torch.arange(len(questions), device=self.device))
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+        def step(tokens: Tensor, rows: Tensor | None) -> Tensor:
+            if rows is not None:
+                cache.reorder_cache(rows)
+            out = self.net.text_decoder.bert(
+                input_ids=tokens, encoder_hidden_states=context, is_decoder=True, past_key_values=cache, use_cache=True
+            )
+            logits: Tensor = self.net.text_decoder.cls(out.last_hidden_state[:, -1])
+            return logits
+
+        start = torch.full((len(questions), 1), self.bos, device=self.device)
+        end = self.net.config.text_config.sep_token_id
+        ids, _ = beam_search(step, start, beams=3, max_length=10, min_length=1, end=end)
+        texts: list[str] = self.tokenizer.batch_decode([row[1:] for row in ids], skip_special_tokens=True)
+        return texts
+
+
+def _widen_decoder(net: Any) -> None:
+    """The decoder attends to the question's states, not to the image's: its keys have the text's width. transformers
+    gives both the image's width, which only differs where the ViT is not as wide as the text (ViT-L)."""
+    text = net.config.text_config
+    if text.encoder_hidden_size != text.hidden_size:
+        own = copy.deepcopy(text)
+        own.encoder_hidden_size = text.hidden_size
+        net.text_decoder = BlipTextLMHeadModel(own)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vlbench.errors import UserError
 from vlbench.nn.attend import Shared
 from vlbench.nn.open_clip import SelfAttention
-from vlbench.pruning.cut import compose, cut
+from vlbench.pruning.cut import cut
 from vlbench.structure import Site, Structure, check_structure
 
 # Test folders are no packages (import-mode=importlib), so the neighbour file is loaded by its path.

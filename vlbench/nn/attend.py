@@ -58,7 +58,7 @@ class Shared:
 
     def __init__(self, states: Tensor, owner: Tensor, mask: Tensor | None = None, *, cache: bool = True) -> None:
         self.states, self.owner, self.cache = states, owner, cache
-        self.mask = None if mask is None or bool(mask.all()) else mask[:, None, None, :]
+        self.mask = None if mask is None or bool(mask.all()) else mask.bool()[:, None, None, :]
         self._keys: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         counts = torch.bincount(owner, minlength=states.shape[0])
         most = int(counts.max())

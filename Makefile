@@ -1,0 +1,46 @@
+# `make demo` and `make test` need Python >= 3.11 and make; they set up everything else in VENV.
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+ARGS ?=
+
+STAMP := $(VENV)/.vlbench-installed
+BIN := $(VENV)/bin
+
+.PHONY: help demo test lint types board clean
+
+help:
+	@echo "make demo    UPop's row beside the dense model's, on VQAv2 of the mini world (two minutes)"
+	@echo "make test    the test suite (ARGS='tests/nn -x' passes words to pytest, JOBS=4 sets the workers)"
+	@echo "make lint    ruff, make types: mypy --strict, make board: leaderboards against their results"
+	@echo "make clean   remove .venv, build outputs and tool caches (runs/ stays)"
+	@echo "PYTHON=python3.12 chooses the interpreter, VENV=DIR the environment that vlbench is installed into"
+
+demo: $(STAMP)
+	@$(BIN)/vlbench run method=upop task=vqav2
+
+# One thread a worker: the models are tiny, and threads of two workers would fight for the cores.
+test: $(STAMP)
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	@$(BIN)/mypy --strict
+
+board: $(STAMP)
+	@$(BIN)/vlbench leaderboard --check
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "vlbench needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+		|| { rm -rf $(VENV); echo "$(PYTHON) cannot make environments (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	@echo "Installing vlbench and torch into $(VENV): a few minutes, about 6 GB."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist vlbench.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
