@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 .PHONY: help demo test lint types board clean
 
 help:
-	@echo "make demo    UPop's row beside the dense model's, on VQAv2 of the mini world (two minutes)"
+	@echo "make demo    UPop's row beside the dense model's, on VQAv2 of the mini world"
 	@echo "make test    the test suite (ARGS='tests/nn -x' passes words to pytest, JOBS=4 sets the workers)"
 	@echo "make lint    ruff, make types: mypy --strict, make board: leaderboards against their results"
 	@echo "make clean   remove .venv, build outputs and tool caches (runs/ stays)"
@@ -34,10 +34,10 @@ board: $(STAMP)
 	@$(BIN)/vlbench leaderboard --check
 
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "vlbench needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
-		|| { rm -rf $(VENV); echo "$(PYTHON) cannot make environments (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) \
+		|| { echo "$(PYTHON) -m venv failed (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 	@echo "Installing vlbench and torch into $(VENV): a few minutes, about 6 GB."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@

@@ -111,7 +111,7 @@ class BlipVQA(Model, Answerer):
         questions, mask = self.question_states(states, [s.text for s in batch.samples], batch.owner[:, 0])
         pairs = [(i, a, w) for i, s in enumerate(batch.samples) for a, w in s.target.items()]
         owner = torch.tensor([p[0] for p in pairs], device=self.device)
-        weight = torch.tensor([p[2] for p in pairs], device=self.device)
+        weight = torch.tensor([p[2] for p in pairs], device=self.device, dtype=questions.dtype)
         nll = self.negative_log_likelihood(questions, mask, owner, self.candidate_ids([p[1] for p in pairs]))
         return (weight * nll).sum() / len(batch.samples)
 

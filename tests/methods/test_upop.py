@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.oracles import Oracle, open_blip_vqa
+from vlbench.model import Batch
 from vlbench.nn import timm as adopted
 from vlbench.pruning.cut import cut
 from vlbench.pruning.gates import Gates
 from vlbench.structure import Structure
+from vlbench.task import Sample
 
 upop = importlib.import_module("vlbench.methods.upop")
-
-
-class Oracle:
-    """One recorded trajectory; arrays by key."""
-
-    def __init__(self, file: Path) -> None:
-        self.arrays = np.load(file)
-        self.facts: dict[str, Any] = json.loads(file.with_suffix(".json").read_text())
-
-    def tensors(self, prefix: str) -> dict[str, Tensor]:
-        return {
-            k.removeprefix(prefix): torch.from_numpy(self.arrays[k]) for k in self.arrays.files if k.startswith(prefix)
-        }
 
 
 def tiny_deit(weights: Mapping[str, Tensor]) -> torch.nn.Module:
@@ -160,3 +148,68 @@ def test_gate_gradient_is_the_sum_of_weight_times_gradient() -> None:
                 expected += rows[part.index].sum(1)
         assert torch.allclose(taken[site.name], expected, rtol=1e-9, atol=1e-12)
     assert all(float(v.abs().max()) == 0 for v in gates.take().values()), "take() clears"
+
+
+def blip_names(structure: Structure) -> dict[str, str]:
+    """Site -> the original's mask key, for the three towers of BLIP VQA."""
+    towers = {"vision": "visual_encoder.blocks", "question": "text_encoder.encoder.layer"}
+    towers["answer"] = "text_decoder.bert.encoder.layer"
+    parts = {"attention": "attn", "self": "attention.self", "cross": "crossattention.self"}
+    names = {}
+    for site in structure.sites:
+        tower, layer, part = site.name.split(".")
+        ffn = "mlp" if tower == "vision" else "intermediate"
+        names[site.name] = f"{towers[tower]}.{layer}.{ffn if part == 'ffn' else parts[part]}.alpha"
+    return names
+
+
+def vqa_batch(oracle: Oracle, index: int) -> Batch:
+    """The recorded batch: one question an image, n weighted answers a question."""
+    at = f"batch/{index}/"
+    questions, answers = oracle.facts["texts"][index]
+    counts, weights = oracle[at + "n"].tolist(), oracle[at + "weights"].tolist()
+    samples = []
+    for i, n in enumerate(counts):
+        first = sum(counts[:i])
+        # Equal answers with their own weights would share a dict key; the loss is linear in the weights.
+        target: dict[str, float] = {}
+        for answer, weight in zip(answers[first : first + n], weights[first : first + n], strict=True):
+            target[answer] = target.get(answer, 0.0) + weight
+        samples.append(Sample(str(i), (), questions[i], target))
+    return Batch(samples, oracle[at + "im"].double(), torch.arange(len(counts))[:, None])
+
+
+def test_blip_vqa_trajectory_equals_the_original(shared: Path, tmp_path: Path) -> None:
+    """End to end in float64: three towers of 12 layers, 60 steps, gates after every update equal."""
+    oracle = Oracle(shared / "oracles" / "models" / "search_vqa_a.npz")
+    oracle.facts["vocab"] = Oracle(shared / "oracles" / "models" / "blip_vqa_eval_a.npz").facts["vocab"]
+    weights = oracle.tensors("init/")
+    dims = {"vw": 32, "vmlp": 2, "vd": 12, "vh": 2, "img": 16, "patch": 8, "th": 32, "inter": 64, "layers": 12}
+    dims |= {"heads": 2, "positions": weights["text_encoder.embeddings.position_embeddings.weight"].shape[0]}
+    model = open_blip_vqa(oracle, dims, "init/", tmp_path)
+    structure = model.structure()
+    options = upop.SearchOptions(
+        sparsity=0.5, steps=60, interval=1000, unit_cost="36:1", budget="code", update_at_zero=True
+    )
+    cost = {s.name: 36.0 if s.kind == "attention" else 1.0 for s in structure.sites}
+    search = upop.Search(Gates(model.net, structure), structure, options, cost)
+    optimiser = torch.optim.AdamW(model.net.parameters(), lr=1e-3, weight_decay=0.05)
+    names, model.net.training = blip_names(structure), True
+    w_sp = {"attention": oracle.facts["w_attn"], "ffn": oracle.facts["w_mlp"]}
+    for step in range(60):
+        loss = model.answer_loss(vqa_batch(oracle, step % oracle.facts["nb"]))
+        assert float(loss.detach()) == pytest.approx(float(oracle["loss"][step]), abs=1e-10)
+        loss.backward()
+        search.after_backward(step)
+        if step in oracle.facts["grad_snapshots"]:
+            recorded = masks_of(oracle, step, names, "grad")
+            for site in structure.sites:
+                expected = recorded[site.name] - w_sp[site.kind] * (step + 1)
+                assert torch.allclose(search.total[site.name], expected, rtol=0, atol=1e-10)
+        optimiser.step()
+        optimiser.zero_grad()
+        search.after_step(step)
+        if step in (0, 59):
+            recorded = masks_of(oracle, step, names)
+            for name, gate in search.gates.value.items():
+                assert torch.equal(gate.detach(), recorded[name].double())
