@@ -173,7 +173,8 @@ if {words!r}:
     app([{words!r}], standalone_mode=False)
 print("heavy:", sorted({{"torch", "transformers", "timm", "numpy", "pandas", "scipy"}} & set(sys.modules)))
 """
-    assert run(sys.executable, "-c", code, cwd=tmp_path).splitlines()[-1] == "heavy: []"
+    told = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert told.splitlines()[-1] == "heavy: []"
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
-"""One worker a cell: a lease file, created exclusively and kept warm by a heartbeat."""
+"""One worker a cell: a lease file that appears whole, kept warm by a heartbeat."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -14,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .storage import sweep
 
 HEARTBEAT = 5.0  # seconds between two signs of life
-EXPIRES = 60.0  # seconds of silence after which a holder on another machine is taken for dead
+EXPIRES = 60.0  # seconds of silence, watched by us, after which a holder on another machine is taken for dead
+OLD = 3600.0  # age by the clocks (of two machines, which may differ) at which nobody needs to watch
+POLL = 0.5  # seconds between two looks at another's lease
 
 
 @contextmanager
@@ -26,90 +31,168 @@ def lease(folder: Path, done: Callable[[], bool], tell: Callable[[str], None]) -
     A dead holder's lease is taken over: at once where its process is gone from this machine, after EXPIRES otherwise.
     A live holder's is never stolen; this call waits for it.
     """
-    file = folder / "lease.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "lease.json"
+        mine = _wait(file, done, tell)
     except OSError as error:
-        raise UserError(f"cannot write in {folder}: {error.strerror}. Choose another folder with --runs.") from error
-    told = False
-    while not _create(file):
-        if done():
-            yield False
-            return
-        if _abandoned(file):
-            _take_away(file)
-            continue
-        if not told:
-            told = True
-            tell(f"another vlbench works on this cell ({_holder(file)}); waiting for it")
-        time.sleep(0.5)
+        raise UserError(
+            f"cannot write in {folder}: {error.strerror or error}. Choose another folder with --runs."
+        ) from error
+    if mine is None:
+        yield False
+        return
     stop = threading.Event()
-    beat = threading.Thread(target=_beat, args=(file, stop), daemon=True)
+    beat = threading.Thread(target=_beat, args=(file, mine, stop), daemon=True)
     beat.start()
     try:
+        sweep(folder)
         yield not done()
     finally:
         stop.set()
         beat.join()
-        file.unlink(missing_ok=True)
+        _remove(file, mine)
 
 
-def _create(file: Path) -> bool:
-    me = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+def _wait(file: Path, done: Callable[[], bool], tell: Callable[[str], None]) -> str | None:
+    """The text of our lease once we hold it, None where the cell was finished meanwhile."""
+    seen: tuple[str, float] = ("", 0.0)
+    since = time.monotonic()
+    told = False
+    while (mine := _claim(file)) is None:
+        if done():
+            return None
+        look = _look(file)
+        if look != seen:
+            seen, since = look, time.monotonic()
+        text, beaten = look
+        if text is None:
+            continue  # it went away between our two looks
+        if _dead(text) or time.monotonic() - since > EXPIRES or time.time() - beaten > OLD:
+            _remove(file, text)
+            continue
+        if not told:
+            told = True
+            tell(f"another vlbench works on this cell ({_holder(text)}); waiting for it")
+        time.sleep(POLL)
+    return mine
+
+
+def _claim(file: Path) -> str | None:
+    """Become the holder: the text of the lease, or None where there is one. Created under another name and linked, so
+    that no reader (and no later run, where we are killed here) finds an empty lease."""
+    pid = os.getpid()
+    text = json.dumps({"machine": _machine(), "pid": pid, "started": _started(pid), "token": secrets.token_hex(8)})
+    draft = file.with_name(f".{file.name}.{pid}.tmp")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.link(draft, file)
+    except FileExistsError:
+        return None
+    except FileNotFoundError:
+        return None  # a holder that just started has swept our draft
+    except PermissionError:  # a file system without hard links (FAT, some FUSE mounts), or a folder we cannot write
+        return text if _create(file, text) else None
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+    return text
+
+
+def _create(file: Path, text: str) -> bool:
     try:
         handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
         return False
-    except OSError as error:
-        raise UserError(
-            f"cannot write in {file.parent}: {error.strerror}. Choose another folder with --runs."
-        ) from error
-    with os.fdopen(handle, "w") as stream:
-        json.dump(me, stream)
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        stream.write(text)
     return True
 
 
+def _machine() -> str:
+    """Where a process number means one process: host, boot, and process namespace (containers may share the rest)."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(parts)
+
+
 def _started(pid: int) -> str:
-    """What tells a process from a later one of the same number (Linux: its start time); empty where unknown."""
+    """When a process started (it tells a process from a later one of the same number); empty where there is none.
+
+    A zombie has ended: in a container without an init nobody collects a killed run, and it would hold for ever.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
+        if Path("/proc/self/stat").exists():
+            return ""
+    try:  # no /proc (macOS): signal 0 only asks
+        os.kill(pid, 0)
+    except ProcessLookupError:
         return ""
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text())
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def _holder(file: Path) -> str:
-    found = _read(file)
-    return f"process {found.get('pid')} on {found.get('host')}"
-
-
-def _abandoned(file: Path) -> bool:
-    try:
-        silent = time.time() - file.stat().st_mtime
     except OSError:
+        pass
+    return "running"
+
+
+def _look(file: Path) -> tuple[str | None, float]:
+    """Text and last heartbeat. Opened, because NFS answers a plain stat from a cache that may be a minute old."""
+    try:
+        with file.open(encoding="utf-8", errors="replace") as stream:
+            return stream.read(), os.fstat(stream.fileno()).st_mtime
+    except FileNotFoundError:
+        return None, 0.0
+
+
+def _read(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _holder(text: str) -> str:
+    found = _read(text)
+    return f"process {found.get('pid')} on {str(found.get('machine')).split(' ')[0]}"
+
+
+def _dead(text: str) -> bool:
+    """Whether the holder is known to be gone. Of another machine's process nothing is known but its silence."""
+    found = _read(text)
+    if found.get("machine") != _machine() or not isinstance(found.get("pid"), int):
         return False
-    found = _read(file)
-    if found.get("host") == socket.gethostname() and found.get("started"):
-        return _started(int(found["pid"])) != found["started"]
-    return silent > EXPIRES
+    return _started(found["pid"]) != found.get("started")
 
 
-def _take_away(file: Path) -> None:
-    """Move the dead lease aside; of several who try, one succeeds, and all go on to create their own."""
-    grave = file.with_name(f".{file.name}.{os.getpid()}.dead")
-    with contextlib.suppress(FileNotFoundError):
-        file.rename(grave)
-        grave.unlink()
+def _remove(file: Path, text: str) -> None:
+    """Remove the lease that says `text` and no other: of several who find a dead one, the second would otherwise
+    remove what the first has just created."""
+    with _alone(file.parent):
+        if _look(file)[0] == text:
+            file.unlink(missing_ok=True)
 
 
-def _beat(file: Path, stop: threading.Event) -> None:
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """A kernel lock on the folder, freed when its holder dies. Where the file system has none a race of microseconds
+    between two who take over the same dead lease remains."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _beat(file: Path, mine: str, stop: threading.Event) -> None:
+    """Signs of life, while the lease is ours: a machine that slept for minutes may have lost it to another."""
     while not stop.wait(HEARTBEAT):
         with contextlib.suppress(OSError):
+            if _look(file)[0] != mine:
+                return
             os.utime(file)

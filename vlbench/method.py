@@ -17,6 +17,7 @@ Options are pydantic models: ranges, units and descriptions are the help text, u
 
 from __future__ import annotations
 
+import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 if TYPE_CHECKING:
     from .job import Job
@@ -32,9 +34,29 @@ Role = Literal["baseline", "pruner", "restorer"]
 
 
 class MethodOptions(BaseModel):
-    """Base of every method's options."""
+    """Base of every method's options. A subclass that only changes a default (`steps: int = 300`) keeps the
+    description and the range of the field it inherits."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Infinities and NaN pass ge= and gt=, and have no place in the JSON that a cell's identity is taken of.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in inspect.get_annotations(cls):
+            inherited = next((base.model_fields[name] for base in cls.__mro__[1:] if _has_field(base, name)), None)
+            value = cls.__dict__.get(name)
+            if inherited is not None and value is not None and not isinstance(value, FieldInfo):
+                setattr(cls, name, Field(value, description=inherited.description, **_range_of(inherited)))
+
+
+def _has_field(cls: type, name: str) -> bool:
+    return issubclass(cls, BaseModel) and name in getattr(cls, "__pydantic_fields__", {})
+
+
+def _range_of(field: FieldInfo) -> dict[str, Any]:
+    """The ge=, gt=, le=, lt=, multiple_of= of a field."""
+    keys = ("ge", "gt", "le", "lt", "multiple_of")
+    return {key: getattr(part, key) for part in field.metadata for key in keys if hasattr(part, key)}
 
 
 class PruneOptions(MethodOptions):

@@ -121,7 +121,7 @@ def blip_vqa_structure(net: nn.Module) -> Structure:
 def run_blip_vqa(net: nn.Module) -> Tensor:
     image = net.vision_model(floats(net, 2, 3, 16, 16)).last_hidden_state
     question = net.text_encoder(tokens(2, 5), encoder_hidden_states=image).last_hidden_state
-    return net.text_decoder(tokens(2, 4, seed=3), encoder_hidden_states=question).logits
+    return net.text_decoder(tokens(2, 4, seed=3), encoder_hidden_states=question, use_cache=False).logits
 
 
 def blip_nlvr() -> nn.Module:
@@ -151,8 +151,8 @@ def t5_structure(net: nn.Module) -> Structure:
 
 def run_t5(net: nn.Module) -> Tensor:
     """With and without padding: transformers then passes a mask, or trusts `is_causal`."""
-    plain = net(tokens(2, 7), decoder_input_ids=tokens(2, 4, seed=3)).logits
-    padded = net(tokens(2, 7), mask(7, 4), decoder_input_ids=tokens(2, 4, seed=3)).logits
+    plain = net(tokens(2, 7), decoder_input_ids=tokens(2, 4, seed=3), use_cache=False).logits
+    padded = net(tokens(2, 7), mask(7, 4), decoder_input_ids=tokens(2, 4, seed=3), use_cache=False).logits
     return torch.cat([plain, padded])
 
 

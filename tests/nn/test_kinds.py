@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.nn import kinds
 from vlbench.errors import UserError
 from vlbench.nn.attend import Shared
 from vlbench.nn.open_clip import SelfAttention
 from vlbench.pruning.cut import cut
 from vlbench.structure import Site, Structure, check_structure
-
-# Test folders are no packages (import-mode=importlib), so the neighbour file is loaded by its path.
-_spec = importlib.util.spec_from_file_location("vlbench_test_kinds", Path(__file__).with_name("kinds.py"))
-assert _spec is not None
-assert _spec.loader is not None
-kinds = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = kinds
-_spec.loader.exec_module(kinds)
 
 KINDS = {kind.name: kind for kind in kinds.KINDS}
 every_kind = pytest.mark.parametrize("kind", kinds.KINDS, ids=KINDS)
@@ -44,10 +34,15 @@ def adopted(kind: kinds.Kind) -> nn.Module:
     return kind.adopt(kind.build())
 
 
+def attention_by(unit: str) -> Callable[[Site], str]:
+    """Attention sites by `unit`, the others by their own."""
+    return lambda site: unit if site.kind == "attention" else site.unit
+
+
 def unit_choices(structure: Structure) -> list[Structure]:
     """The description with every legal unit of attention: first each site's default, then the variants."""
     others = dict.fromkeys(v.unit for site in structure.sites for v in site.variants)
-    return [structure, *(structure.with_units("attention", unit) for unit in others)]
+    return [structure, *(structure.with_units(attention_by(unit)) for unit in others)]
 
 
 def random_keep(structure: Structure, seed: int) -> dict[str, Tensor]:
@@ -227,7 +222,7 @@ def test_gradients_reach_every_site(kind: kinds.Kind) -> None:
 def test_illegal_units_are_refused_with_the_reason(name: str, unit: str, reason: str) -> None:
     structure = KINDS[name].structure(adopted(KINDS[name]))
     with pytest.raises(UserError, match=reason):
-        structure.with_units("attention", unit)
+        structure.with_units(attention_by(unit))
 
 
 def pruned_pair(kind: kinds.Kind, number: int) -> tuple[nn.Module, nn.Module]:
