@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json as jsonlib
-from collections.abc import Mapping
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +13,8 @@ from .errors import UserError, did_you_mean
 from .plugins import Entry, Kind, table
 
 KINDS: tuple[Kind, ...] = ("tasks", "models", "methods")
+PLURAL: dict[str, Kind] = {"method": "methods", "task": "tasks", "model": "models"}
+WIDTH = 100  # columns of help, or the terminal's where it has fewer
 
 
 def print_catalogue(what: str, runs: Path, *, json: bool) -> None:
@@ -26,14 +30,15 @@ def print_catalogue(what: str, runs: Path, *, json: bool) -> None:
     for kind in kinds:
         print(f"{kind}:")
         entries = table(kind).entries.values()
-        width = max((len(e.name) for e in entries), default=0)
+        names = max((len(e.name) for e in entries), default=0)
+        titles = max((len(e.facts["title"]) for e in entries), default=0)
         for entry in entries:
             note = "" if entry.built_in else f"  ({entry.file})"
-            print(f"  {entry.name:<{width}}  {entry.facts.get('title', '')}{_detail(entry)}{note}")
+            print(f"  {entry.name:<{names}}  {entry.facts['title']:<{titles}}  {_detail(entry)}{note}".rstrip())
         for file, why in table(kind).broken.items():
             print(f"  ! {file} cannot be read: {why}")
         print()
-    print("vlbench help method=NAME (task=, model=) tells more.")
+    print("`vlbench help method=NAME` (task=, model=) tells more.")
     return None
 
 
@@ -42,20 +47,22 @@ def _facts(entry: Entry) -> dict[str, Any]:
 
 
 def _detail(entry: Entry) -> str:
+    """What a reader chooses by: the last column of a table."""
     facts = entry.facts
+    if "links" in facts:
+        return " -> ".join(facts["links"])
     if entry.kind == "methods":
-        told = " -> ".join(facts["links"]) if "links" in facts else ", ".join(facts.get("patterns", ()))
-        return f"  [{told}]" if told else ""
+        return ", ".join((facts["role"], *facts.get("patterns", ())))
     if entry.kind == "models":
-        return f"  [{', '.join(facts['capabilities'])}; {facts.get('suite', 'full')}]"
-    return f"  [{facts['capability']}; {facts['metric']}]"
+        return ", ".join((*facts["capabilities"], f"suite={facts.get('suite', 'full')}"))
+    return f"{facts['capability']}, {facts['metric']}"
 
 
 def _print_runs(runs: Path, *, json: bool) -> None:
     found = []
     for folder in sorted(p for p in runs.glob("*") if (p / "cell.json").is_file()):
-        state = "done" if (folder / "result.json").is_file() else "unfinished"
-        found.append({"run": folder.name, "state": state})
+        finished = any((folder / name).is_file() for name in ("result.json", "server.json"))
+        found.append({"run": folder.name, "state": "done" if finished else "unfinished"})
     if json:
         print(jsonlib.dumps(found, indent=1))
         return
@@ -78,56 +85,173 @@ def check_all() -> list[str]:
     return list(dict.fromkeys(broken))
 
 
-def print_help(given: Mapping[str, str]) -> None:
-    """Print what one plug-in (method=, task= or model=) is and takes."""
-    for key, kind in (("method", "methods"), ("task", "tasks"), ("model", "models")):
-        if key in given:
-            return _print_entry(table(kind).get(given[key]))  # type: ignore[arg-type]
-    raise UserError("vlbench help takes method=NAME, task=NAME or model=NAME.")
+def print_help(words: Sequence[str]) -> None:
+    """Print what plug-ins (method=NAME, task=NAME, model=NAME, or a NAME alone) are and take."""
+    # All are looked up and imported first: a mistake prints nothing but its sentence.
+    found = [entry for word in words for entry in _named(word)]
+    classes = [entry.load() for entry in found]
+    for number, (entry, cls) in enumerate(zip(found, classes, strict=True)):
+        print("\n" * (number > 0), end="")
+        _print_entry(entry, cls)
 
 
-def _print_entry(entry: Entry) -> None:
-    cls = entry.load()
-    print(f"{entry.name}: {entry.facts.get('title', '')}")
+def _named(word: str) -> list[Entry]:
+    key, equals, value = word.partition("=")
+    if equals and key in PLURAL:
+        return [table(PLURAL[key]).get(name) for name in value.split("+")]
+    alike = [table(kind).entries[word] for kind in KINDS if word in table(kind).entries]
+    if not alike:
+        hint = did_you_mean(word, [name for kind in KINDS for name in table(kind).entries])
+        raise UserError(f"vlbench help takes method=NAME, task=NAME or model=NAME, not {word!r}. {hint}")
+    return alike
+
+
+def _print_entry(entry: Entry, cls: Any) -> None:
+    print(f"{entry.name}: {entry.facts['title']}")
     if cls.__doc__:
-        print(f"  {' '.join(cls.__doc__.split())}")
-    if entry.facts.get("paper"):
-        print(f"  paper: {entry.facts['paper']}")
+        _wrapped(cls.__doc__, indent=2)
+    facts = [(key, str(entry.facts[key])) for key in ("paper", "role") if entry.facts.get(key)]
     if entry.kind == "models":
-        return _print_card(entry)
+        return _print_table(_card_facts(entry))
+    if entry.kind == "tasks":
+        facts += _task_facts(cls)
     if "links" in entry.facts:
-        print(f"  chain: {' -> '.join(entry.facts['links'])}; LINK=off drops a link")
-        for link in entry.facts["links"]:
-            _print_options(table("methods").get(link).load().Options, f"{link}.")
-    else:
-        _print_options(cls.Options, "")
-    for name, recipe in getattr(cls, "recipes", {}).items():
-        values = "depends on task and target" if callable(recipe) else _told(recipe)
-        print(f"  recipe={name}: {values}")
+        off = ", ".join(f"{link}=off" for link in entry.facts["links"][1:])
+        facts.append(("chain", " -> ".join(entry.facts["links"]) + (f" ({off} drops a link)" if off else "")))
+    if entry.facts.get("patterns"):
+        facts.append(("patterns", ", ".join(entry.facts["patterns"])))
+    _print_table(facts)
+    parts = [table("methods").get(link) for link in entry.facts.get("links", ())] or [entry]
+    shared = _shared_names(parts)
+    for part in parts:
+        if part.load().Options.model_fields:
+            print(f"\n  {'options' if part is entry else part.name + ': ' + part.facts['title']}")
+            _print_options(part, shared)
+    _print_recipes(cls)
     return None
+
+
+def _shared_names(parts: Sequence[Entry]) -> set[str]:
+    """Options that need a prefix: those of several links, and those called like a word of every cell."""
+    if parts[0].kind == "tasks":
+        return set()
+    from .spec import Words
+
+    names = [name for part in parts for name in part.load().Options.model_fields]
+    return {name for name in names if names.count(name) > 1 or name in Words.model_fields}
+
+
+def _task_facts(cls: Any) -> list[tuple[str, str]]:
+    roles = ", ".join(f"{role}: {split}" for role, split in cls.roles().items())
+    return [
+        ("capability", cls.capability),
+        ("metrics", ", ".join(f"{name} ({'primary, ' * (name == cls.metric)}{d})" for name, d in cls.metrics.items())),
+        ("splits", f"{roles}; split= takes {', '.join(cls.report_splits())}"),
+    ]
+
+
+def _card_facts(entry: Entry) -> list[tuple[str, str]]:
+    told = []
+    for key, value in entry.facts.items():
+        if key not in ("name", "title") and value not in ("", (), {}):
+            told.append((key.replace("_", " "), _plain(value)))
+    return told
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k}={v}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def _print_options(part: Entry, shared: set[str]) -> None:
+    # What a user sets first stands first: the target, then the rest as declared.
+    fields = sorted(part.load().Options.model_fields.items(), key=lambda item: item[0] != "sparsity")
+    rows = []
+    for name, field in fields:
+        text = _described(field)
+        if name == "sparsity" and "n:m" in part.facts.get("patterns", ()):
+            text += "; or a pattern like 2:4 (keeps 2 of 4)"
+        rows.append((f"{part.name}.{name}=" if name in shared else f"{name}=", _default(field), text))
+    names = max(len(row[0] + row[1]) for row in rows)
+    _print_table([(name + default, text) for name, default, text in rows], indent=4, left=names)
+
+
+def _default(field: Any) -> str:
+    if field.is_required():
+        return "..."
+    return "" if field.default is None else str(field.default)
+
+
+def _described(field: Any) -> str:
+    """The description, and in brackets the range or the choices it does not name itself."""
+    text = field.description or ""
+    choices = get_args(field.annotation)
+    if choices and all(isinstance(c, str) for c in choices):
+        unnamed = any(c not in text for c in choices)
+        legal = " | ".join(choices) if unnamed else ""
+    else:
+        legal = _bounds(field)
+    legal = "; ".join(filter(None, (legal, "required" if field.is_required() else "")))
+    return f"{text} ({legal})" if legal else text
+
+
+def _bounds(field: Any) -> str:
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    return ", ".join(
+        f"{sign}\N{NO-BREAK SPACE}{getattr(part, key)}"
+        for part in field.metadata
+        for key, sign in signs.items()
+        if hasattr(part, key)
+    )
+
+
+def _print_recipes(cls: Any) -> None:
+    """recipe=NAME and what it sets; for one that depends on the task, each of its answers."""
+    recipes = getattr(cls, "recipes", {})
+    if not recipes:
+        return
+    print("\n  recipes (without recipe=: mini in suite=mini, paper in suite=full, where there is one)")
+    rows = []
+    for name, recipe in recipes.items():
+        for number, line in enumerate(_answers(recipe) if callable(recipe) else [_told(recipe)]):
+            rows.append((f"recipe={name}" if number == 0 else "", line))
+    _print_table(rows, indent=4)
+
+
+def _answers(recipe: Any) -> list[str]:
+    """What a recipe that is a function says for each task, at its target's default; alike answers on one line."""
+    from .method import Context
+
+    told: dict[str, list[str]] = {}
+    for name in table("tasks").entries:
+        told.setdefault(_told(recipe(Context("full", name, "", 0.5))), []).append(name)
+    if len(told) == 1:
+        return list(told)
+    return [f"task={', '.join(tasks)}: {values}" for values, tasks in told.items()]
 
 
 def _told(recipe: Mapping[str, Any]) -> str:
     return " ".join(f"{k}={v}" for k, v in recipe.items()) or "the defaults"
 
 
-def _print_card(entry: Entry) -> None:
-    for key, value in entry.facts.items():
-        if key not in ("name", "title"):
-            print(f"  {key}: {value}")
+def _columns() -> int:
+    return min(WIDTH, max(60, shutil.get_terminal_size((WIDTH, 24)).columns))
 
 
-def _print_options(options: Any, prefix: str) -> None:
-    for name, field in options.model_fields.items():
-        choices = get_args(field.annotation)
-        literal = all(isinstance(c, str) for c in choices) and choices
-        kind = " | ".join(choices) if literal else _bounds(field)
-        default = "required" if field.is_required() else f"default {field.default}"
-        print(f"  {prefix + name + '=':<28} {field.description or ''} ({kind + '; ' if kind else ''}{default})")
+def _wrapped(text: str, indent: int) -> None:
+    space = " " * indent
+    print(textwrap.fill(" ".join(text.split()), _columns(), initial_indent=space, subsequent_indent=space))
 
 
-def _bounds(field: Any) -> str:
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    return ", ".join(
-        f"{sign} {getattr(part, key)}" for part in field.metadata for key, sign in signs.items() if hasattr(part, key)
-    )
+def _print_table(rows: Sequence[tuple[str, str]], indent: int = 2, left: int = 0) -> None:
+    """Two columns, the second wrapped below itself."""
+    left = left or max((len(name) for name, _ in rows), default=0)
+    for name, text in rows:
+        head = f"{'':<{indent}}{name:<{left}}  "
+        later = " " * (len(head) + (not name or "task=" in text[:5]) * 2)
+        lines = textwrap.wrap(
+            text, _columns(), initial_indent=head, subsequent_indent=later,
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
+        print("\n".join(lines).replace("\N{NO-BREAK SPACE}", " ") or head.rstrip())

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .plugins import table, workspace
+from .plugins import WORKSPACE_FILE, table, workspace
 from .spec import LinkSpec, Spec
 from .storage import digest
 from .task import Sample, Task, digest_samples
 
 # Bumped only when a number can change: new values never mix with old ones, and old results stay valid otherwise.
 NUMERICS_VERSION = 1
+# What the dense cell shares with the cells that are compared with it: computed once for both.
+SHARED = ("samples", "settings", "split_digest", "weights_digest")
 
 BuildProgress = Callable[[int, int], None]
 
@@ -64,7 +66,7 @@ class Cell:
     @property
     def learns(self) -> bool:
         """Whether a link reads the train split."""
-        return any(link.entry.facts.get("uses_seed", False) for link in self.spec.links)
+        return self.spec.uses_seed
 
     @property
     def seed(self) -> int | None:
@@ -75,21 +77,34 @@ class Cell:
     def identity(self) -> dict[str, Any]:
         """Content, never names: what must be equal for a number to be reused."""
         words, spec = self.spec.words, self.spec
-        train = self.task.roles()["train"]
         return {
             "numerics": NUMERICS_VERSION,
             "suite": words.suite,
             "task": [spec.task.name, self.task.version, spec.task.digest()],
             "split": [self.split, self.split_digest],
-            "train": digest_samples(self.task.samples(train)) if self.learns else None,
+            "train": self._train_digest() if self.learns else None,
             "weights": self.weights_digest,
             "family": spec.model.digest(),
-            "preprocessing": spec.model.facts.get("image"),
+            "preprocessing": spec.model.facts["image"],
             "chain": [_link_identity(link) for link in spec.links],
             "seed": self.seed,
-            "precision": words.precision,
-            "batch_size": self.batch_size,
+            "evaluation": self.evaluation,
         }
+
+    def _train_digest(self) -> str:
+        """Digest of what the chain may learn from, which must not be what is reported: refused here, before anything
+        is written, because the identity is the first thing that a run asks for."""
+        if self.spec.words.suite == "mini":
+            from .data.mini import world_digest
+
+            return world_digest(_data_name(self.spec))  # pinned; reading 70,000 questions would take seconds
+        from .job import refuse_report_ids
+
+        roles = self.task.roles()
+        splits = [roles["train"], *([] if self.task.missing(roles["select"]) else [roles["select"]])]
+        samples = [s for split in splits for s in self.task.samples(split)]
+        refuse_report_ids(self.task, samples)
+        return digest_samples(samples)
 
     @property
     def batch_size(self) -> int:
@@ -111,7 +126,9 @@ class Cell:
         entry = table("methods").get("dense")
         method = entry.load()
         spec = replace(self.spec, links=(LinkSpec(entry, method, method.Options()),), recipe="default")
-        return replace(self, spec=spec)
+        baseline = replace(self, spec=spec)
+        vars(baseline).update({name: vars(self)[name] for name in SHARED if name in vars(self)})
+        return baseline
 
     @property
     def is_dense(self) -> bool:
@@ -119,43 +136,84 @@ class Cell:
 
 
 def _link_identity(link: LinkSpec) -> list[Any]:
-    return [link.entry.name, link.version, link.options.model_dump(mode="json")]
+    """Name, version and options; of an option that is a file or a model folder, the content."""
+    from .weights import file_digest
+
+    options = link.options.model_dump(mode="json")
+    for name, value in link.options:
+        if isinstance(value, Path):
+            if not value.exists():
+                raise UserError(f"{link.entry.name}.{name}={value} does not exist.")
+            options[name] = file_digest(value)
+    return [link.entry.name, link.version, options]
 
 
 def open_cell(spec: Spec, progress: BuildProgress | None = None) -> Cell:
     """Find data and weights. Raises UserError saying what goes where when something is missing."""
     from .weights import locate
 
-    space = workspace()
     weights = locate(
-        spec.words.checkpoint or spec.model.facts["checkpoint"],
-        spec.model.facts.get("revision", "main"),
-        space.roots,
+        spec.words.checkpoint or spec.model.facts["checkpoint"], spec.model.facts.get("revision", "main"), _roots()
     )
+    _refuse_damaged(weights)
     root = data_root(spec, progress)
-    task: Task = spec.task_class(root, spec.task_options)
-    split = spec.words.split or task.roles()["report"]
-    if split not in task.report_splits():
-        raise UserError(f"split={split} is none of {spec.task.name}: {', '.join(task.report_splits())}.")
-    missing = task.missing(split)
+    task = spec.task_class(root, spec.task_options)
+    wanted = [spec.split, *([task.roles()["train"]] if spec.uses_seed else ())]
+    missing = list(dict.fromkeys(line for split in wanted for line in task.missing(split)))
     if missing:
-        raise UserError("\n".join([f"{spec.task.name} lacks data in {root}:", *missing]))
-    return Cell(spec, task, split, weights)
+        raise UserError("\n".join([f"{spec.task.name} lacks data in {root}:", *missing, _remedy(spec)]))
+    return Cell(spec, task, spec.split, weights)
+
+
+def _roots() -> Mapping[str, str]:
+    """Name -> folder, as vlbench.toml says; else the folder of that name in VLBENCH_DATA."""
+    told = dict(workspace().roots)
+    data = Path(os.environ.get("VLBENCH_DATA") or os.devnull).expanduser()
+    if data.is_dir():
+        told = {**{p.name: str(p) for p in data.iterdir() if p.is_dir()}, **told}
+    return told
 
 
 def data_root(spec: Spec, progress: BuildProgress | None = None) -> Path:
     """The task's data folder: the mini world's cache, or the root named in vlbench.toml or VLBENCH_DATA."""
+    name = _data_name(spec)
     if spec.words.suite == "mini":
-        from .data.mini import mini_root
+        from .data.mini import BUILDERS, mini_root
 
-        return mini_root(spec.task.name, progress)
-    name = str(spec.task.facts.get("data") or spec.task.name)
-    roots = workspace().roots
+        if name not in BUILDERS:
+            raise UserError(f"suite=mini has no data for task={spec.task.name}: write suite=full.")
+        return mini_root(name, progress)
+    roots = _roots()
     if name in roots:
         return Path(roots[name])
-    if os.environ.get("VLBENCH_DATA"):
-        return Path(os.environ["VLBENCH_DATA"]).expanduser() / name
-    raise UserError(
-        f'where is the {name} data? Write its folder into vlbench.toml ([roots] {name} = "/path"), or set '
-        f"VLBENCH_DATA to a folder that holds {name}/."
+    needs = spec.task_class(Path(f"<{name}>"), spec.task_options).missing(spec.split)
+    raise UserError("\n".join([f"where is the {name} data?", *needs, _remedy(spec)]))
+
+
+def _data_name(spec: Spec) -> str:
+    return str(spec.task.facts.get("data") or spec.task.name)
+
+
+def _remedy(spec: Spec) -> str:
+    """What to do about missing data."""
+    name, space = _data_name(spec), workspace()
+    if spec.words.suite == "mini":
+        return "The mini data are built by vlbench: delete that folder and run the same command again."
+    where = f'{space.folder / WORKSPACE_FILE} with the lines\n[roots]\n{name} = "/path/to/{name}"\n'
+    return (
+        f"Put the files there, or name the folder that has them in {where}or set VLBENCH_DATA to a folder that holds "
+        f"{name}/; then run the same command again. (suite=mini needs no data.)"
     )
+
+
+def _refuse_damaged(weights: Path) -> None:
+    """Raise UserError for a truncated weights file now, before anything is written. Reads headers only."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in [weights] if weights.is_file() else sorted(weights.glob("*.safetensors")):
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, framework="np"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{file} cannot be read as weights ({error}): it is damaged or truncated.") from None

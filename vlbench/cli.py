@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import json as jsonlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from . import __version__
 from .errors import RunFailed, UserError
 
 if TYPE_CHECKING:
     from .record import Record
-    from .ui import Screen
 
 app = typer.Typer(
     add_completion=True,
@@ -28,16 +32,45 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON for programs, and
 RUNS = Path("runs")
 
 
+# Of the machine, not of the program: told in one sentence wherever they come from.
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
 def main() -> None:
     """Entry point. Exit codes: 0 done, 2 the command's words are wrong, 1 something failed."""
     try:
         app()
-    except UserError as error:
+    except (UserError, RunFailed) as error:
         _stop(error, error.exit_code)
-    except RunFailed as error:
-        _stop(error, error.exit_code)
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _stop(f"{where}{error.strerror}. Free some space or choose another folder, then run the same command again.", 2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"vlbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """--version, and nothing else before the verb."""
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Ctrl-C leaves a cell that the same command resumes: say so (typer would end without a word)."""
+    try:
+        yield
     except KeyboardInterrupt:
-        _stop("interrupted; the same command goes on from here", 130)
+        _stop("interrupted; the same command goes on from here.", 130)
 
 
 def _stop(message: object, code: int) -> NoReturn:
@@ -58,21 +91,32 @@ def run(
     from .ui import Screen
 
     spec = resolve(parse(words))
-    with Screen(quiet=json) as screen:
+    with _resumable(), Screen(quiet=json) as screen:
         if plan:
             from .plan import print_plan
 
-            return print_plan(spec, runs, json=json)
+            return print_plan(spec, runs, screen, json=json)
+        from .cell import open_cell
         from .run import Runner, Uploaded, refuse_unwritable
 
+        cell = open_cell(spec, screen.building)
+        _ = (
+            cell.id
+        )  # reads what the identity is made of: what is wrong with the data is told before anything is written
         refuse_unwritable(runs)
         try:
-            record = Runner(runs, screen, checkpoint_seconds=checkpoint_every).run(parse(words))
+            record = Runner(runs, screen, checkpoint_seconds=checkpoint_every).cell(cell)
         except Uploaded as told:
-            print(f"{told.file} is ready for the server; `vlbench score` enters what it returns.")
-            return None
+            return _say_uploaded(told.file, json=json)
     _finish(record, runs, json=json)
     return None
+
+
+def _say_uploaded(file: Path, *, json: bool) -> None:
+    if json:
+        print(jsonlib.dumps({"upload": str(file)}))
+    else:
+        print(f"{file} is ready for the server; `vlbench score RUN file=PATH` enters what it returns.")
 
 
 def _finish(record: Record, runs: Path, *, json: bool) -> None:
@@ -92,32 +136,31 @@ def _finish(record: Record, runs: Path, *, json: bool) -> None:
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(help="models, tasks, methods or runs; all when left out")] = "",
-    check: Annotated[bool, typer.Option("--check", help="import every plug-in and say which cannot be used")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="import every plug-in; exit 1 where one cannot be used")
+    ] = False,
     runs: Runs = RUNS,
     json: Json = False,
 ) -> None:
     """What there is: models, tasks, methods, runs."""
     from .catalogue import check_all, print_catalogue
 
-    if check:
-        broken = check_all()
-        if broken:
-            raise RunFailed("\n".join(broken))
     print_catalogue(what, runs, json=json)
+    if check and (broken := check_all()):
+        raise RunFailed("\n".join(broken))
 
 
 @app.command("help")
-def help_(words: Words) -> None:
+def help_(words: Annotated[list[str], typer.Argument(help="method=NAME, task=NAME, model=NAME")]) -> None:
     """Options, defaults, ranges, recipes and paper of a plug-in: vlbench help method=upop."""
     from .catalogue import print_help
-    from .spec import parse
 
-    print_help(parse(words))
+    print_help(words)
 
 
 @app.command()
 def leaderboard(
-    check: Annotated[bool, typer.Option("--check", help="compare bytes and write nothing; exit 1 on a difference")] = False,
+    check: Annotated[bool, typer.Option("--check", help="write nothing; exit 1 where bytes differ")] = False,
     folder: Annotated[Path, typer.Option(help="the leaderboards folder")] = Path("leaderboards"),
 ) -> None:
     """Regenerate leaderboards/<suite>/<task>.csv and .md from leaderboards/results."""
@@ -144,20 +187,30 @@ def submit(
     """Verify a finished run and copy its record to leaderboards/results."""
     from .leaderboard.regenerate import submit as submit_run
 
-    place = Path(name) if (Path(name) / "result.json").is_file() else runs / name
-    print(f"wrote {submit_run(place, folder / 'results')}; `vlbench leaderboard` makes the tables.")
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist: run this in the checkout, or give --folder.")
+    print(f"wrote {submit_run(_run_folder(name, runs), folder / 'results')}; `vlbench leaderboard` makes the tables.")
 
 
 @app.command()
 def score(
-    name: Annotated[str, typer.Argument(metavar="RUN", help="the run whose upload file was sent")],
-    file: Annotated[Path, typer.Option("--file", help="the server's JSON: {metric: value}")],
+    name: Annotated[str, typer.Argument(metavar="RUN", help="the run whose upload file was sent: its name or folder")],
+    words: Annotated[list[str], typer.Argument(help="file=PATH, the server's JSON {metric: value}")],
     runs: Runs = RUNS,
 ) -> None:
-    """Enter what an evaluation server returned for a split without labels."""
+    """Enter what an evaluation server returned: vlbench score RUN file=scores.json."""
     from .server import enter_score
+    from .spec import parse
 
-    print(f"wrote {enter_score(runs / name, file)}")
+    given = parse(words)
+    if set(given) != {"file"}:
+        raise UserError("vlbench score takes RUN and file=PATH.")
+    print(f"wrote {enter_score(_run_folder(name, runs), Path(given['file']))}")
+
+
+def _run_folder(name: str, runs: Path) -> Path:
+    """A run by its folder or, in `runs`, by its name."""
+    return Path(name) if (Path(name) / "cell.json").is_file() else runs / name
 
 
 @app.command()
@@ -177,19 +230,15 @@ def check(words: Words) -> None:
     """The contract test of a plug-in: vlbench check method=mine."""
     from .contract import check_method
     from .spec import parse
+    from .ui import Screen
 
     given = parse(words)
     if set(given) != {"method"}:
         raise UserError("vlbench check takes method=NAME.")
-    with _screen() as screen:
+    with Screen() as screen:
         for line in check_method(given["method"], screen):
-            print(line)
-
-
-def _screen() -> Screen:
-    from .ui import Screen
-
-    return Screen()
+            print(line, flush=True)
+    print(f"{given['method']} keeps the contract of methods.")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -22,6 +23,8 @@ HEARTBEAT = 5.0  # seconds between two signs of life
 EXPIRES = 60.0  # seconds of silence, watched by us, after which a holder on another machine is taken for dead
 OLD = 3600.0  # age by the clocks (of two machines, which may differ) at which nobody needs to watch
 POLL = 0.5  # seconds between two looks at another's lease
+# What a file system without hard links (FAT, some FUSE mounts) answers; creating the file exclusively is left.
+NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @contextmanager
@@ -56,7 +59,7 @@ def lease(folder: Path, done: Callable[[], bool], tell: Callable[[str], None]) -
 
 def _wait(file: Path, done: Callable[[], bool], tell: Callable[[str], None]) -> str | None:
     """The text of our lease once we hold it, None where the cell was finished meanwhile."""
-    seen: tuple[str, float] = ("", 0.0)
+    seen: tuple[str | None, float] = (None, 0.0)
     since = time.monotonic()
     told = False
     while (mine := _claim(file)) is None:
@@ -90,8 +93,12 @@ def _claim(file: Path) -> str | None:
     except FileExistsError:
         return None
     except FileNotFoundError:
-        return None  # a holder that just started has swept our draft
-    except PermissionError:  # a file system without hard links (FAT, some FUSE mounts), or a folder we cannot write
+        if not file.parent.is_dir():
+            raise
+        return None  # a holder that has just started swept our draft
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
         return text if _create(file, text) else None
     finally:
         with contextlib.suppress(OSError):

@@ -43,14 +43,14 @@ class MethodOptions(BaseModel):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in inspect.get_annotations(cls):
-            inherited = next((base.model_fields[name] for base in cls.__mro__[1:] if _has_field(base, name)), None)
+            inherited = next((f for base in cls.__mro__[1:] if (f := _fields(base).get(name))), None)
             value = cls.__dict__.get(name)
             if inherited is not None and value is not None and not isinstance(value, FieldInfo):
                 setattr(cls, name, Field(value, description=inherited.description, **_range_of(inherited)))
 
 
-def _has_field(cls: type, name: str) -> bool:
-    return issubclass(cls, BaseModel) and name in getattr(cls, "__pydantic_fields__", {})
+def _fields(cls: type) -> Mapping[str, FieldInfo]:
+    return cls.model_fields if issubclass(cls, BaseModel) and cls is not BaseModel else {}
 
 
 def _range_of(field: FieldInfo) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class PruneOptions(MethodOptions):
 
     sparsity: float | str = Field(
         0.5,
-        description="fraction of the prunable set's entries to remove, in (0, 1), or n:m (2:4 keeps 2 of 4)",
+        description="fraction of the prunable set's entries to remove, in (0, 1); ratio=2x says the same as 0.5",
     )
 
     @model_validator(mode="before")

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import json as jsonlib
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from .cell import Cell, open_cell
 from .errors import UserError
-from .record import read_record
+from .record import Record, read_record
 from .spec import Spec
+from .ui import Screen
 
 
-def print_plan(spec: Spec, runs: Path, *, json: bool) -> None:
-    """Print and write nothing."""
-    cell = open_cell(spec)
-    told = _plan(cell, runs)
+def print_plan(spec: Spec, runs: Path, screen: Screen, *, json: bool) -> None:
+    """Print, and write nothing into `runs`."""
+    told = _plan(open_cell(spec, screen.building), runs)
     if json:
         print(jsonlib.dumps(told, indent=1))
         return
+    width = max(map(len, told))
     for key, value in told.items():
-        if isinstance(value, dict):
-            print(f"{key}:")
-            for name, option in value.items():
-                print(f"  {name}={option}")
-        else:
-            print(f"{key}: {value}")
+        lines = [f"{name}={option}" for name, option in value.items()] if isinstance(value, dict) else [value]
+        for number, line in enumerate(lines):
+            print(f"{key if number == 0 else '':<{width}}  {line}")
 
 
 def _plan(cell: Cell, runs: Path) -> dict[str, Any]:
@@ -36,7 +35,7 @@ def _plan(cell: Cell, runs: Path) -> dict[str, Any]:
         "task": f"{spec.task.name}, split {cell.split}, {len(cell.samples)} samples",
         "model": f"{spec.model.name}, weights {cell.weights}",
         "method": f"{' -> '.join(k.entry.name for k in spec.links)}, recipe {spec.recipe}",
-        "options": {f"{k.entry.name}.{n}": v for k in spec.links for n, v in k.options.model_dump().items()},
+        "options": {f"{k.entry.name}.{n}": v for k in spec.links for n, v in k.options.model_dump(mode="json").items()},
         "evaluation": cell.evaluation,
         "state": _state(runs / cell.id),
         "dense baseline": _state(runs / cell.dense().id),
@@ -53,15 +52,29 @@ def _state(folder: Path) -> str:
 
 
 def _estimate(cell: Cell, runs: Path) -> str:
-    """Median seconds of finished cells of this task, model and chain on this machine."""
-    seconds = []
+    """From the finished cells of this task, model, chain and number of samples on this machine."""
+    if _state(runs / cell.id) == "done":
+        return "nothing to do"
+    records = _records(runs)
+    own = _seconds(records, cell)
+    dense = [] if cell.is_dense or _state(runs / cell.dense().id) == "done" else _seconds(records, cell.dense())
+    if not own:
+        return "unknown: no finished run of this method, task, model and size here"
+    return f"about {median(own) + (median(dense) if dense else 0):.0f} s (from {len(own)} runs here)"
+
+
+def _records(runs: Path) -> list[Record]:
+    """The readable results; a damaged one is no matter of an estimate."""
+    found = []
     for file in sorted(runs.glob("*/result.json")):
         try:
-            record = read_record(file)
+            found.append(read_record(file))
         except UserError:
             continue
-        if (record.task, record.model, record.method) == (cell.spec.task.name, cell.spec.model.name, cell.spec.method):
-            seconds.append(float(record.provenance.get("seconds", 0)))
-    if not seconds:
-        return "unknown: no finished run of this method, task and model here"
-    return f"about {sorted(seconds)[len(seconds) // 2]:.0f} s (median of {len(seconds)} runs here)"
+    return found
+
+
+def _seconds(records: list[Record], cell: Cell) -> list[float]:
+    wanted = (cell.spec.task.name, cell.spec.model.name, cell.spec.method, len(cell.samples))
+    alike = [r for r in records if (r.task, r.model, r.method, r.samples) == wanted]
+    return [float(r.provenance.get("seconds", 0)) for r in alike]

@@ -269,7 +269,8 @@ def source_files(file: Path, module: str) -> list[Path]:
     """The file, and those that it imports from its own package or folder, and those that they import."""
     found: set[Path] = set()
     todo = [file]
-    top = file.resolve().parents[len(module.split(".")) - (file.name != "__init__.py")]
+    above = file.resolve().parents
+    top = above[min(len(module.split(".")) - (file.name != "__init__.py"), len(above) - 1)]
     package = module.split(".")[0]
     while todo:
         one = todo.pop().resolve()

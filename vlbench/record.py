@@ -73,7 +73,7 @@ class Budget(_Part):
 class Record(_Part):
     """One cell. `scores` is the per-sample score vector (pack_scores), in the split's order."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     cell: str
     suite: str
     task: str
@@ -165,6 +165,7 @@ def unpack_scores(text: str) -> NDArray[np.float64]:
         count, columns, width = (int(x) for x in np.frombuffer(data[:12], dtype="<u4"))
         end = 12 + count * columns * 8
         rows = np.frombuffer(data[12:end], dtype="<f8").reshape(count, columns)
-        return rows[np.frombuffer(data[end:], dtype=f"<u{width}")]
+        found: NDArray[np.float64] = rows[np.frombuffer(data[end:], dtype=f"<u{width}")]
     except (ValueError, zlib.error, IndexError, TypeError) as error:
         raise UserError(f"a packed score vector is damaged ({error}).") from error
+    return found

@@ -5,6 +5,7 @@ spec -> build model -> evaluate dense (once, shared) -> apply each link -> evalu
 
 from __future__ import annotations
 
+import random
 import shutil
 import time
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ from .lease import lease
 from .model import Model
 from .provenance import provenance
 from .pruning.saved import is_saved, load_model, save_model
-from .record import Link, Parameters, Record, VersusDense, pack_scores, read_record, write_record
+from .record import Link, Parameters, Record, VersusDense, pack_scores, read_record, unpack_scores, write_record
 from .spec import resolve
 from .storage import write_json
 from .ui import Screen
@@ -76,7 +77,6 @@ class Runner:
             phases=phases, seconds=time.monotonic() - start,
         )  # fmt: skip
         write_record(folder / "result.json", record)
-        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
         return record
 
     def _build(self, cell: Cell) -> tuple[Model, Any]:
@@ -106,8 +106,15 @@ class Runner:
                 identity={"cell": cell.id}, precision=cell.spec.words.precision,
                 checkpoint_seconds=self.checkpoint_seconds, progress=self.screen.progress,
             )  # fmt: skip
+            _seed(cell.spec.words.seed)
             link.method(link.options).apply(job)
             save_model(stage, model, state)
+            # Go on from what was saved, killed or not: what a link leaves behind besides (frozen parameters, hooks)
+            # would be there in an undisturbed run only.
+            model.net.to("meta")  # its memory is free, though others still hold the object
+            model, state = load_model(stage)
+            model.net.to("cuda" if torch.cuda.is_available() else "cpu")
+        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
         return model, state
 
     def _evaluate(
@@ -146,19 +153,27 @@ class Runner:
             evaluation=cell.evaluation,
             parameters=parameters, macs=macs[0], macs_dense=macs[1], budget=state.budget,
             metric=task.metric, metrics=metrics, interval=spread,
-            vs_dense=self._versus(values, clusters, dense, bad),
+            vs_dense=self._versus([s.id for s in samples], values, clusters, dense, bad),
             complete=not bad, flags=_flags(cell, model, bad), identity=cell.identity,
             provenance=provenance(seconds), phases=phases, scores=pack_scores(scores),
         )  # fmt: skip
 
     def _versus(
-        self, values: np.ndarray[Any, Any], clusters: list[str], dense: Record | None, bad: list[str]
+        self,
+        ids: list[str],
+        values: np.ndarray[Any, Any],
+        clusters: list[str],
+        dense: Record | None,
+        bad: list[str],
     ) -> VersusDense | None:
         """The paired difference to the dense cell; None for it itself, and where samples are missing."""
         if dense is None or bad or not dense.complete:
             return None
-        lines = read_predictions(self.runs / dense.cell / "predictions.jsonl")
-        return versus(values, percent([line["score"] for line in lines]), clusters)
+        file = self.runs / dense.cell / "predictions.jsonl"
+        theirs, told = percent([line["score"] for line in read_predictions(file, ids)]), unpack_scores(dense.scores)
+        if len(told) != len(theirs) or not np.allclose(theirs, 100.0 * told[:, 0], rtol=0, atol=1e-3):
+            raise UserError(f"{file} does not say what its result.json says: delete that folder and run again.")
+        return versus(values, theirs, clusters)
 
     def _upload(self, cell: Cell, folder: Path, lines: list[Line]) -> Record:
         """A split without labels ends with the server's file instead of a record."""
@@ -175,6 +190,13 @@ class Uploaded(Exception):  # noqa: N818
     def __init__(self, file: Path) -> None:
         super().__init__(str(file))
         self.file = file
+
+
+def _seed(seed: int) -> None:
+    """Every link starts from the same random state, whatever ran before it in this process or in a killed one."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def finished(folder: Path) -> Record | None:

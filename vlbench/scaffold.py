@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import keyword
+import re
 from pathlib import Path
 
 from .errors import UserError
-from .plugins import FOLDERS, WORKSPACE_FILE, table, workspace
+from .plugins import FOLDERS, RESERVED, WORKSPACE_FILE, package_folder, table, workspace
 from .storage import write_text
 
 METHOD = '''"""{name}: say here what is pruned and why (paper, equation)."""
@@ -40,28 +41,35 @@ def create(kind: str, name: str) -> list[str]:
     """Write the file and return what to tell the user. In a checkout: methods/NAME.py; elsewhere a workspace."""
     if kind != "method":
         raise UserError(f"vlbench new {kind}: only `vlbench new method NAME` is there.")
-    if not name.isidentifier() or keyword.iskeyword(name) or name != name.lower() or name.startswith("_"):
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name) or name in RESERVED:
         raise UserError(f"{name!r} should be a lower-case Python identifier, like my_method.")
     if name in table("methods").entries:
         raise UserError(f"there is a method {name!r} already ({table('methods').entries[name].file}).")
-    folder, told = _place()
+    folder, new_files = _place()
     file = folder / FOLDERS["methods"] / f"{name}.py"
     if file.exists():
         raise UserError(f"{file} exists already.")
+    for path, text in new_files:
+        write_text(path, text)
     title = name.replace("_", " ").capitalize()
     cls = "".join(part.capitalize() for part in name.split("_"))
     write_text(file, METHOD.format(name=name, title=title, cls=cls))
-    return [*told, f"wrote {file}", f"try it: vlbench run method={name} task=imagenet"]
+    told = [f"wrote {path}: {folder} is a workspace now" for path, _ in new_files]
+    return [
+        *told,
+        f"wrote {file}",
+        f"try it:   vlbench run method={name} task=imagenet",
+        f"check it: vlbench check method={name}",
+    ]
 
 
-def _place() -> tuple[Path, list[str]]:
-    """The checkout we stand in, the workspace we stand in, or a new workspace here."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "pyproject.toml").is_file() and (folder / "vlbench" / "plugins.py").is_file():
-            return folder, []
+def _place() -> tuple[Path, list[tuple[Path, str]]]:
+    """Where the file goes, and what else is to be written there: the checkout we stand in, the workspace we stand in,
+    or a new workspace here."""
+    here = Path.cwd().resolve()
+    # A checkout that this program does not run from would not be read: it is a folder like any other.
+    checkout = package_folder(FOLDERS["methods"]).resolve().parent
+    if (checkout / "pyproject.toml").is_file() and checkout in (here, *here.parents):
+        return checkout, []
     space = workspace()
-    if space.present:
-        return space.folder, []
-    write_text(here / WORKSPACE_FILE, TOML)
-    return here, [f"wrote {here / WORKSPACE_FILE}: this folder is a workspace now"]
+    return (space.folder, []) if space.present else (here, [(here / WORKSPACE_FILE, TOML)])

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 from .errors import UserError
-from .storage import read_json, write_json
+from .storage import write_json
 from .weights import file_digest
 
 
 def enter_score(run: Path, file: Path) -> Path:
     """Store the server's {metric: value} beside the predictions it was given for. Never mixed with measured rows."""
+    if (run / "result.json").is_file():
+        raise UserError(f"{run} was scored here: its split has labels, and no server's score is needed.")
     if not (run / "predictions.jsonl").is_file():
         raise UserError(f"{run} is no finished run of an unlabelled split: run it first.")
-    found = read_json(file)
-    if not isinstance(found, dict) or not all(isinstance(v, int | float) for v in found.values()) or not found:
-        raise UserError(f"{file} should be JSON like {{\"accuracy\": 77.4}}, with numbers only.")
+    if not file.is_file():
+        raise UserError(f"file={file} does not exist.")
+    found = _scores(file)
     told = {"server": found, "predictions": file_digest(run / "predictions.jsonl"), "flags": ["server-scored"]}
     path = run / "server.json"
     write_json(path, told)
     return path
+
+
+def _scores(file: Path) -> dict[str, float]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        found = None
+    sound = isinstance(found, dict) and found and all(_is_number(v) for v in found.values())
+    if not sound:
+        raise UserError(f'{file} should be JSON like {{"accuracy": 77.4}}, with numbers only.')
+    return dict(found)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -130,8 +130,7 @@ def replace_folder(temporary: Path, final: Path) -> None:
         final.rename(previous)
     temporary.rename(final)
     sync_folder(final.parent)
-    if previous.exists():
-        shutil.rmtree(previous)
+    shutil.rmtree(previous, ignore_errors=True)  # what is left of it is removed the next time
 
 
 def standing(final: Path) -> Path:

@@ -41,6 +41,10 @@ class Screen:
             else:
                 print(text, file=sys.stderr, flush=True)
 
+    def building(self, done: int, total: int) -> None:
+        """Progress of the mini world, which is built once."""
+        self.progress("mini world", done, total)
+
     def progress(self, what: str, done: int, total: int, text: str = "") -> None:
         """`done` of `total` of the stage `what`."""
         if self.quiet:

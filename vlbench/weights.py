@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import fnmatch
 import hashlib
 import json
+import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .errors import UserError
 
+# What makes a model: fetched from the hub, and counted in its digest. A model card is neither.
 PATTERNS = [
     "config.json",
     "*.safetensors",
@@ -50,7 +55,7 @@ def _from_hub(checkpoint: str, revision: str) -> Path:
 
     try:
         return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=PATTERNS))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         raise UserError(
             f"the weights {checkpoint} (revision {revision}) are not on this machine and the hub does not answer "
             f"({type(error).__name__}): download that repository, name its parent folder as weights= in vlbench.toml, "
@@ -81,34 +86,87 @@ def read_weights(source: Path) -> dict[str, Tensor]:
         raise UserError(f"{source} holds no *.safetensors file: it is no model folder.")
     tensors: dict[str, Tensor] = {}
     for file in files:
-        tensors.update(_read_file(file))
+        found = read_tensors(file)
+        twice = sorted(found.keys() & tensors.keys())
+        if twice:
+            raise UserError(f"{source} has {twice[0]} in two files: keep the weights of one model in the folder.")
+        _refuse_nan(file, found)
+        tensors.update(found)
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
-def _read_file(file: Path) -> dict[str, Tensor]:
+def _refuse_nan(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """No weight is ever NaN; a flipped bit or a diverged training makes one, and every number after it is wrong."""
+    for key, value in tensors.items():
+        if value.is_floating_point() and bool(value.isnan().any()):
+            raise UserError(f"{file} is damaged: {key} has values that are no numbers (NaN).")
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of one file as they are. Raises UserError naming the file."""
     try:
-        if file.suffix == ".safetensors":
-            return dict(load_file(file))
+        found = dict(load_file(file)) if file.suffix == ".safetensors" else _read_torch(file)
+    except UserError:
+        raise
+    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, LookupError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{file} cannot be read as weights ({_first_line(error)}): it is damaged, truncated or another format."
+        ) from None
+    if not found:
+        raise UserError(f"{file} holds no tensors.")
+    return found
+
+
+def _read_torch(file: Path) -> dict[str, Tensor]:
+    """torch.save's format. Only tensors are read: an object's code is never run, and its presence is told."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:  # torch reads past a wrong checksum
+            if wrong := archive.testzip():
+                raise zipfile.BadZipFile(f"the checksum of {wrong} differs")
+    try:
         found = torch.load(file, map_location="cpu", weights_only=True)
-        for key in ("model", "state_dict"):
-            found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
-        return {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, AttributeError) as error:
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" not in str(error) and "Unsupported class" not in str(error):
+            raise ValueError("it is no pickle") from None  # torch's text advises to unpickle it all the same
         raise UserError(
-            f"{file} cannot be read as weights ({error}): it is damaged, truncated or another format."
+            f"{file} is refused: it holds Python objects besides tensors, and reading them would run their code. "
+            "Save its state dict alone (best as safetensors) and give that file."
         ) from None
-    except Exception as error:  # torch raises its own unpickling error class, which it does not export
-        raise UserError(
-            f"{file} is refused: it holds Python objects besides tensors ({type(error).__name__})."
-        ) from None
+    for key in ("model", "state_dict"):
+        found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
+    if not isinstance(found, dict):
+        raise ValueError(f"it is a {type(found).__name__}, not a state dict")
+    return {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write safetensors from any device. Tensors that share memory are stored each by itself. Raises OSError."""
+    taken: set[int] = set()
+    own: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        flat = value.detach().cpu().contiguous()
+        place = flat.untyped_storage().data_ptr()
+        own[key] = flat.clone() if place in taken else flat
+        taken.add(place)
+    try:
+        file.touch()
+        mode = file.stat().st_mode
+        save_file(own, file)
+        file.chmod(mode)  # it writes under a temporary name that nobody else may read
+    except SafetensorError as error:  # "I/O error: No space left on device (os error 28) at path ..."
+        told = _first_line(error).rsplit("I/O error: ", 1)[-1].split(" (os error", 1)[0]
+        raise OSError(errno.EIO, told) from error
 
 
 def load_into(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load strictly, but for keys that are tied to a present one. Raises UserError naming the first five keys that
     differ."""
     own = net.state_dict()
-    shared = _tied(net)
-    tensors = {**{k: tensors[s] for k, s in shared.items() if s in tensors and k not in tensors}, **tensors}
+    tensors = {**_tied_to(net, tensors), **tensors}
     wrong = [f"{k} is missing" for k in own if k not in tensors]
     wrong += [f"{k} is unknown" for k in tensors if k not in own]
     wrong += [
@@ -124,12 +182,18 @@ def load_into(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     net.load_state_dict(dict(tensors))
 
 
-def _tied(net: nn.Module) -> dict[str, str]:
-    """Key -> another key of the same storage, for tied parameters (safetensors stores one of them)."""
-    groups: dict[int, list[str]] = {}
+def _tied_to(net: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values of the keys that are absent and tied to a present one (a file has each storage once)."""
+    groups: dict[tuple[int, torch.Size], list[str]] = {}
     for key, value in net.state_dict(keep_vars=True).items():
-        groups.setdefault(value.data_ptr(), []).append(key)
-    return {key: other for keys in groups.values() if len(keys) > 1 for key in keys for other in keys if other != key}
+        if value.numel():  # empty tensors all lie at 0 and are not tied
+            groups.setdefault((value.data_ptr(), value.shape), []).append(key)
+    found: dict[str, Tensor] = {}
+    for keys in groups.values():
+        present = [key for key in keys if key in tensors]
+        if present:
+            found.update({key: tensors[present[0]] for key in keys if key not in tensors})
+    return found
 
 
 def weights_digest(net: nn.Module) -> str:
@@ -138,16 +202,22 @@ def weights_digest(net: nn.Module) -> str:
     for key, value in sorted(net.state_dict().items()):
         data = value.detach().cpu().contiguous()
         sha.update(json.dumps([key, str(data.dtype), list(data.shape)]).encode())
-        sha.update(data.view(torch.uint8).numpy().tobytes() if data.numel() else b"")
+        sha.update(data.view(-1).view(torch.uint8).numpy() if data.numel() else b"")
     return sha.hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file, or of all files of a folder by name."""
+    """sha256 of a file's content; of a model folder: of the names and contents of the files that make the model, so
+    that neither a folder's name nor a README in it changes what the weights are."""
+    if path.is_file():
+        return _content(path).hexdigest()
     sha = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-        sha.update(file.name.encode())
-        with file.open("rb") as stream:
-            for chunk in iter(lambda: stream.read(1 << 22), b""):
-                sha.update(chunk)
+    for file in sorted(p for p in path.iterdir() if p.is_file()):
+        if any(fnmatch.fnmatch(file.name, pattern) for pattern in PATTERNS):
+            sha.update(f"{file.name}\0".encode() + _content(file).digest())
     return sha.hexdigest()
+
+
+def _content(path: Path) -> hashlib._Hash:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256")

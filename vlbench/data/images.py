@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,12 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as tv
 
+from ..errors import RunFailed
 from ..model import ImageSpec
+
+
+class Undecodable(RunFailed, OSError):  # noqa: N818 - it reads as what the image is
+    """An image that cannot be used, by name. Evaluation marks its samples; training, which cannot do without, ends."""
 
 
 class ImageStore:
@@ -28,11 +32,13 @@ class ImageStore:
     def __init__(self, spec: ImageSpec, *, workers: int | None = None, keep_bytes: int = 512 << 20) -> None:
         self.spec = spec
         self.pool = ThreadPoolExecutor(workers or min(32, os.cpu_count() or 1), thread_name_prefix="decode")
-        self._kept: OrderedDict[Path, Tensor] = OrderedDict()
+        # First come, first kept: an epoch longer than the room would push every image out of a least-recently-used
+        # cache just before its turn.
+        self._kept: dict[Path, Tensor] = {}
         self._room = keep_bytes // (3 * spec.size * spec.size)
 
     def load(self, paths: Sequence[Path]) -> Tensor:
-        """(n, 3, size, size) uint8. Raises OSError naming the file that does not decode."""
+        """(n, 3, size, size) uint8. Raises Undecodable naming the file."""
         return torch.stack(list(self.pool.map(self._one, paths)))
 
     def try_load(self, paths: Sequence[Path]) -> list[Tensor | OSError]:
@@ -49,29 +55,43 @@ class ImageStore:
     def _one(self, path: Path) -> Tensor:
         found = self._kept.get(path)
         if found is None:
-            found = preprocess(decode(path), self.spec)
+            image = decode(path)
+            try:
+                found = preprocess(image, self.spec)
+            except (RuntimeError, ValueError) as error:
+                raise Undecodable(f"{path} of shape {tuple(image.shape)} cannot be resized: {_short(error)}") from None
             if len(self._kept) < self._room:
                 self._kept[path] = found
         return found
 
 
 def decode(path: Path) -> Tensor:
-    """(3, H, W) uint8 RGB. Raises OSError with the file's name."""
+    """(3, H, W) uint8 RGB. Raises Undecodable with the file's name."""
     try:
-        return decode_image(str(path), mode=ImageReadMode.RGB)
+        image: Tensor = decode_image(str(path), mode=ImageReadMode.RGB)
     except RuntimeError as error:
-        return _decode_with_pillow(path, error)
+        image = _decode_with_pillow(path, error)
+    if image.ndim == 4:
+        image = image[0]  # an animation's first frame, as Pillow has it
+    if image.dtype == torch.uint16:
+        image = (image.to(torch.int32) >> 8).to(torch.uint8)  # 16-bit PNG
+    return image
 
 
 def _decode_with_pillow(path: Path, error: RuntimeError) -> Tensor:
     """CMYK and other rarities (22 files of ImageNet) that torchvision refuses."""
     try:
         with Image.open(path) as image:
-            return tv.pil_to_tensor(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError):
-        raise OSError(
-            f"{path} does not decode: {str(error).splitlines()[0] if str(error) else 'unknown format'}"
-        ) from None
+            found: Tensor = tv.pil_to_tensor(image.convert("RGB"))
+            return found
+    except FileNotFoundError:
+        raise Undecodable(f"{path} does not exist") from None
+    except Exception:  # Pillow's readers raise what they come across: struct.error, IndexError, DecompressionBombError
+        raise Undecodable(f"{path} does not decode: {_short(error)}") from None
+
+
+def _short(error: Exception) -> str:
+    return (str(error).strip() or "unknown format").splitlines()[0][:200]
 
 
 def preprocess(image: Tensor, spec: ImageSpec) -> Tensor:
@@ -81,7 +101,8 @@ def preprocess(image: Tensor, spec: ImageSpec) -> Tensor:
         target = [spec.size, spec.size]
         return image if list(image.shape[1:]) == target else tv.resize(image, target, mode, antialias=True)
     shorter = math.floor(spec.size / spec.crop_pct)
-    return tv.center_crop(tv.resize(image, [shorter], mode, antialias=True), [spec.size, spec.size])
+    cropped: Tensor = tv.center_crop(tv.resize(image, [shorter], mode, antialias=True), [spec.size, spec.size])
+    return cropped.contiguous()  # a view would keep the whole resized image in the store's memory
 
 
 def normalise(images: Tensor, spec: ImageSpec, dtype: torch.dtype = torch.float32) -> Tensor:

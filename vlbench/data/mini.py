@@ -27,8 +27,8 @@ from vlbench.errors import RunFailed
 
 WORLD_VERSION = 1
 DIGESTS = {
-    "vqav2": "b6beff38a98224545420b22451363afc7a4f36ba5d2d5e57516057fd518bf2e2",
-    "imagenet": "af75cf23ea37a8a148f3a2ee6db94f95ebd6cd5fbfc12fe77b5bd611b6c6edbb",
+    "vqav2": "d2d05a79f0721d8d2e325f537a23fee754db4f2e29f0012a1a4bc9ecb1717c64",
+    "imagenet": "f9e82cc581b4ff503508b0d5b7732923b1429fc9600c3ff36f47e2628408389b",
 }
 MARKER = "COMPLETE"
 PROGRESS_STEP = 100  # images between two reports

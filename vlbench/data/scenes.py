@@ -31,6 +31,9 @@ COLORS = tuple(PALETTE)
 WORLD_SEED = 20240527
 RADII = {"small": (6, 7), "large": (10, 11)}  # pixels; a gap of three keeps the two sizes apart
 COLOR_JITTER = 12  # per channel, so that a colour is a region and not one value
+# Centres stand in the middle of the patches of a ViT/8. Anywhere else, a tiny ViT needs a million pictures to tell a
+# small star from a small cross: 200 steps of batch 128 gave 29 % of 40 classes, 59 % on the lattice.
+LATTICE = 8
 REACH = 2  # a shape's corners stand at most this far outside its nominal radius
 STREAMS = {"scene": 0, "ground": 1, "salient": 2, "question": 3}
 SPLITS = {"train": 0, "val": 1, "test": 2}
@@ -164,9 +167,10 @@ def _free_centre(
     draws: Draws, radius: int, taken: Sequence[tuple[tuple[int, int], int]], closeness: int
 ) -> tuple[int, int] | None:
     margin = radius + REACH
+    first, last = -(-(margin - LATTICE // 2) // LATTICE), (IMAGE_SIZE - 1 - margin - LATTICE // 2) // LATTICE
     for _ in range(20):
-        x = draws.between(margin, IMAGE_SIZE - 1 - margin)
-        y = draws.between(margin, IMAGE_SIZE - 1 - margin)
+        x = draws.between(first, last) * LATTICE + LATTICE // 2
+        y = draws.between(first, last) * LATTICE + LATTICE // 2
         if all(
             ((x - u) ** 2 + (y - v) ** 2) * 10_000 >= ((radius + other) * closeness) ** 2 for (u, v), other in taken
         ):

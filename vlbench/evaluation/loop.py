@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,20 +15,25 @@ import torch
 from torch import Tensor
 
 from ..data.images import ImageStore, normalise
-from ..errors import RunFailed
+from ..errors import RunFailed, UserError
 from ..model import Batch, Model, Prediction
+from ..storage import canonical
 from ..task import Sample, Task
 from .plan import batch_plan
 from .predictions import Line, Predictions
 
-MAX_ERRORS = 100  # failing samples after which the cause is taken to be the program, not the data
+MAX_ERRORS = 100  # failing samples after which the data set is taken to be broken, not some of its samples
+# Images failing one after another, each alone, after which the program is taken to be wrong: with a batch of 256 that
+# is known after some 16 attempts, instead of the 500 that it takes to halve it down to every sample.
+MAX_STREAK = 8
 
 
 class Evaluator:
     """Evaluates one model on one split. `phases` holds the seconds spent in each phase.
 
     A sample that raises (an image that does not decode) becomes status=error and never a wrong answer. After an
-    out-of-memory error at any time the batch is halved and the smaller size kept; `backed_off` says so.
+    out-of-memory error at any time the batch is halved and the smaller size kept, in runs that resume this one too;
+    `backed_off` says so.
     """
 
     def __init__(
@@ -44,8 +50,15 @@ class Evaluator:
         self.model, self.task, self.store, self.settings = model, task, store, dict(settings)
         self.batch_size, self.precision, self.progress = batch_size, precision, progress
         self.phases: dict[str, float] = defaultdict(float)
-        self.backed_off = False
         self.errors = 0
+        self._fits: int | None = None
+        self._limit: Callable[[int], None] = lambda size: None
+        self._streak: set[tuple[Path, ...]] = set()
+
+    @property
+    def backed_off(self) -> bool:
+        """Whether batches are smaller than planned: scores may then differ by 1e-5."""
+        return self._fits is not None
 
     def run(self, samples: Sequence[Sample], predictions: Predictions) -> list[Line]:
         """Predict and score what `predictions` lacks; returns all lines in the order of `samples`."""
@@ -53,6 +66,7 @@ class Evaluator:
         todo = [b for b in plan if any(s.id not in predictions.lines for s in b)]
         done = len(samples) - sum(map(len, todo))
         self.model.net.eval()
+        self._fits, self._limit = predictions.fits, predictions.limit
         for batch, images in self._prefetched(todo):
             lines = self._batch(batch, images)
             with self._phase("write"):
@@ -88,29 +102,51 @@ class Evaluator:
         return lines
 
     def _predict(self, samples: Sequence[Sample], images: Mapping[Path, Any]) -> list[Line]:
+        """Predict in parts that fit into memory; a part that raises is halved until the sample at fault is alone."""
+        lines: list[Line] = []
+        while len(lines) < len(samples):
+            rest = samples[len(lines) :]
+            part = rest[: self._fits or len(rest)]
+            found = self._attempt(part, images)
+            if isinstance(found, list):
+                self._streak.clear()
+                lines += found
+            elif _out_of_memory(found):
+                self._back_off(len(part))
+            elif len(part) == 1:
+                lines.append(self._blame(part[0], found))
+            else:
+                half = len(part) // 2
+                lines += self._predict(part[:half], images) + self._predict(part[half:], images)
+        return lines
+
+    def _attempt(self, samples: Sequence[Sample], images: Mapping[Path, Any]) -> list[Line] | Exception:
+        """The samples' lines, or why not. Returned and not handled here: while an exception is handled, its traceback
+        keeps the failed batch's tensors, and the next attempt would run out of memory by them."""
         try:
             found = self._forward(samples, images)
-        except torch.OutOfMemoryError:
-            if len(samples) == 1:
-                raise RunFailed("one sample does not fit into memory: use a smaller model or precision=bf16.") from None
-            torch.cuda.empty_cache()
-            self.backed_off = True
-            return self._halves(samples, images)
+            if len(found) == len(samples):
+                return [self._line(s, p) for s, p in zip(samples, found, strict=True)]
+        except (UserError, RunFailed):
+            raise
         except Exception as error:
-            if len(samples) == 1:
-                return [self._error(samples[0], error)]
-            return self._halves(samples, images)
-        return [
-            {"id": s.id, "prediction": p, "score": self._score(s, p), "status": "ok"}
-            for s, p in zip(samples, found, strict=True)
-        ]
+            return _without_frames(error)
+        name = f"{self.model.card.name}.{self.task.capability}"
+        raise RunFailed(f"{name} gave {len(found)} predictions for {len(samples)} samples: a mistake in the model.")
 
-    def _score(self, sample: Sample, prediction: Prediction) -> Any:
-        return self.task.score(sample, prediction) if self.settings.get("labelled", True) else None
+    def _line(self, sample: Sample, prediction: Prediction) -> Line:
+        score = self.task.score(sample, prediction) if self.settings.get("labelled", True) else None
+        line = {"id": sample.id, "prediction": prediction, "score": score, "status": "ok"}
+        canonical(line)  # what JSON cannot say (NaN, a tensor) fails here, where its sample is known
+        return line
 
-    def _halves(self, samples: Sequence[Sample], images: Mapping[Path, Any]) -> list[Line]:
-        half = len(samples) // 2
-        return self._predict(samples[:half], images) + self._predict(samples[half:], images)
+    def _back_off(self, size: int) -> None:
+        if size == 1:
+            raise RunFailed("one sample does not fit into memory: use a smaller model or precision=bf16.")
+        self._fits = size // 2
+        self._limit(self._fits)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _forward(self, samples: Sequence[Sample], images: Mapping[Path, Tensor]) -> list[Prediction]:
         model, device = self.model, self.model.device
@@ -135,11 +171,20 @@ class Evaluator:
                 found: list[Prediction] = getattr(model, self.task.capability)(states, batch)
                 return found
 
+    def _blame(self, sample: Sample, cause: Exception) -> Line:
+        """The line of a sample that raised alone. Where nothing but that happens, it is not the samples' fault."""
+        self._streak.add(sample.images)
+        if len(self._streak) >= MAX_STREAK:
+            raise RunFailed(
+                f"{self.model.card.name} fails on every sample it is given (last: {sample.id}): {_told(cause)}"
+            ) from cause
+        return self._error(sample, cause)
+
     def _error(self, sample: Sample, cause: Exception) -> Line:
         self.errors += 1
         if self.errors >= MAX_ERRORS:
-            raise RunFailed(f"{self.errors} samples failed, the last one ({sample.id}) with: {cause}") from cause
-        return {"id": sample.id, "prediction": None, "score": None, "status": "error", "error": str(cause)}
+            raise RunFailed(f"{self.errors} samples failed, the last one ({sample.id}) with: {_told(cause)}") from cause
+        return {"id": sample.id, "prediction": None, "score": None, "status": "error", "error": _told(cause)}
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -148,3 +193,34 @@ class Evaluator:
             yield
         finally:
             self.phases[name] += time.perf_counter() - start
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch's own error, and the plain ones that the host's allocator, cuBLAS and cuDNN raise instead."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    told = str(error)
+    return isinstance(error, RuntimeError) and any(
+        text in told for text in ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    )
+
+
+def _without_frames(error: Exception) -> Exception:
+    """The error without the frames of its traceback and causes, which hold tensors; `where` notes the last one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    error.add_note(where)
+    chain: list[BaseException] = [error]
+    for link in chain:
+        link.__traceback__ = None
+        chain += [e for e in (link.__cause__, link.__context__) if e is not None and e not in chain]
+    return error
+
+
+def _told(error: Exception) -> str:
+    """One line: the sentence of an image that does not decode, otherwise the error's type, text and place."""
+    text = (str(error).strip() or "no text").splitlines()[0][:300]
+    if isinstance(error, OSError):
+        return text
+    where = getattr(error, "__notes__", [""])[-1]
+    return f"{type(error).__name__}: {text}" + (f" ({where})" if where else "")

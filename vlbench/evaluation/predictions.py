@@ -9,49 +9,66 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..storage import canonical, write_text
+from ..storage import cannot_write, canonical, read_json, write_json, write_text
 from ..task import Sample
 
 Line = dict[str, Any]
+KEYS = ("id", "prediction", "score", "status")
 
 
 class Predictions:
-    """The lines of a running evaluation (`<name>.part`), and at the end the finished file in the split's order."""
+    """The lines of a running evaluation (`<name>.part`), and at the end the finished file in the split's order.
+
+    What an earlier run left is taken over: the whole lines of the part, or the finished file where it was killed
+    between that and its record. Lines of samples that failed are not: what failed then may be mended now.
+    `fits` is the batch size left after running out of memory, None where that did not happen.
+    """
 
     def __init__(self, file: Path) -> None:
-        self.file, self.part = file, file.with_suffix(".part")
+        self.file, self.part, self._limit = file, file.with_suffix(".part"), file.with_suffix(".fits")
         self.lines: dict[str, Line] = {}
+        self.fits: int | None = int(read_json(self._limit)["batch_size"]) if self._limit.is_file() else None
         if self.part.is_file():
             self._recover()
+        elif self.file.is_file():
+            self._keep(read_predictions(self.file))
 
     def _recover(self) -> None:
-        """Keep the whole lines of an interrupted run and drop a torn last one."""
-        good: list[str] = []
-        for text in self.part.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        """Keep the whole lines of an interrupted run; what follows a torn or damaged one is predicted again."""
+        try:
+            text = self.part.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise UserError(f"{self.part} cannot be read ({error.strerror}): delete it and run again.") from error
+        found: list[Line] = []
+        for row in text.split("\n")[:-1]:  # behind the last newline is nothing, or a torn line
             try:
-                line = json.loads(text)
-                self.lines[line["id"]] = line
-            except (ValueError, KeyError, TypeError):
+                found.append(_line(row))
+            except (ValueError, TypeError):
                 break
-            if not text.endswith("\n"):
-                del self.lines[line["id"]]
-                break
-            good.append(text)
-        write_text(self.part, "".join(good))
+        self._keep(found)
+        write_text(self.part, "".join(canonical(line) + "\n" for line in self.lines.values()))
+
+    def _keep(self, lines: Sequence[Line]) -> None:
+        self.lines = {line["id"]: line for line in lines if line["status"] == "ok"}
 
     def add(self, lines: Sequence[Line]) -> None:
         """Append one batch and wait until the disk has it."""
+        rows = [canonical(line) for line in lines]
         try:
             self.part.parent.mkdir(parents=True, exist_ok=True)
             with self.part.open("a", encoding="utf-8", newline="\n") as stream:
-                stream.writelines(canonical(line) + "\n" for line in lines)
+                stream.writelines(row + "\n" for row in rows)
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
-            raise UserError(
-                f"cannot write {self.part}: {error.strerror}. Free some space or choose another folder."
-            ) from error
-        self.lines.update({line["id"]: line for line in lines})
+            raise cannot_write(self.part, error) from error
+        # As a resumed run would read them: tuples are lists in both.
+        self.lines.update((line["id"], line) for line in map(json.loads, rows))
+
+    def limit(self, size: int) -> None:
+        """Batches of more than `size` samples do not fit into memory: remembered for the runs that resume this one."""
+        self.fits = size
+        write_json(self._limit, {"batch_size": size})
 
     def finish(self, samples: Sequence[Sample]) -> list[Line]:
         """Write the finished file, one line a sample in the split's order, and return its lines."""
@@ -61,16 +78,37 @@ class Predictions:
         return lines
 
 
-def read_predictions(file: Path) -> list[Line]:
-    """The lines of a finished file. Raises UserError naming the file and line that is damaged."""
+def _line(text: str) -> Line:
+    """Raises ValueError or TypeError where `text` is no line of ours."""
+    line = json.loads(text)
+    if not isinstance(line, dict):
+        raise TypeError(f"it is a {type(line).__name__}")
+    lacking = [key for key in KEYS if key not in line]
+    if lacking or not isinstance(line["id"], str):
+        raise ValueError(f"it lacks {', '.join(lacking) or 'a text as id'}")
+    return line
+
+
+def read_predictions(file: Path, ids: Sequence[str] | None = None) -> list[Line]:
+    """The lines of a finished file; with `ids`, exactly these in this order. Raises UserError naming the file and
+    line that is damaged."""
+    try:
+        rows = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged ({error}): delete the run's folder and run again.") from None
+    if rows.pop():
+        raise UserError(f"{file} is damaged (its last line is torn): delete the run's folder and run again.")
     lines: list[Line] = []
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, row in enumerate(rows, 1):
         try:
-            line = json.loads(text)
-            line["id"], line["status"]
-        except (ValueError, KeyError, TypeError) as error:
+            lines.append(_line(row))
+        except (ValueError, TypeError) as error:
             raise UserError(
                 f"{file}, line {number}, is damaged ({error}): delete the run's folder and run again."
             ) from None
-        lines.append(line)
+    if ids is not None and [line["id"] for line in lines] != list(ids):
+        raise UserError(
+            f"{file} is damaged ({len(lines)} lines, which are not the split's {len(ids)} samples): "
+            "delete the run's folder and run again."
+        )
     return lines

@@ -37,7 +37,8 @@ def attend(
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, L, H * d) -> (B, H, L, d); d is whatever is left of the head after cutting."""
-    return x.unflatten(-1, (heads, -1) if x.shape[-1] else (heads, 0)).transpose(1, 2)
+    batch, length, size = x.shape
+    return x.reshape(batch, length, heads, size // heads).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
@@ -87,7 +88,7 @@ class Shared:
         per_state = self._per_state * beams
         folded = q.reshape(-1, per_state, heads, length, width).transpose(1, 2).flatten(2, 3)
         out = attend(folded, k, v, scale=scale, mask=self.mask, dropout=dropout)
-        out = out.unflatten(2, (per_state, length)).transpose(1, 2)
+        out = out.reshape(-1, heads, per_state, length, width).transpose(1, 2)
         if not self.even:
             out = out.reshape(self.states.shape[0] * self._per_state, -1)[self._slot]
         return out.reshape(rows, heads, length, width)

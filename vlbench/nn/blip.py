@@ -69,7 +69,7 @@ class TwinCrossAttention(nn.Module):
         self.self0 = BlipTextSelfAttention(config, True, layer)
         self.self1 = BlipTextSelfAttention(config, True, layer)
         width = config.hidden_size
-        self.output = nn.Module()
+        self.output: Any = nn.Module()
         self.output.dense0 = nn.Linear(width, width)
         self.output.dense1 = nn.Linear(width, width)
         self.output.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
@@ -90,6 +90,7 @@ class TwinCrossAttention(nn.Module):
 
 def adopt(module: nn.Module) -> nn.Module:
     """Give every BLIP attention below `module` our forward; parameters and keys stay the library's."""
+    layer: Any
     for layer in module.modules():
         if type(layer) is BlipAttention:
             layer.__class__ = VisionAttention

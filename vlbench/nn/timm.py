@@ -22,7 +22,8 @@ class VisionAttention(Attention):  # type: ignore[misc]
         out = self.norm(merge_heads(out))
         if self.gate is not None:
             out = out * self.gate(x).sigmoid()
-        return self.proj_drop(self.proj(out))
+        projected: Tensor = self.proj_drop(self.proj(out))
+        return projected
 
 
 def adopt(module: nn.Module) -> nn.Module:

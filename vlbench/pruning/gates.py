@@ -62,7 +62,7 @@ class Gates:
     def _install(self, module: nn.Module, parts: list[tuple[Site, Tensor]]) -> None:
         if not isinstance(module, nn.Linear):
             raise TypeError(f"a gate needs a Linear, not {type(module).__name__}")
-        module.forward = self._forward(module, parts)  # type: ignore[method-assign]
+        module.forward = self._forward(module, parts)  # type: ignore[method-assign, assignment]
         self._gated.append(module)
 
     def _forward(self, linear: nn.Linear, parts: list[tuple[Site, Tensor]]) -> Callable[[Tensor], Tensor]:

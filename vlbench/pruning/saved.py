@@ -5,59 +5,58 @@ Reload = build the original architecture, adopt, cut, load strictly: bit-exact, 
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..job import Compression
 from ..model import Card, Model
 from ..plugins import table
-from ..storage import read_json, replace_folder, write_json
-from ..weights import file_digest, load_into, read_weights
+from ..storage import new_folder, read_json, read_sealed, standing, write_json, write_sealed
+from ..weights import file_digest, load_into, read_weights, save_tensors
 from .cut import Cut
 
 FORMAT = 1
 MANIFEST = "vlbench.json"
+WEIGHTS = "model.safetensors"
+MASKS = "masks.bin"  # safetensors too, under a name that no loader of weights takes for weights
 
 
 def save_model(folder: Path, model: Model, state: Compression) -> None:
-    """Write the model folder under a temporary name, then rename it into place."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    model.save_assets(temporary)
-    write_json(temporary / "config.json", model.config)
-    save_file(distinct_tensors(model.net), temporary / "model.safetensors")
-    if state.masks:
-        save_file({k: _pack(v) for k, v in state.masks.items()}, temporary / "masks.bin")
-    manifest = {
-        "format": FORMAT,
-        "model": model.card.name,
-        "cuts": [made.sites for made in state.cuts],
-        "pattern": state.pattern,
-        "trained": state.trained,
-        "steps": state.steps,
-        "samples_seen": state.samples_seen,
-        "log": state.log,
-        "sha256": file_digest(temporary / "model.safetensors"),
-    }
-    write_json(temporary / MANIFEST, manifest)
-    replace_folder(temporary, folder)
+    """Write the model folder whole or not at all. Raises UserError where there is no room."""
+    with new_folder(folder) as temporary:
+        model.save_assets(temporary)
+        write_json(temporary / "config.json", model.config)
+        save_tensors(temporary / WEIGHTS, distinct_tensors(model.net))
+        if state.masks:
+            save_tensors(temporary / MASKS, {k: _pack(v) for k, v in state.masks.items()})
+        manifest = {
+            "format": FORMAT,
+            "model": model.card.name,
+            "cuts": [made.sites for made in state.cuts],
+            "pattern": state.pattern,
+            "trained": state.trained,
+            "steps": state.steps,
+            "samples_seen": state.samples_seen,
+            "log": state.log,
+            "files": {p.name: file_digest(p) for p in sorted(temporary.iterdir()) if p.is_file()},
+        }
+        write_sealed(temporary / MANIFEST, manifest)
 
 
 def is_saved(folder: Path) -> bool:
     """Whether a whole model was saved there."""
-    return (folder / MANIFEST).is_file()
+    return (standing(folder) / MANIFEST).is_file()
 
 
 def load_model(folder: Path) -> tuple[Model, Compression]:
     """The model of a saved folder, and what was done to it. Raises UserError where the folder is damaged."""
+    folder = standing(folder)
     manifest = _manifest(folder)
     cls = table("models").get(manifest["model"]).load()
     card: Card = next(c for c in cls.cards if c.name == manifest["model"])
@@ -73,31 +72,35 @@ def load_model(folder: Path) -> tuple[Model, Compression]:
     for made in state.cuts:
         made.repeat(model.net, model.structure())
     load_into(model.net, read_weights(folder))
-    if (folder / "masks.bin").is_file():
-        shapes = {name: model.net.get_parameter(name).shape for name in model.structure().matrices}
-        state.masks = {k: _unpack(v, shapes[k]) for k, v in load_file(folder / "masks.bin").items()}
+    if MASKS in manifest["files"]:
+        packed = load_file(folder / MASKS)
+        state.masks = {k: _unpack(v, model.net.get_parameter(k).shape) for k, v in packed.items()}
     return model, state
 
 
-def _manifest(folder: Path) -> Any:
-    if not is_saved(folder):
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, every file of which has been found intact."""
+    if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} holds no compressed model: {MANIFEST} is missing.")
-    manifest = read_json(folder / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise UserError(f"{folder} is of format {manifest.get('format')}, this vlbench reads {FORMAT}: update vlbench.")
-    if file_digest(folder / "model.safetensors") != manifest["sha256"]:
-        raise UserError(
-            f"{folder / 'model.safetensors'} is damaged (its digest differs): delete the folder and run again."
-        )
+    told = read_json(folder / MANIFEST)
+    found = told.get("format") if isinstance(told, dict) else None
+    if isinstance(found, int) and found > FORMAT:
+        raise UserError(f"{folder} is of format {found}, this vlbench reads {FORMAT}: update vlbench.")
+    manifest = read_sealed(folder / MANIFEST)
+    for name, sha in manifest["files"].items():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing: delete the folder and run again.")
+        if file_digest(folder / name) != sha:
+            raise UserError(f"{folder / name} is damaged (its digest differs): delete the folder and run again.")
     return manifest
 
 
 def distinct_tensors(net: nn.Module) -> dict[str, Tensor]:
     """The state dict with every storage once: safetensors refuses tied weights, load_into ties them again."""
-    seen: dict[int, str] = {}
+    seen: dict[tuple[int, torch.Size], str] = {}
     kept: dict[str, Tensor] = {}
     for key, value in net.state_dict(keep_vars=True).items():
-        if value.numel() == 0 or seen.setdefault(value.data_ptr(), key) == key:
+        if value.numel() == 0 or seen.setdefault((value.data_ptr(), value.shape), key) == key:
             kept[key] = value.detach().cpu().contiguous()
     return kept
 

@@ -54,7 +54,7 @@ class Batches:
         batches: list[list[int]] = [[]]
         for g in rng.permutation(len(self.groups)):
             group = self.groups[g]
-            take = min(self.per_image, len(group))
+            take = min(self.per_image, len(group), self.size)
             chosen = sorted(rng.choice(len(group), take, replace=False).tolist())
             if len(batches[-1]) + take > self.size and batches[-1]:
                 batches.append([])

@@ -2,77 +2,77 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..storage import canonical, digest, replace_folder, write_json
-from ..weights import file_digest
+from ..storage import canonical, new_folder, read_sealed, remove_folder, standing, write_sealed
+from ..weights import file_digest, save_tensors
+
+META, TENSORS = "meta.json", "state.safetensors"
+SHARE = 10.0  # a save takes at most one part in ten of the time: a large model's takes longer than the interval
 
 
 class CheckpointStore:
     """One stage's latest state in `folder`; `identity` is what a resumed run must agree on.
 
-    A state is saved when `every_seconds` have passed, so that a kill loses at most that interval; the result does not
-    depend on when it was saved.
+    A state is saved when `every_seconds` have passed, so that a kill loses at most that interval (or ten times what a
+    save takes); 0 saves every step. The result does not depend on when it was saved.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], every_seconds: float = 15.0) -> None:
         self.folder, self.identity, self.every_seconds = folder, dict(identity), every_seconds
-        self._last = time.monotonic()
+        self._last, self._took = time.monotonic(), 0.0
 
     def due(self) -> bool:
-        return time.monotonic() - self._last >= self.every_seconds
+        wait = max(self.every_seconds, SHARE * self._took) if self.every_seconds else 0.0
+        return time.monotonic() - self._last >= wait
 
     def save(self, step: int, tensors: Mapping[str, Tensor], log: Any) -> None:
-        """Replace the stored state by this one."""
-        temporary = self.folder.with_name(self.folder.name + ".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            temporary.mkdir(parents=True)
-            save_file(
-                {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
-                temporary / "state.safetensors",
-            )
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot save a checkpoint in {self.folder}: {error}. Free some space.") from error
-        sha = file_digest(temporary / "state.safetensors")
-        meta = {"step": step, "identity": self.identity, "log": log, "sha256": sha}
-        write_json(temporary / "meta.json", {**meta, "meta_sha256": digest(meta)})
-        replace_folder(temporary, self.folder)
+        """Replace the stored state by this one. Raises UserError where it cannot be written; the old state stays."""
+        start = time.monotonic()
+        with new_folder(self.folder) as temporary:
+            save_tensors(temporary / TENSORS, tensors)
+            sha = file_digest(temporary / TENSORS)
+            write_sealed(temporary / META, {"step": step, "identity": self.identity, "log": log, "sha256": sha})
         self._last = time.monotonic()
+        self._took = self._last - start
 
     def load(self) -> tuple[int, dict[str, Tensor], Any] | None:
         """(step, tensors, log) or None. Raises UserError where the state is damaged or belongs to another cell."""
-        if not (self.folder / "meta.json").is_file():
+        folder = standing(self.folder)
+        if not folder.is_dir():
             return None
         try:
-            meta = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
-            claimed = meta.pop("meta_sha256")
-            sound = digest(meta) == claimed and file_digest(self.folder / "state.safetensors") == meta["sha256"]
-            tensors = load_file(self.folder / "state.safetensors") if sound else {}
-        except (ValueError, KeyError, OSError, SafetensorError):
-            sound, meta, tensors = False, {}, {}
+            meta = read_sealed(folder / META)
+            sound = file_digest(folder / TENSORS) == meta["sha256"]
+            # Copied, because load_file maps the file, and NFS does not remove a mapped one at the next save.
+            tensors = {k: v.clone() for k, v in load_file(folder / TENSORS).items()} if sound else {}
+        except (UserError, KeyError, OSError, SafetensorError) as error:
+            raise self._damaged(folder) from error
         if not sound:
-            raise UserError(f"checkpoint {self.folder} is damaged: delete that folder to start this stage again.")
-        if canonical(meta["identity"]) != canonical(self.identity):
-            changed = sorted(
-                k for k in {*meta["identity"], *self.identity} if meta["identity"].get(k) != self.identity.get(k)
-            )
-            raise UserError(
-                f"checkpoint {self.folder} belongs to other settings ({', '.join(changed)} changed): "
-                "delete that folder to start this stage again."
-            )
+            raise self._damaged(folder)
+        self._refuse_other(folder, meta["identity"])
         return int(meta["step"]), tensors, meta["log"]
+
+    def _damaged(self, folder: Path) -> UserError:
+        return UserError(f"checkpoint {folder} is damaged: delete that folder to start this stage again.")
+
+    def _refuse_other(self, folder: Path, stored: Mapping[str, Any]) -> None:
+        if canonical(stored) == canonical(self.identity):
+            return
+        changed = sorted(k for k in {*stored, *self.identity} if stored.get(k) != self.identity.get(k))
+        raise UserError(
+            f"checkpoint {folder} belongs to other settings ({', '.join(changed)} changed): "
+            "delete that folder to start this stage again."
+        )
 
     def clear(self) -> None:
         """Remove the stored state (the stage is done)."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_folder(self.folder)

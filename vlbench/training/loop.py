@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ..errors import RunFailed
 from ..method import MethodOptions
 from ..model import Batch
+from ..storage import digest
+from ..weights import weights_digest
 from .batches import Batches
 from .checkpoint import CheckpointStore
 
@@ -84,17 +86,21 @@ class Loop:
         )
         self.optimiser = torch.optim.AdamW(_groups(net, schedule.weight_decay), lr=schedule.lr)
         self.losses: list[float] = []
+        self._start = ""
 
     def run(self) -> list[float]:
         """Train to the end and return the loss of every step. Raises RunFailed on a loss that is not finite."""
+        self._start = self._fingerprint() if self.store is not None else ""
         start = self._resume()
+        # What a method's own backward left would be added to the first step, which after a kill is another one.
+        self.net.zero_grad(set_to_none=True)
         was_training = self.net.training
         self.net.train()
         for step in range(start, self.schedule.steps):
             self._step(step)
             self.progress(step + 1, self.schedule.steps, f"loss {self.losses[-1]:.3f}")
             if self.store is not None and self.store.due() and step + 1 < self.schedule.steps:
-                self.store.save(step + 1, self._state(), self.losses)
+                self.store.save(step + 1, self._state(), {"start": self._start, "losses": self.losses})
         self.net.train(was_training)
         return self.losses
 
@@ -122,7 +128,7 @@ class Loop:
         self.losses.append(value)
 
     def _state(self) -> dict[str, Tensor]:
-        state = {f"net.{k}": v for k, v in _distinct(self.net.state_dict(keep_vars=True))}
+        state = {f"net.{k}": v for k, v in self.net.state_dict(keep_vars=True).items()}
         for index, slots in self.optimiser.state_dict()["state"].items():
             state.update({f"optimiser.{index}.{name}": torch.as_tensor(v) for name, v in slots.items()})
         for number, hook in enumerate(self.hooks):
@@ -130,13 +136,17 @@ class Loop:
         return state
 
     def _resume(self) -> int:
+        """The step to go on from. A state that another start led to is not this run's: a method may train under one
+        name twice, and a GPU may give another model when a killed link is repeated."""
         found = self.store.load() if self.store is not None else None
         if found is None:
             return 0
-        step, tensors, self.losses = found
-        own = dict(_distinct(self.net.state_dict(keep_vars=True)))
+        step, tensors, log = found
+        if not isinstance(log, dict) or log.get("start") != self._start:
+            return 0
+        self.losses = list(log["losses"])
         with torch.no_grad():
-            for key, value in own.items():
+            for key, value in self.net.state_dict(keep_vars=True).items():
                 value.copy_(tensors[f"net.{key}"])
         slots: dict[int, dict[str, Any]] = {}
         for key, value in tensors.items():
@@ -149,6 +159,13 @@ class Loop:
             hook.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         return step
 
+    def _fingerprint(self) -> str:
+        """What leads to every later state: the weights at the start and how they are trained."""
+        trained = [name for name, parameter in self.net.named_parameters() if parameter.requires_grad]
+        hooks = [type(hook).__qualname__ for hook in self.hooks]
+        settings = [self.schedule.model_dump(mode="json"), self.seed, self.precision, hooks]
+        return digest([weights_digest(self.net), trained, settings])
+
 
 def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; biases, norms and other one-dimensional parameters do not."""
@@ -157,12 +174,3 @@ def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-
-
-def _distinct(state: dict[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
-    """Tied tensors once (safetensors refuses shared storage)."""
-    seen: set[int] = set()
-    for key, value in state.items():
-        if value.data_ptr() not in seen or value.numel() == 0:
-            seen.add(value.data_ptr())
-            yield key, value

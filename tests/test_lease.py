@@ -1,0 +1,227 @@
+"""One worker a cell: who is dead, who is alive, and nobody's lease is taken but a dead one's."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vlbench import lease as module
+from vlbench.errors import UserError
+from vlbench.lease import lease
+
+
+def never() -> bool:
+    return False
+
+
+def quiet(text: str) -> None:
+    """Nobody listens."""
+
+
+def written(folder: Path, **changes: object) -> Path:
+    """A lease of this very process, but for `changes`."""
+    me = {"machine": module._machine(), "pid": os.getpid(), "started": module._started(os.getpid()), "token": "t"}
+    file = folder / "lease.json"
+    file.write_text(json.dumps({**me, **changes}))
+    return file
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POLL", 0.01)
+    monkeypatch.setattr(module, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(module, "EXPIRES", 0.3)
+
+
+def test_it_is_held_and_given_back(tmp_path: Path) -> None:
+    with lease(tmp_path / "cell", never, quiet) as mine:
+        assert mine
+        assert json.loads((tmp_path / "cell" / "lease.json").read_text())["pid"] == os.getpid()
+    assert list((tmp_path / "cell").iterdir()) == []
+
+
+def test_it_is_given_back_after_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), lease(tmp_path, never, quiet):
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cell_that_another_has_finished_meanwhile_is_told(tmp_path: Path) -> None:
+    with lease(tmp_path, lambda: True, quiet) as mine:
+        assert not mine
+
+
+def test_temporaries_of_killed_runs_are_swept(tmp_path: Path) -> None:
+    (tmp_path / ".cell.json.1.tmp").write_text("")
+    with lease(tmp_path, never, quiet):
+        assert [p.name for p in tmp_path.iterdir()] == ["lease.json"]
+
+
+def test_a_killed_holders_lease_is_taken_at_once(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    written(tmp_path, pid=sleeper.pid, started=module._started(sleeper.pid))
+    sleeper.kill()
+    sleeper.wait()
+    start = time.monotonic()
+    with lease(tmp_path, never, quiet) as mine:
+        assert mine
+    assert time.monotonic() - start < module.POLL
+
+
+def test_a_zombie_is_dead(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    """A killed run that nobody collects, as in a container without an init."""
+    written(tmp_path, pid=sleeper.pid, started=module._started(sleeper.pid))
+    sleeper.kill()
+    os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays uncollected
+    assert module._started(sleeper.pid) == ""
+    with lease(tmp_path, never, quiet) as mine:
+        assert mine
+
+
+def test_a_later_process_of_the_same_number_is_another(tmp_path: Path) -> None:
+    written(tmp_path, started="1")
+    with lease(tmp_path, never, quiet) as mine:
+        assert mine
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_live_holders_lease_is_never_taken(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    """Not even where it gives no sign of life, as a stopped process does; here until it has finished the cell."""
+    file = written(tmp_path, pid=sleeper.pid, started=module._started(sleeper.pid))
+    before, told = file.read_text(), list[str]()
+    end = time.monotonic() + 0.2
+    with lease(tmp_path, lambda: time.monotonic() > end, told.append) as mine:
+        assert not mine
+    assert file.read_text() == before
+    (sentence,) = told
+    assert f"another vlbench works on this cell (process {sleeper.pid} on " in sentence
+
+
+@pytest.mark.usefixtures("hasty")
+def test_another_machines_lease_lasts_while_its_heart_beats(tmp_path: Path) -> None:
+    file = written(tmp_path, machine="elsewhere", pid=1)
+    stop = threading.Event()
+    beat = threading.Thread(target=module._beat, args=(file, file.read_text(), stop))
+    beat.start()
+    end = time.monotonic() + 3 * module.EXPIRES
+    with lease(tmp_path, lambda: time.monotonic() > end, quiet) as mine:
+        assert not mine
+    stop.set()
+    beat.join()
+    start = time.monotonic()
+    with lease(tmp_path, never, quiet) as mine:
+        assert mine
+    assert time.monotonic() - start > module.EXPIRES
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"machine": 3, "pid": "x"}'])
+def test_a_damaged_lease_lasts_until_it_has_been_silent(tmp_path: Path, text: str) -> None:
+    (tmp_path / "lease.json").write_text(text)
+    start = time.monotonic()
+    with lease(tmp_path, never, quiet) as mine:
+        assert mine
+    assert time.monotonic() - start > module.EXPIRES
+
+
+def test_yesterdays_lease_of_another_machine_is_not_watched(tmp_path: Path) -> None:
+    file = written(tmp_path, machine="elsewhere")
+    os.utime(file, (0, time.time() - 2 * module.OLD))
+    start = time.monotonic()
+    with lease(tmp_path, never, quiet) as mine:
+        assert mine
+    assert time.monotonic() - start < 1
+
+
+def test_only_the_lease_that_was_found_dead_is_removed(tmp_path: Path) -> None:
+    """Of two who find it dead, the second comes when the first already holds its own."""
+    dead = written(tmp_path, pid=0).read_text()
+    live = written(tmp_path, token="new").read_text()
+    module._remove(tmp_path / "lease.json", dead)
+    assert (tmp_path / "lease.json").read_text() == live
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_lease_that_was_lost_is_neither_kept_warm_nor_removed(tmp_path: Path) -> None:
+    """A machine that slept for minutes finds another at its cell."""
+    with lease(tmp_path, never, quiet):
+        file = written(tmp_path, token="another")
+        os.utime(file, (1, 1))
+        time.sleep(3 * module.HEARTBEAT)
+        assert file.stat().st_mtime == 1
+    assert file.exists()
+
+
+@pytest.mark.usefixtures("hasty")
+def test_the_heart_beats(tmp_path: Path) -> None:
+    with lease(tmp_path, never, quiet):
+        os.utime(tmp_path / "lease.json", (1, 1))
+        time.sleep(4 * module.HEARTBEAT)
+        assert (tmp_path / "lease.json").stat().st_mtime > 1
+
+
+def test_a_file_system_without_links_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with lease(tmp_path, never, quiet) as mine:
+        assert mine
+        assert module._claim(tmp_path / "lease.json") is None
+
+
+def test_an_unwritable_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").write_text("")
+    with (
+        pytest.raises(UserError, match=r"cannot write in .*runs.* Choose another folder"),
+        lease(tmp_path / "runs" / "cell", never, quiet),
+    ):
+        pass
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_text", read_only)
+    with pytest.raises(UserError, match="Read-only file system"), lease(tmp_path / "x", never, quiet):
+        pass
+
+
+WORKER = """
+import os, sys, time
+from pathlib import Path
+from vlbench import lease as module
+module.POLL = 0.002
+folder = Path(sys.argv[1])
+while not (folder / "go").exists():
+    time.sleep(0.001)
+for _ in range(10):
+    with module.lease(folder / "cell", lambda: False, lambda text: None) as mine:
+        os.close(os.open(folder / "inside", os.O_CREAT | os.O_EXCL))  # raises where two are inside
+        time.sleep(0.001)
+        os.unlink(folder / "inside")
+        if _ == 9:
+            os._exit(0)  # dies as the holder: the others take over
+"""
+
+
+def test_of_many_who_take_over_one_is_inside_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "cell").mkdir()
+    written(tmp_path / "cell", started="long ago")
+    crowd = [subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path)]) for _ in range(4)]
+    (tmp_path / "go").write_text("")
+    assert [process.wait(timeout=60) for process in crowd] == [0] * 4

@@ -1,0 +1,241 @@
+"""The training loop: killed after any step and resumed it is the undisturbed run, bit for bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlbench.errors import RunFailed
+from vlbench.job import KeepZeros
+from vlbench.model import Batch
+from vlbench.task import Sample
+from vlbench.training.batches import Batches
+from vlbench.training.checkpoint import CheckpointStore
+from vlbench.training.loop import Hook, Loop, Schedule
+
+STEPS = 7
+SCHEDULE = Schedule(steps=STEPS, lr=0.05, warmup=2, clip=0.5, batch_size=4)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+class Stream:
+    """Batches whose images are a function of the step."""
+
+    def at(self, step: int) -> Batch:
+        images = torch.randn(4, 6, generator=torch.Generator().manual_seed(step))
+        return Batch([Sample(f"{step}/{i}", ()) for i in range(4)], images, torch.arange(4)[:, None])
+
+
+class Net(nn.Module):
+    """What may go wrong: dropout, a running mean, tied and frozen and unused weights, a scalar, an empty buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm, self.outer = nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 6)
+        self.outer.weight = self.inner.weight
+        self.frozen = nn.Linear(6, 6).requires_grad_(False)
+        self.unused = nn.Parameter(torch.ones(3))
+        self.late = nn.Parameter(torch.zeros(6))
+        self.scale = nn.Parameter(torch.tensor(0.5))
+        self.register_buffer("none", torch.empty(0))
+        self.uses = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.frozen(self.outer(F.dropout(self.norm(self.inner(x)), 0.3, self.training)))
+        return cast(Tensor, y * self.scale)
+
+
+class Sums(Hook):
+    """A hook with a state: sums of gradients, that move a gate outside the model."""
+
+    def __init__(self, net: Net) -> None:
+        self.net, self.sum, self.gate = net, torch.zeros(6, 6, dtype=torch.float64), torch.ones(())
+
+    def after_backward(self, step: int) -> None:
+        assert self.net.inner.weight.grad is not None
+        self.sum += self.net.inner.weight.grad.double()
+
+    def after_step(self, step: int) -> None:
+        assert self.net.inner.weight.grad is None
+        self.gate = self.gate * 0.9
+
+    def state(self) -> dict[str, Tensor]:
+        return {"sum": self.sum, "gate": self.gate}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.sum, self.gate = state["sum"], state["gate"]
+
+
+class Run:
+    """One life of a training."""
+
+    def __init__(self, folder: Path | None, kill: int = 0, start: int = 0, **more: Any) -> None:
+        torch.manual_seed(start)
+        self.net = Net()
+        self.hook = Sums(self.net)
+        mask = torch.rand(6, 6) > 0.5
+        self.net.inner.weight.data.mul_(mask)
+        self.kill = kill
+        self.loop = Loop(
+            self.net, self.loss, cast(Batches, Stream()), more.pop("schedule", SCHEDULE), seed=3,
+            hooks=[self.hook, KeepZeros(self.net, {"inner.weight": mask})],
+            store=CheckpointStore(folder, {"cell": "x"}, 0) if folder else None,
+            progress=self.progress, **more,
+        )  # fmt: skip
+
+    def loss(self, batch: Batch) -> Tensor:
+        found = (self.net(batch.images) * self.hook.gate).square().mean()
+        if int(batch.samples[0].id.split("/")[0]) >= 4:  # a parameter that gets its first gradient late
+            found = found + self.net.late.square().sum() + self.net.late.sum()
+        return found
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        if done == self.kill:  # after the step, before its state is saved
+            raise Killed
+
+    def result(self) -> dict[str, Any]:
+        return {
+            "net": {k: v.clone() for k, v in self.net.state_dict().items()},
+            "optimiser": self.loop.optimiser.state_dict(),
+            "hook": self.hook.state(),
+            "losses": self.loop.losses,
+        }
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return bool(a == b)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kill", range(1, STEPS + 1))
+def test_killed_after_any_step_it_ends_the_same(tmp_path: Path, kill: int, precision: str) -> None:
+    calm = Run(None, precision=precision)
+    calm.loop.run()
+    with pytest.raises(Killed):
+        Run(tmp_path / "c", kill, precision=precision).loop.run()
+    torch.rand(kill)  # another random state than the first life had
+    again = Run(tmp_path / "c", precision=precision)
+    assert len(again.loop.run()) == STEPS
+    assert equal(again.result(), calm.result())
+
+
+def test_killed_at_every_step_it_ends_the_same(tmp_path: Path) -> None:
+    calm = Run(None)
+    calm.loop.run()
+    for kill in range(2, STEPS + 1):
+        with pytest.raises(Killed):
+            Run(tmp_path / "c", kill).loop.run()
+    again = Run(tmp_path / "c")
+    again.loop.run()
+    assert equal(again.result(), calm.result())
+
+
+def test_a_resumed_run_does_not_start_again(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        Run(tmp_path / "c", STEPS).loop.run()
+    again = Run(tmp_path / "c")
+    steps: list[int] = []
+    again.loop.progress = lambda done, total, text: steps.append(done)
+    again.loop.run()
+    assert steps == [STEPS]
+
+
+def test_gradients_from_before_are_not_added(tmp_path: Path) -> None:
+    """A method may have called backward; after a kill that would fall on another step than the first."""
+    calm = Run(None)
+    calm.loop.run()
+    stale = Run(None)
+    stale.loss(Stream().at(0)).backward()
+    torch.manual_seed(0)
+    stale = Run(None)
+    stale.net.inner.weight.grad = torch.ones(6, 6)
+    stale.loop.run()
+    assert equal(stale.result(), calm.result())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"start": 1},
+        {"schedule": SCHEDULE.model_copy(update={"lr": 0.01})},
+        {"precision": "bf16"},
+    ],
+    ids=["other weights", "other schedule", "other precision"],
+)
+def test_a_second_training_under_one_name_begins_at_its_own_start(tmp_path: Path, other: dict[str, Any]) -> None:
+    """A method that prunes and trains in rounds names them alike: the first round's state is not the second's."""
+    Run(tmp_path / "c").loop.run()
+    calm = Run(None, **other)
+    calm.loop.run()
+    second = Run(tmp_path / "c", **other)
+    second.loop.run()
+    assert equal(second.result(), calm.result())
+
+
+def test_zeros_of_a_mask_stay(tmp_path: Path) -> None:
+    run = Run(None)
+    zeros = run.net.inner.weight == 0
+    run.loop.run()
+    assert 0 < int(zeros.sum()) < 36
+    assert torch.equal(run.net.inner.weight == 0, zeros)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_samples() -> None:
+    run = Run(None)
+    run.loop.loss = lambda batch: run.net(batch.images).sum() * math.inf
+    with pytest.raises(RunFailed, match=r"loss is (inf|-inf|nan) at step 0 \(samples 0/0, 0/1.* lower the learning rate"):
+        run.loop.run()
+
+
+def test_no_steps_change_nothing(tmp_path: Path) -> None:
+    run = Run(tmp_path / "c", schedule=Schedule(steps=0, lr=1.0))
+    before = run.result()
+    assert run.loop.run() == []
+    assert equal(run.result()["net"], before["net"])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_given_back(training: bool) -> None:
+    run = Run(None)
+    run.net.train(training)
+    run.loop.run()
+    assert run.net.training is training
+
+
+def test_biases_norms_and_scalars_do_not_decay() -> None:
+    run = Run(None)
+    decay, plain = run.loop.optimiser.param_groups
+    assert {id(p) for p in decay["params"]} == {id(run.net.inner.weight)}
+    assert len(plain["params"]) == 7
+    assert (decay["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, lambda t: 0.5 * (1 + math.cos(math.pi * t / 10))),
+        ({"min_lr": 0.2}, lambda t: 0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * t / 10))),
+        ({"decay": "constant"}, lambda t: 1.0),
+        ({"warmup": 4}, lambda t: (t + 1) / 4 if t < 4 else 0.5 * (1 + math.cos(math.pi * (t - 4) / 6))),
+        ({"warmup": 20}, lambda t: (t + 1) / 20),
+    ],
+)
+def test_the_learning_rate(changes: dict[str, Any], expected: Callable[[int], float]) -> None:
+    schedule = Schedule(steps=10, lr=1.0, **changes)
+    assert [schedule.lr_at(t) for t in range(10)] == pytest.approx([expected(t) for t in range(10)])
