@@ -1,4 +1,4 @@
-"""A laboratory for tests of the command line: a workspace with a tiny model of random weights and a few noisy images."""
+"""A laboratory for tests of the command line: a workspace, a tiny model of random weights and a few noisy images."""
 
 from __future__ import annotations
 
@@ -67,13 +67,17 @@ class Lab:
         return Told(code if isinstance(code, int) else int(code is not None), out, err)
 
     def run(self, *arguments: str) -> Told:
-        """`vlbench run` of the tiny cell with more words or flags; later words win."""
+        """`vlbench run` of the tiny cell with more words or flags."""
+        return self("run", *self._with(*arguments))
+
+    def _with(self, *arguments: str) -> list[str]:
+        """The cell's words and these: later words win."""
         given: dict[str, str] = {}
         for word in (*self.words, *(a for a in arguments if not a.startswith("--"))):
             key, _, value = word.partition("=")
             given[key] = value
         flags = [a for a in arguments if a.startswith("--")]
-        return self("run", *(f"{k}={v}" for k, v in given.items()), *flags)
+        return [*(f"{k}={v}" for k, v in given.items()), *flags]
 
     def refused(self, *arguments: str) -> str:
         """The sentence of a command that must exit with 2 and write nothing at all."""
@@ -87,7 +91,7 @@ class Lab:
         return told.err.removeprefix("vlbench: ").rstrip("\n")
 
     def refused_run(self, *words: str) -> str:
-        return self.refused("run", *self.words, *words)
+        return self.refused("run", *self._with(*words))
 
     def listing(self) -> dict[str, bytes | None]:
         """Every file with its content, and every folder, of the workspace."""

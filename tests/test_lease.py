@@ -95,8 +95,10 @@ def test_a_zombie_is_dead(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> N
 
 def test_a_later_process_of_the_same_number_is_another(tmp_path: Path) -> None:
     written(tmp_path, started="1")
+    start = time.monotonic()
     with lease(tmp_path, never, quiet) as mine:
         assert mine
+    assert time.monotonic() - start < module.POLL
 
 
 @pytest.mark.usefixtures("hasty")
@@ -154,6 +156,18 @@ def test_only_the_lease_that_was_found_dead_is_removed(tmp_path: Path) -> None:
     live = written(tmp_path, token="new").read_text()
     module._remove(tmp_path / "lease.json", dead)
     assert (tmp_path / "lease.json").read_text() == live
+
+
+def test_looking_and_removing_is_one_step(tmp_path: Path) -> None:
+    """While another is between the two, nobody else begins."""
+    file = written(tmp_path)
+    with module._alone(tmp_path):
+        second = threading.Thread(target=module._remove, args=(file, file.read_text()))
+        second.start()
+        second.join(0.2)
+        assert file.exists()
+    second.join()
+    assert not file.exists()
 
 
 @pytest.mark.usefixtures("hasty")

@@ -82,7 +82,7 @@ def test_roots_are_relative_to_the_workspace_file(box: Path, monkeypatch: pytest
 )
 def test_a_wrong_workspace_file_is_named(box: Path, text: str, sentence: str) -> None:
     (box / "vlbench.toml").write_text(text)
-    with pytest.raises(UserError, match="vlbench.toml") as told:
+    with pytest.raises(UserError, match=r"vlbench\.toml") as told:
         workspace()
     assert sentence in str(told.value)
 
@@ -141,13 +141,12 @@ def test_an_edit_is_seen_at_once(box: Path) -> None:
         ('@method("task", title="T", role="pruner")\nclass A: ...\n', "'task' cannot be a name"),
         ('@chain("x", title="T")\nclass A: ...\n', "line 1: links= is missing"),
         ("x = 1\n", "it registers nothing: a class of it should be decorated with @method(...)"),
-        ("\x00", "ValueError"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_and_the_others_work(box: Path, text: str, why: str) -> None:
     file = plug(box, "bad.py", text)
     rows = table("methods")
-    assert why in rows.broken[str(file)] or "SyntaxError" in rows.broken[str(file)] == (why == "ValueError")
+    assert why in rows.broken[str(file)]
     assert "magnitude" in rows.entries
     with pytest.raises(UserError, match="could not be read") as told:
         rows.get("bad")

@@ -68,6 +68,15 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatc
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
+def test_who_reads_meanwhile_has_the_old_file(tmp_path: Path) -> None:
+    storage.write_text(tmp_path / "x.json", "old")
+    with (tmp_path / "x.json").open() as reader:
+        storage.write_text(tmp_path / "x.json", "new")
+        assert reader.read() == "old"
+    assert (tmp_path / "x.json").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
 def test_a_file_in_the_folders_place_is_told(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*runs"):

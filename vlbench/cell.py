@@ -42,7 +42,21 @@ class Cell:
 
     @cached_property
     def split_digest(self) -> str:
+        """Digest of what is evaluated and of the settings; of the mini world, of what they follow from."""
+        if self._world is not None:
+            options = self.spec.task_options.model_dump(mode="json")
+            return digest([self._world, self.split, self.spec.words.limit, options])
         return digest_samples(self.samples, self.settings)
+
+    @property
+    def _world(self) -> str | None:
+        """The pinned digest of the mini world, where nothing but it is read: to find a finished cell again, 70,000
+        questions need not be parsed, which takes seconds."""
+        if self.spec.words.suite != "mini" or any(isinstance(value, Path) for _, value in self.spec.task_options):
+            return None
+        from .data.mini import world_digest
+
+        return world_digest(_data_name(self.spec))
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -94,10 +108,8 @@ class Cell:
     def _train_digest(self) -> str:
         """Digest of what the chain may learn from, which must not be what is reported: refused here, before anything
         is written, because the identity is the first thing that a run asks for."""
-        if self.spec.words.suite == "mini":
-            from .data.mini import world_digest
-
-            return world_digest(_data_name(self.spec))  # pinned; reading 70,000 questions would take seconds
+        if self._world is not None:
+            return self._world
         from .job import refuse_report_ids
 
         roles = self.task.roles()
@@ -150,19 +162,32 @@ def _link_identity(link: LinkSpec) -> list[Any]:
 
 def open_cell(spec: Spec, progress: BuildProgress | None = None) -> Cell:
     """Find data and weights. Raises UserError saying what goes where when something is missing."""
+    if spec.words.suite == "mini":
+        weights = _find_weights(spec)  # before the world is built, which takes a while
+        return Cell(spec, _find_data(spec, progress), spec.split, weights)
+    task = _find_data(spec, progress)  # before weights are fetched from the hub
+    return Cell(spec, task, spec.split, _find_weights(spec))
+
+
+def _find_weights(spec: Spec) -> Path:
     from .weights import locate
 
-    weights = locate(
-        spec.words.checkpoint or spec.model.facts["checkpoint"], spec.model.facts.get("revision", "main"), _roots()
-    )
+    checkpoint = spec.words.checkpoint or spec.model.facts["checkpoint"]
+    weights = locate(checkpoint, spec.model.facts.get("revision", "main"), _roots())
     _refuse_damaged(weights)
+    return weights
+
+
+def _find_data(spec: Spec, progress: BuildProgress | None) -> Task:
+    """The task on its data folder, with nothing missing of what this cell reads."""
     root = data_root(spec, progress)
     task = spec.task_class(root, spec.task_options)
     wanted = [spec.split, *([task.roles()["train"]] if spec.uses_seed else ())]
     missing = list(dict.fromkeys(line for split in wanted for line in task.missing(split)))
     if missing:
-        raise UserError("\n".join([f"{spec.task.name} lacks data in {root}:", *missing, _remedy(spec)]))
-    return Cell(spec, task, spec.split, weights)
+        lines = [f"{spec.task.name} lacks data in {root}:", *missing, f"Put the files there, or {_remedy(spec)}"]
+        raise UserError("\n".join(lines))
+    return task
 
 
 def _roots() -> Mapping[str, str]:
@@ -187,7 +212,8 @@ def data_root(spec: Spec, progress: BuildProgress | None = None) -> Path:
     if name in roots:
         return Path(roots[name])
     needs = spec.task_class(Path(f"<{name}>"), spec.task_options).missing(spec.split)
-    raise UserError("\n".join([f"where is the {name} data?", *needs, _remedy(spec)]))
+    remedy = _remedy(spec)
+    raise UserError("\n".join([f"where is the {name} data?", *needs, remedy[0].upper() + remedy[1:]]))
 
 
 def _data_name(spec: Spec) -> str:
@@ -198,12 +224,9 @@ def _remedy(spec: Spec) -> str:
     """What to do about missing data."""
     name, space = _data_name(spec), workspace()
     if spec.words.suite == "mini":
-        return "The mini data are built by vlbench: delete that folder and run the same command again."
+        return "delete that folder, which vlbench builds anew, and run the same command again."
     where = f'{space.folder / WORKSPACE_FILE} with the lines\n[roots]\n{name} = "/path/to/{name}"\n'
-    return (
-        f"Put the files there, or name the folder that has them in {where}or set VLBENCH_DATA to a folder that holds "
-        f"{name}/; then run the same command again. (suite=mini needs no data.)"
-    )
+    return f"name the folder that has them in {where}or set VLBENCH_DATA to a folder that holds {name}/; then  run the same command again. (suite=mini needs no data.)"
 
 
 def _refuse_damaged(weights: Path) -> None:

@@ -26,7 +26,9 @@ app = typer.Typer(
     help="Which pruning method keeps the most quality of a vision-language model for the least cost?\n\n"
     "Words key=value describe the cell (vlbench run method=upop task=vqav2); --flags change only the command.",
 )
-Words = Annotated[list[str], typer.Argument(help="key=value words, like task=vqav2 method=upop sparsity=0.5")]
+Words = Annotated[
+    list[str], typer.Argument(metavar="KEY=VALUE", help="key=value words, like task=vqav2 method=upop sparsity=0.5")
+]
 Runs = Annotated[Path, typer.Option("--runs", help="the folder of runs")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON for programs, and nothing else")]
 RUNS = Path("runs")
@@ -46,7 +48,9 @@ def main() -> None:
         if error.errno not in CANNOT_WRITE:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        _stop(f"{where}{error.strerror}. Free some space or choose another folder, then run the same command again.", 2)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "Free some space" if full else "Change its permissions"
+        _stop(f"{where}{error.strerror}. {remedy} or choose another folder, then run the same command again.", 2)
 
 
 def _version(wanted: bool) -> None:
@@ -151,7 +155,9 @@ def list_(
 
 
 @app.command("help")
-def help_(words: Annotated[list[str], typer.Argument(help="method=NAME, task=NAME, model=NAME")]) -> None:
+def help_(
+    words: Annotated[list[str], typer.Argument(metavar="KEY=NAME", help="method=, task= or model=NAME")],
+) -> None:
     """Options, defaults, ranges, recipes and paper of a plug-in: vlbench help method=upop."""
     from .catalogue import print_help
 
@@ -195,7 +201,7 @@ def submit(
 @app.command()
 def score(
     name: Annotated[str, typer.Argument(metavar="RUN", help="the run whose upload file was sent: its name or folder")],
-    words: Annotated[list[str], typer.Argument(help="file=PATH, the server's JSON {metric: value}")],
+    words: Annotated[list[str], typer.Argument(metavar="file=PATH", help="the server's JSON, {metric: value}")],
     runs: Runs = RUNS,
 ) -> None:
     """Enter what an evaluation server returned: vlbench score RUN file=scores.json."""

@@ -7,6 +7,7 @@ that nothing has to be downloaded and no trained weights are needed. Each yielde
 from __future__ import annotations
 
 import json
+import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -227,6 +228,10 @@ class Workshop:
         if self.entry.facts.get("role") == "restorer":
             _mask_half(self.job(outcome, seed))
         for link in self.links(words):
+            # As a run does: what a method draws is a function of the seed, wherever it draws it from.
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
             link.method(link.options).apply(self.job(outcome, seed))
         return outcome
 
@@ -260,7 +265,7 @@ def _check_run(workshop: Workshop, target: Target) -> Iterator[str]:
         yield _check_pattern(entry, target, outcome)
     yield _check_seed(workshop, target, outcome)
     yield _check_reload(workshop, target, outcome, outputs)
-    if any(bool((weight == 0).any()) for weight in _weights(outcome).values()):
+    if outcome.state.masks or any(bool((weight == 0).any()) for weight in _weights(outcome).values()):
         yield _check_zeros(workshop, target, outcome)
 
 
@@ -381,13 +386,13 @@ def _mask_half(job: Job) -> None:
 
 def _noise(root: Path, classes: Sequence[str], size: int) -> Path:
     """An ImageNet-style folder of noise, a tenth of whose training images are in the select split."""
-    random = np.random.default_rng(0)
+    noise = np.random.default_rng(0)
     for name in classes:
         for split, images in (("train", _names(name, IMAGES)), ("val", [f"{i}.png" for i in range(2)])):
             folder = root / split / name
             folder.mkdir(parents=True)
             for image in images:
-                pixels = random.integers(0, 256, (size, size, 3), dtype=np.uint8)
+                pixels = noise.integers(0, 256, (size, size, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / image)
     return root
 

@@ -100,6 +100,9 @@ class Runner:
         if done:
             model, state = load_model(stages[done - 1])
             model.net.to("cuda" if torch.cuda.is_available() else "cpu")
+        if done < len(links):  # predictions that lie here are of a model that was deleted
+            for name in ("predictions.jsonl", "predictions.part"):
+                (folder / name).unlink(missing_ok=True)
         for link, stage in list(zip(links, stages, strict=True))[done:]:
             job = Job(
                 model, cell.task, seed=cell.spec.words.seed, folder=folder, store=store, state=state,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -43,16 +43,16 @@ class Words(BaseModel):
 
 @dataclass(frozen=True)
 class LinkSpec:
-    """One link of the chain, with its options resolved."""
+    """One link of the chain, with its options resolved. version: the built-in's number, or the digest of a stranger's
+    source, read now: the file may be edited while the cell runs."""
 
     entry: Entry
     method: type[Method]
     options: MethodOptions
+    version: str = field(init=False)
 
-    @property
-    def version(self) -> str:
-        """The built-in's version number, or the digest of a stranger's source."""
-        return self.entry.digest() or str(self.method.version)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "version", self.entry.digest() or str(self.method.version))
 
 
 @dataclass(frozen=True)

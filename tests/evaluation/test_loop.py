@@ -238,7 +238,9 @@ def test_a_program_that_is_wrong_ends_the_run_within_a_few_attempts(tmp_path: Pa
         raise AttributeError("no such thing")
 
     model = Grey(rule)
-    with pytest.raises(RunFailed, match=r"grey fails on every sample .*: AttributeError: no such thing \(test_loop\.py"):
+    with pytest.raises(
+        RunFailed, match=r"grey fails on every sample .*: AttributeError: no such thing \(test_loop\.py"
+    ):
         evaluator(model).run(samples, book(tmp_path))
     assert len(model.sizes) <= 30
     assert not (tmp_path / "predictions.jsonl").exists()

@@ -52,7 +52,7 @@ def test_a_step_is_the_same_whatever_came_before() -> None:
 def test_epochs_differ_and_hold_no_sample_twice() -> None:
     batches = stream()
     n = batches.batches_per_epoch
-    first, second = (sum(ids(batches, range(e * n, (e + 1) * n)), []) for e in (0, 1))
+    first, second = ([i for batch in ids(batches, range(e * n, (e + 1) * n)) for i in batch] for e in (0, 1))
     assert first != second
     assert len(set(first)) == len(first)
 

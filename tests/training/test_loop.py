@@ -199,7 +199,9 @@ def test_zeros_of_a_mask_stay(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_samples() -> None:
     run = Run(None)
     run.loop.loss = lambda batch: run.net(batch.images).sum() * math.inf
-    with pytest.raises(RunFailed, match=r"loss is (inf|-inf|nan) at step 0 \(samples 0/0, 0/1.* lower the learning rate"):
+    with pytest.raises(
+        RunFailed, match=r"loss is (inf|-inf|nan) at step 0 \(samples 0/0, 0/1.* lower the learning rate"
+    ):
         run.loop.run()
 
 

@@ -32,16 +32,19 @@ from ..ui import Screen
 from ..weights import load_into, read_weights
 from .images import ImageStore
 from .mini import cache_folder
+from .pretrain import pretrain_vision
 
 
 class Recipe(Schedule):
     """recipe.json: the schedule, and what it is trained on. init_std: of all matrices at the start (the libraries'
-    0.02 is made for width 768; at width 64 learning takes 2.5 times as long with it)."""
+    0.02 is made for width 768; at width 64 learning takes 2.5 times as long with it). vision_steps: steps in which the
+    vision tower first learns to name the object on each patch."""
 
     task: str
     seed: int = 0
     per_image: int = Field(4, ge=1)
     init_std: float = Field(0.1, gt=0)
+    vision_steps: int = Field(0, ge=0)
 
 
 def folder_of(name: str) -> Path:
@@ -59,6 +62,7 @@ def train(name: str, screen: Screen) -> Path:
     torch.manual_seed(recipe.seed)
     model: Model = cls.build(card, config, folder)
     initialise(model.net, recipe.init_std)
+    _pretrain(model, recipe, screen)
     cell = open_cell(resolve({"task": recipe.task, "model": name, "checkpoint": str(folder), "split": "select"}))
     store = ImageStore(card.image)
     batches = Batches(
@@ -90,6 +94,21 @@ def train(name: str, screen: Screen) -> Path:
     write_text(folder / "README.md", readme(name, model, recipe, losses, metrics))
     state.clear()
     return folder
+
+
+def _pretrain(model: Model, recipe: Recipe, screen: Screen) -> None:
+    """The vision stage, once: its result is kept in the cache, so that a killed run does not repeat it."""
+    if not recipe.vision_steps:
+        return
+    key = digest([model.config, recipe.vision_steps, recipe.seed, recipe.init_std])[:12]
+    file = cache_folder() / "train_mini" / f"{model.card.name}-vision-{key}.safetensors"
+    if not file.is_file():
+        name = f"pretrain {model.card.name}"
+        pretrain_vision(model, recipe.vision_steps, recipe.seed, lambda *told: screen.progress(name, *told))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(distinct_tensors(model.net), file.with_suffix(".tmp"))
+        file.with_suffix(".tmp").replace(file)
+    load_into(model.net, read_weights(file))
 
 
 def initialise(net: nn.Module, std: float) -> None:
