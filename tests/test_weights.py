@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -175,7 +176,13 @@ def test_a_file_is_what_it_holds_and_a_folder_what_makes_the_model(tmp_path: Pat
     folder, file = file_digest(tmp_path / "m"), file_digest(tmp_path / "m" / "model.safetensors")
     (tmp_path / "m").rename(tmp_path / "other")
     (tmp_path / "other" / "README.md").write_text("now with a card")
+    (tmp_path / "other" / ".cache").mkdir()
+    (tmp_path / "other" / ".cache" / "x.json").write_text("{}")
     assert file_digest(tmp_path / "other") == folder
+    (tmp_path / "other" / "words").mkdir()
+    (tmp_path / "other" / "words" / "merges.txt").write_text("a b")  # what a stranger's family may read
+    assert file_digest(tmp_path / "other") != folder
+    shutil.rmtree(tmp_path / "other" / "words")
     (tmp_path / "other" / "model.safetensors").rename(tmp_path / "other" / "another.safetensors")
     assert file_digest(tmp_path / "other" / "another.safetensors") == file
     (tmp_path / "other" / "config.json").write_text("{ }")

@@ -226,7 +226,10 @@ def _remedy(spec: Spec) -> str:
     if spec.words.suite == "mini":
         return "delete that folder, which vlbench builds anew, and run the same command again."
     where = f'{space.folder / WORKSPACE_FILE} with the lines\n[roots]\n{name} = "/path/to/{name}"\n'
-    return f"name the folder that has them in {where}or set VLBENCH_DATA to a folder that holds {name}/; then  run the same command again. (suite=mini needs no data.)"
+    return (
+        f"name the folder that has them in {where}or set VLBENCH_DATA to a folder that holds {name}/; then run the "
+        "same command again. (suite=mini needs no data.)"
+    )
 
 
 def _refuse_damaged(weights: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 
-# What makes a model: fetched from the hub, and counted in its digest. A model card is neither.
+ABOUT = (".*", "*.md", "LICENSE*")  # files beside a model that do not change what it computes
 PATTERNS = [
     "config.json",
     "*.safetensors",
@@ -207,14 +207,15 @@ def weights_digest(net: nn.Module) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's content; of a model folder: of the names and contents of the files that make the model, so
-    that neither a folder's name nor a README in it changes what the weights are."""
+    """sha256 of a file's content; of a folder: of its files' names and contents, but for what is about the model and
+    not of it (README.md, licences, hidden files), so that neither a model card nor the folder's name counts."""
     if path.is_file():
         return _content(path).hexdigest()
     sha = hashlib.sha256()
-    for file in sorted(p for p in path.iterdir() if p.is_file()):
-        if any(fnmatch.fnmatch(file.name, pattern) for pattern in PATTERNS):
-            sha.update(f"{file.name}\0".encode() + _content(file).digest())
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        name = file.relative_to(path).as_posix()
+        if not any(fnmatch.fnmatch(part, about) for part in name.split("/") for about in ABOUT):
+            sha.update(f"{name}\0".encode() + _content(file).digest())
     return sha.hexdigest()
 
 
