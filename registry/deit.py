@@ -12,7 +12,7 @@ from torch import Tensor
 from vlbench.model import Card, Classifier, ImageSpec, Model, family, read_config
 from vlbench.nn import timm as adopted
 from vlbench.structure import Structure
-from vlbench.weights import load_into, read_weights
+from vlbench.weights import load_into, locate, read_weights
 
 
 @family(
@@ -75,7 +75,7 @@ class DeiT(Model, Classifier):
     @classmethod
     def open(cls, card: Card, folder: Path) -> DeiT:
         """A timm hub folder, or one file of weights with timm's keys for the card's architecture."""
-        config = read_config(folder) if folder.is_dir() else {"architecture": _architecture(card)}
+        config = read_config(folder) if folder.is_dir() else _config(card)
         model = cls.build(card, config, folder)
         load_into(model.net, read_weights(folder))
         return model
@@ -93,9 +93,11 @@ class DeiT(Model, Classifier):
         return found
 
 
-def _architecture(card: Card) -> str:
-    """timm's name of the architecture in a hub id: timm/NAME.TAG -> NAME."""
-    return card.checkpoint.rsplit("/", 1)[-1].split(".", 1)[0]
+def _config(card: Card) -> dict[str, Any]:
+    """The card's own architecture, for weights that come as one file: timm's name in a hub id timm/NAME.TAG."""
+    if card.suite == "mini":
+        return read_config(locate(card.checkpoint, card.revision, {}))
+    return {"architecture": card.checkpoint.rsplit("/", 1)[-1].split(".", 1)[0]}
 
 
 def _arguments(config: dict[str, Any]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class VQAv2Options(TaskOptions):
     images: Path | None = Field(None, description="folder of their images, named as in 000000000042.jpg")
 
 
-@task("vqav2", title="VQAv2 visual question answering", capability="answer", metric="accuracy", version=1)
+@task("vqav2", title="VQAv2 visual question answering", capability="answer", metric="accuracy", version=1, data="coco")
 class VQAv2(Task):
     """`root` holds the official files (or has them in annotations/) and the image folders (or in images/)."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+from .errors import UserError
 from .leaderboard.regenerate import boards_folder
 from .leaderboard.rows import Row, load_results, merge, rows
 from .leaderboard.tables import csv_text, show
-from .record import Record
+from .record import Record, read_record
 from .storage import write_text
 
 
@@ -29,9 +31,20 @@ def print_board(record: Record, runs: Path) -> None:
 def board_rows(record: Record, runs: Path) -> tuple[list[Row], set[str]]:
     """Rows of the record's board that may stand beside it, and which of them are local."""
     committed = [r for r in load_results(boards_folder() / "results") if comparable(r, record)]
-    own = [r for r in load_results(runs, "*/result.json") if comparable(r, record)]
+    own = [r for r in readable(runs) if comparable(r, record)]
     records, local = merge(committed, own)
     return rows(records), local
+
+
+def readable(runs: Path) -> list[Record]:
+    """Finished runs; one that is damaged is told and left out: it must not hide the row that was just made."""
+    found = []
+    for file in sorted(runs.glob("*/result.json")):
+        try:
+            found.append(read_record(file))
+        except UserError as error:
+            print(f"vlbench: left out of the table: {error}", file=sys.stderr)
+    return found
 
 
 def comparable(a: Record, b: Record) -> bool:

@@ -102,6 +102,7 @@ class Cell:
             "preprocessing": spec.model.facts["image"],
             "chain": [_link_identity(link) for link in spec.links],
             "seed": self.seed,
+            "label": words.label,
             "evaluation": self.evaluation,
         }
 

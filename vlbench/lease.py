@@ -55,6 +55,8 @@ def lease(folder: Path, done: Callable[[], bool], tell: Callable[[str], None]) -
         stop.set()
         beat.join()
         _remove(file, mine)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only where nothing was written: a refused model leaves no empty folder
 
 
 def _wait(file: Path, done: Callable[[], bool], tell: Callable[[str], None]) -> str | None:

@@ -328,7 +328,7 @@ def _import(entry: Entry) -> ModuleType:
 def _open_workspace(entry: Entry) -> None:
     """Make vlbench_workspace.methods the entry's folder: no folder enters sys.path, and relative imports work."""
     if not any(isinstance(finder, _WorkspaceFinder) for finder in sys.meta_path):
-        sys.meta_path.append(_WorkspaceFinder())
+        sys.meta_path.insert(0, _WorkspaceFinder())
     name = entry.module.rpartition(".")[0]
     package = sys.modules.get(name)
     if package is not None and list(package.__path__) != [str(entry.file.parent)]:

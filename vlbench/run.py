@@ -28,7 +28,7 @@ from .model import Model
 from .provenance import provenance
 from .pruning.saved import is_saved, load_model, save_model
 from .record import Link, Parameters, Record, VersusDense, pack_scores, read_record, unpack_scores, write_record
-from .spec import resolve
+from .spec import LinkSpec, resolve
 from .storage import write_json
 from .ui import Screen
 
@@ -56,11 +56,9 @@ class Runner:
 
     def _work(self, cell: Cell, folder: Path, dense: Record | None) -> Record:
         start = time.monotonic()
-        write_json(
-            folder / "cell.json",
-            {"cell": cell.id, "words": cell.spec.words.model_dump(), "identity": cell.identity},
-        )
-        model, original = self._build(cell)
+        model, original = self._build(cell)  # first: weights that do not fit leave nothing behind
+        words = cell.spec.words.model_dump()
+        write_json(folder / "cell.json", {"cell": cell.id, "words": words, "identity": cell.identity})
         store = ImageStore(model.card.image)
         dense_size = sum(p.numel() for p in model.net.parameters())
         macs_dense = count_macs(model, cell.task, store, cell.samples, cell.settings)
@@ -151,7 +149,7 @@ class Runner:
             clusters=spread.clusters,
             model=spec.model.name, label=spec.words.label or _own(cell), weights_digest=cell.weights_digest,
             method=spec.method, recipe=spec.recipe,
-            chain=[Link(name=k.entry.name, version=k.version, options=k.options.model_dump(mode="json")) for k in spec.links],
+            chain=[_link(link) for link in spec.links],
             pattern=state.pattern, trained=state.trained, seed=cell.seed, sparsity_target=spec.target,
             evaluation=cell.evaluation,
             parameters=parameters, macs=macs[0], macs_dense=macs[1], budget=state.budget,
@@ -210,6 +208,10 @@ def finished(folder: Path) -> Record | None:
 def percent(scores: list[Any]) -> np.ndarray[Any, Any]:
     """Per-sample values of the primary metric in percent: the first number of every score."""
     return 100.0 * np.array([s[0] if isinstance(s, list) else s for s in scores], dtype=np.float64)
+
+
+def _link(link: LinkSpec) -> Link:
+    return Link(name=link.entry.name, version=link.version, options=link.options.model_dump(mode="json"))
 
 
 def _own(cell: Cell) -> str:

@@ -159,11 +159,12 @@ def test_one_sample_that_does_not_fit_ends_the_run(tmp_path: Path, samples: list
 def test_the_next_attempt_has_the_failed_ones_memory(tmp_path: Path, samples: list[Sample]) -> None:
     """A traceback that is still handled would hold the failed batch, and the smaller one would not fit either."""
     held: list[weakref.ref[Tensor]] = []
+    alive: list[bool] = []
 
     class Big(Grey):
         def encode(self, images: Tensor) -> Tensor:
             gc.disable()
-            assert all(old() is None for old in held)
+            alive.extend(old() is not None for old in held)
             state = super().encode(images)
             if len(images) > 1:
                 held.append(weakref.ref(state))
@@ -178,6 +179,7 @@ def test_the_next_attempt_has_the_failed_ones_memory(tmp_path: Path, samples: li
     finally:
         gc.enable()
     assert len(held) == 2
+    assert not any(alive)
 
 
 def test_an_image_that_does_not_decode_is_an_error_and_named(tmp_path: Path, samples: list[Sample]) -> None:
@@ -255,6 +257,17 @@ def test_a_program_that_is_wrong_for_long_texts_ends_the_run(tmp_path: Path, sam
 
     with pytest.raises(RunFailed, match="IndexError: position 2"):
         evaluator(Grey(rule)).run(samples, book(tmp_path))
+
+
+def test_failures_between_successes_are_the_samples_own(tmp_path: Path, samples: list[Sample]) -> None:
+    """However many."""
+
+    def rule(rows: Sequence[Sample]) -> None:
+        if any(s.id.endswith(".0") for s in rows):
+            raise ValueError("this question")
+
+    lines = evaluator(Grey(rule)).run(samples, book(tmp_path))
+    assert list(statuses(lines).values()) == ["error"] * 16 + ["ok"] * 16
 
 
 def test_one_image_with_many_questions_is_no_systematic_failure(tmp_path: Path, samples: list[Sample]) -> None:

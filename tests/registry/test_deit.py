@@ -38,7 +38,7 @@ def photos(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     names = timm.data.ImageNetInfo().label_names()
     source = shared / "data" / "imagenet1k_samples"
     labels = json.loads((source / "labels.json").read_text())
-    for file, index in list(sorted(labels.items()))[:: len(labels) // PHOTOS]:
+    for file, index in sorted(labels.items())[:: len(labels) // PHOTOS]:
         folder = root / "val" / names[index]
         folder.mkdir(parents=True)
         (folder / file).symlink_to(source / "images" / file)

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2 import functional as tv
 
 from ..errors import RunFailed
 from ..model import ImageSpec
@@ -66,28 +65,25 @@ class ImageStore:
 
 
 def decode(path: Path) -> Tensor:
-    """(3, H, W) uint8 RGB. Raises Undecodable with the file's name."""
-    try:
-        image: Tensor = decode_image(str(path), mode=ImageReadMode.RGB)
-    except RuntimeError as error:
-        image = _decode_with_pillow(path, error)
-    if image.ndim == 4:
-        image = image[0]  # an animation's first frame, as Pillow has it
-    if image.dtype == torch.uint16:
-        image = (image.to(torch.int32) >> 8).to(torch.uint8)  # 16-bit PNG
-    return image
+    """(3, H, W) uint8 RGB, an animation's first frame. Raises Undecodable with the file's name.
 
-
-def _decode_with_pillow(path: Path, error: RuntimeError) -> Tensor:
-    """CMYK and other rarities (22 files of ImageNet) that torchvision refuses."""
+    Pillow: torchvision deprecates its decoders since 0.29, their pixels are the same, and both let other threads run.
+    """
     try:
         with Image.open(path) as image:
-            found: Tensor = tv.pil_to_tensor(image.convert("RGB"))
-            return found
+            pixels = np.asarray(_eight_bit(image).convert("RGB"))
     except FileNotFoundError:
         raise Undecodable(f"{path} does not exist") from None
-    except Exception:  # Pillow's readers raise what they come across: struct.error, IndexError, DecompressionBombError
+    except Exception as error:  # Pillow's readers raise what they come across: struct.error, DecompressionBombError
         raise Undecodable(f"{path} does not decode: {_short(error)}") from None
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """A 16-bit grey picture scaled down; Pillow's convert() would clip it to white."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image
 
 
 def _short(error: Exception) -> str:
@@ -96,10 +92,16 @@ def _short(error: Exception) -> str:
 
 def preprocess(image: Tensor, spec: ImageSpec) -> Tensor:
     """Resize (and crop) a uint8 image as the checkpoint expects; within one grey level of Pillow's result."""
+    target = [spec.size, spec.size]
+    if spec.resize == "squash" and list(image.shape[1:]) == target:
+        return image
+    # Imported late: torchvision takes as long as torch itself, and a finished cell only reads its record.
+    from torchvision.transforms.v2 import functional as tv
+
     mode = tv.InterpolationMode(spec.interpolation)
     if spec.resize == "squash":
-        target = [spec.size, spec.size]
-        return image if list(image.shape[1:]) == target else tv.resize(image, target, mode, antialias=True)
+        resized: Tensor = tv.resize(image, target, mode, antialias=True)
+        return resized
     shorter = math.floor(spec.size / spec.crop_pct)
     cropped: Tensor = tv.center_crop(tv.resize(image, [shorter], mode, antialias=True), [spec.size, spec.size])
     return cropped.contiguous()  # a view would keep the whole resized image in the store's memory

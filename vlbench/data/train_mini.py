@@ -38,13 +38,16 @@ from .pretrain import pretrain_vision
 class Recipe(Schedule):
     """recipe.json: the schedule, and what it is trained on. init_std: of all matrices at the start (the libraries'
     0.02 is made for width 768; at width 64 learning takes 2.5 times as long with it). vision_steps: steps in which the
-    vision tower first learns to name the object on each patch."""
+    vision tower first learns to name the object on each patch. frozen_steps: steps after that in which it stays as it
+    is: trained together from the start, the text's first gradients undo what it has learned."""
 
     task: str
     seed: int = 0
     per_image: int = Field(4, ge=1)
     init_std: float = Field(0.1, gt=0)
     vision_steps: int = Field(0, ge=0)
+    frozen_steps: int = Field(0, ge=0)
+    frozen_lr: float = Field(2e-3, gt=0)
 
 
 def folder_of(name: str) -> Path:
@@ -65,26 +68,11 @@ def train(name: str, screen: Screen) -> Path:
     _pretrain(model, recipe, screen)
     cell = open_cell(resolve({"task": recipe.task, "model": name, "checkpoint": str(folder), "split": "select"}))
     store = ImageStore(card.image)
-    batches = Batches(
-        cell.task.samples(cell.task.roles()["train"]),
-        store,
-        size=recipe.batch_size,
-        seed=recipe.seed,
-        per_image=recipe.per_image,
-    )
-    identity = {"config": digest(config), "recipe": recipe.model_dump()}
-    state = CheckpointStore(cache_folder() / "train_mini" / name, identity, every_seconds=60)
-    loss = getattr(model, cell.task.capability + "_loss")
-    loop = Loop(
-        model.net,
-        loss,
-        batches,
-        recipe,
-        seed=recipe.seed,
-        store=state,
-        progress=lambda done, total, text: screen.progress(f"train {name}", done, total, text),
-    )
-    losses = loop.run()
+    if recipe.frozen_steps:
+        names = encoder_parameters(model)
+        frozen = recipe.model_copy(update={"steps": recipe.frozen_steps, "lr": recipe.frozen_lr, "decay": "constant"})
+        _stage(f"{name}-frozen", model, cell.task, store, frozen, screen, frozen=names)
+    losses = _stage(name, model, cell.task, store, recipe, screen)
     save_file(
         {k: v.half() if v.is_floating_point() else v for k, v in distinct_tensors(model.net).items()},
         folder / "model.safetensors",
@@ -92,8 +80,48 @@ def train(name: str, screen: Screen) -> Path:
     load_into(model.net, read_weights(folder))  # what is measured is what is stored: rounded to fp16
     metrics = evaluate(model, cell.task, cell.samples, cell.settings, store)
     write_text(folder / "README.md", readme(name, model, recipe, losses, metrics))
-    state.clear()
+    for stage in (name, f"{name}-frozen"):
+        CheckpointStore(cache_folder() / "train_mini" / stage, {}).clear()
     return folder
+
+
+def _stage(
+    stage: str,
+    model: Model,
+    task: Any,
+    store: ImageStore,
+    recipe: Recipe,
+    screen: Screen,
+    frozen: frozenset[str] = frozenset(),
+) -> list[float]:
+    """One training loop over the train split, resumable; parameters in `frozen` stay as they are."""
+    for key, parameter in model.net.named_parameters():
+        parameter.requires_grad_(key not in frozen)
+    samples = task.samples(task.roles()["train"])
+    batches = Batches(samples, store, size=recipe.batch_size, seed=recipe.seed, per_image=recipe.per_image)
+    identity = {"config": digest(model.config), "recipe": recipe.model_dump()}
+    state = CheckpointStore(cache_folder() / "train_mini" / stage, identity, every_seconds=60)
+    loop = Loop(
+        model.net,
+        getattr(model, task.capability + "_loss"),
+        batches,
+        recipe,
+        seed=recipe.seed,
+        store=state,
+        progress=lambda done, total, text: screen.progress(f"train {stage}", done, total, text),
+    )
+    losses = loop.run()
+    loop.save(recipe.steps)  # a later stage that is killed does not repeat this one
+    return losses
+
+
+def encoder_parameters(model: Model) -> frozenset[str]:
+    """Names of the parameters that stage one (encode) uses: those that get a gradient from it."""
+    size = model.card.image.size
+    model.encode(torch.zeros(1, 3, size, size)).sum().backward()
+    used = frozenset(name for name, parameter in model.net.named_parameters() if parameter.grad is not None)
+    model.net.zero_grad(set_to_none=True)
+    return used
 
 
 def _pretrain(model: Model, recipe: Recipe, screen: Screen) -> None:

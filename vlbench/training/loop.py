@@ -100,7 +100,7 @@ class Loop:
             self._step(step)
             self.progress(step + 1, self.schedule.steps, f"loss {self.losses[-1]:.3f}")
             if self.store is not None and self.store.due() and step + 1 < self.schedule.steps:
-                self.store.save(step + 1, self._state(), {"start": self._start, "losses": self.losses})
+                self.save(step + 1)
         self.net.train(was_training)
         return self.losses
 
@@ -126,6 +126,11 @@ class Loop:
         for hook in self.hooks:
             hook.after_step(step)
         self.losses.append(value)
+
+    def save(self, step: int) -> None:
+        """Store the state after `step` steps."""
+        if self.store is not None:
+            self.store.save(step, self._state(), {"start": self._start, "losses": self.losses})
 
     def _state(self) -> dict[str, Tensor]:
         state = {f"net.{k}": v for k, v in self.net.state_dict(keep_vars=True).items()}
