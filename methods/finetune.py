@@ -11,8 +11,9 @@ class FinetuneOptions(Schedule):
     """Defaults suit the mini world; for full-size models give the paper's values or recipe=paper."""
 
     steps: int = 300
-    lr: float = 1e-3
+    lr: float = 5e-4
     warmup: int = 20
+    batch_size: int = 128
 
 
 @method("finetune", title="Finetuning of the surviving weights", role="restorer", uses_seed=True)

@@ -31,9 +31,10 @@ class SearchOptions(PruneOptions, Schedule):
     """The search. Paper and code differ in `standardise`, `unit_cost` and `budget`: see the recipes."""
 
     steps: int = 150
-    lr: float = 5e-4
+    lr: float = 3e-4
+    batch_size: int = 128
     decay: Literal["cosine", "constant"] = "constant"
-    interval: int = Field(10, ge=1, description="steps between two updates of the gates")
+    interval: int = Field(5, ge=1, description="steps between two updates of the gates")
     update_at_zero: bool = Field(
         False, description="update after the first step too, as the code does for BLIP and CLIP"
     )
