@@ -56,7 +56,7 @@ class Cell:
             return None
         from .data.mini import world_digest
 
-        return world_digest(_data_name(self.spec))
+        return world_digest(self.spec.task.name)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -206,9 +206,9 @@ def data_root(spec: Spec, progress: BuildProgress | None = None) -> Path:
     if spec.words.suite == "mini":
         from .data.mini import BUILDERS, mini_root
 
-        if name not in BUILDERS:
+        if spec.task.name not in BUILDERS:
             raise UserError(f"suite=mini has no data for task={spec.task.name}: write suite=full.")
-        return mini_root(name, progress)
+        return mini_root(spec.task.name, progress)
     roots = _roots()
     if name in roots:
         return Path(roots[name])
