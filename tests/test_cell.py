@@ -14,7 +14,8 @@ from vlbench.cell import Cell, open_cell
 from vlbench.data import mini
 from vlbench.errors import UserError
 from vlbench.plugins import forget, table
-from vlbench.spec import parse, resolve
+from vlbench.resolve import resolve
+from vlbench.spec import parse
 
 
 @pytest.fixture

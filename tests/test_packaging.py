@@ -22,7 +22,8 @@ from typing import Any
 import pytest
 
 from vlbench import plugins, scaffold
-from vlbench.spec import parse, resolve
+from vlbench.resolve import resolve
+from vlbench.spec import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

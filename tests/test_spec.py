@@ -10,7 +10,8 @@ import pytest
 from tests.lab import method_file
 from vlbench.errors import UserError
 from vlbench.plugins import forget
-from vlbench.spec import Spec, parse, resolve
+from vlbench.resolve import resolve
+from vlbench.spec import Spec, parse
 
 
 @pytest.fixture(autouse=True)

@@ -91,7 +91,8 @@ def run(
     checkpoint_every: Annotated[float, typer.Option(help="seconds between two saved training states")] = 15.0,
 ) -> None:
     """Run one cell and print its table: vlbench run method=upop task=vqav2."""
-    from .spec import parse, resolve
+    from .resolve import resolve
+    from .spec import parse
     from .ui import Screen
 
     spec = resolve(parse(words))

@@ -30,7 +30,8 @@ from .model import Card, Model
 from .plugins import Entry, package_folder, table
 from .pruning.masks import keep_fraction
 from .pruning.saved import load_model, save_model
-from .spec import LinkSpec, resolve, unknown_recipe_keys
+from .resolve import resolve, unknown_recipe_keys
+from .spec import LinkSpec
 from .task import Task, TaskOptions, held_out
 from .training.loop import Schedule
 from .ui import Screen

@@ -28,7 +28,8 @@ from .model import Model
 from .provenance import provenance
 from .pruning.saved import is_saved, load_model, save_model
 from .record import Link, Parameters, Record, VersusDense, pack_scores, read_record, unpack_scores, write_record
-from .spec import LinkSpec, resolve
+from .resolve import resolve
+from .spec import LinkSpec
 from .storage import write_json
 from .ui import Screen
 

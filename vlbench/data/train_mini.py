@@ -23,7 +23,7 @@ from ..evaluation.predictions import Predictions
 from ..model import Model, read_config
 from ..plugins import table
 from ..pruning.saved import distinct_tensors
-from ..spec import resolve
+from ..resolve import resolve
 from ..storage import digest, read_json, write_text
 from ..training.batches import Batches
 from ..training.checkpoint import CheckpointStore
