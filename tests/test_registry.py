@@ -1,0 +1,81 @@
+"""Every registered model and task, by name: what a card and a task must hold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from vlbench.data.mini import mini_root
+from vlbench.job import refuse_report_ids
+from vlbench.model import Card, ImageSpec
+from vlbench.plugins import table
+from vlbench.structure import check_structure
+from vlbench.weights import locate
+
+MODELS = list(table("models").entries)
+TASKS = list(table("tasks").entries)
+
+
+def card_of(name: str) -> tuple[Any, Card]:
+    cls = table("models").get(name).load()
+    return cls, next(c for c in cls.cards if c.name == name)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_card(name: str) -> None:
+    cls, card = card_of(name)
+    assert card.title
+    assert card.licence
+    assert isinstance(card.image, ImageSpec)
+    assert all(callable(getattr(cls, c)) and callable(getattr(cls, f"{c}_loss")) for c in card.capabilities)
+    for task in card.default_for:
+        assert table("tasks").get(task).facts["capability"] in card.capabilities
+    for key in card.published:
+        task, split, metric = key.split("/", 2)
+        assert task in TASKS
+        assert split
+        assert metric.split("/")[0] in table("tasks").get(task).load().metrics
+
+
+def test_one_default_model_for_every_task_and_suite() -> None:
+    defaults = Counter((card_of(n)[1].suite, t) for n in MODELS for t in card_of(n)[1].default_for)
+    assert defaults == {(suite, task): 1 for suite in ("mini", "full") for task in TASKS}
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if card_of(n)[1].suite == "mini"])
+def test_mini_weights_open_and_describe_themselves(name: str) -> None:
+    cls, card = card_of(name)
+    folder = locate(card.checkpoint, card.revision, {})
+    assert (folder / "model.safetensors").stat().st_size <= 4_000_000
+    assert "Apache-2.0" in (folder / "README.md").read_text()
+    model = cls.open(card, folder)
+    check_structure(model.net, model.structure())
+    with torch.no_grad():
+        states = model.encode(torch.zeros(2, 3, card.image.size, card.image.size))
+    assert states.shape[0] == 2
+    assert bool(torch.isfinite(states).all())
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_task_reads_its_mini_world(name: str) -> None:
+    cls = table("tasks").get(name).load()
+    task = cls(mini_root(name), cls.Options())
+    roles = cls.roles()
+    assert cls.metric in cls.metrics
+    assert cls.report_splits()[0] == roles["report"]
+    found = {role: task.samples(split) for role, split in roles.items()}
+    for role, samples in found.items():
+        assert task.missing(roles[role]) == []
+        assert samples, role
+        assert len({s.id for s in samples}) == len(samples)
+        assert all(s.target is not None for s in samples)
+    images = {role: {p for s in samples for p in s.images} for role, samples in found.items()}
+    assert not images["train"] & images["select"]
+    assert not images["report"] & (images["train"] | images["select"])
+    assert all(path.is_file() for path in images["report"])
+    refuse_report_ids(task, found["train"])
+    with pytest.raises(Exception, match="report split"):
+        refuse_report_ids(task, [*found["train"][:3], found["report"][0]])
