@@ -117,7 +117,7 @@ def test_help_of_a_chain(lab: Lab) -> None:
         "sparsity=0.5 ",
         "upop_search.steps=150 ",
         "finetune.steps=300 ",
-        "interval=10 ",
+        "interval=5 ",
         "unit_cost=params ",
     ):
         assert f"    {option}" in told
@@ -249,7 +249,7 @@ def test_a_plan_runs_and_writes_nothing(lab: Lab) -> None:
     told = lab.run("method=upop", "upop_search.steps=7", "--plan")
     assert told.code == 0
     assert lab.listing() == before
-    for part in ("upop_search -> finetune, recipe default", "upop_search.steps=7", "finetune.lr=0.001", "6 samples"):
+    for part in ("upop_search -> finetune, recipe paper", "upop_search.steps=7", "finetune.lr=0.0008", "6 samples"):
         assert part in told.out
     assert told.out.count("to do") == 2
     assert "unknown: no finished run" in told.out

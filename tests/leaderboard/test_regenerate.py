@@ -208,7 +208,7 @@ def test_predictions_must_bear_the_result_out(tmp_path, change, why):
     ("text", "why"),
     [
         ("", "is empty"),
-        ('{"id": "0", "sco', "line 1, is damaged"),
+        ('{"id": "0", "sco', "is damaged .its last line is torn"),
         ('{"id": "0"}\n', "line 1, is damaged"),
         (None, "is missing"),
     ],
