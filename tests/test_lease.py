@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -53,13 +54,21 @@ def test_it_is_held_and_given_back(tmp_path: Path) -> None:
     with lease(tmp_path / "cell", never, quiet) as mine:
         assert mine
         assert json.loads((tmp_path / "cell" / "lease.json").read_text())["pid"] == os.getpid()
-    assert list((tmp_path / "cell").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []  # not even an empty folder
 
 
-def test_it_is_given_back_after_a_failure(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), lease(tmp_path, never, quiet):
+@pytest.mark.parametrize("wrote", [True, False])
+def test_it_is_given_back_after_a_failure(tmp_path: Path, wrote: bool) -> None:
+    with pytest.raises(KeyError), lease(tmp_path / "cell", never, quiet):
+        if wrote:
+            (tmp_path / "cell" / "cell.json").write_text("")
         raise KeyError
-    assert list(tmp_path.iterdir()) == []
+    assert [p.name for p in tmp_path.rglob("*")] == (["cell", "cell.json"] if wrote else [])
+
+
+def test_a_folder_that_is_removed_meanwhile_is_no_failure(tmp_path: Path) -> None:
+    with lease(tmp_path / "cell", never, quiet):
+        shutil.rmtree(tmp_path / "cell")
 
 
 def test_a_cell_that_another_has_finished_meanwhile_is_told(tmp_path: Path) -> None:

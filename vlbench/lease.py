@@ -34,9 +34,8 @@ def lease(folder: Path, done: Callable[[], bool], tell: Callable[[str], None]) -
     A dead holder's lease is taken over: at once where its process is gone from this machine, after EXPIRES otherwise.
     A live holder's is never stolen; this call waits for it.
     """
+    file = folder / "lease.json"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / "lease.json"
         mine = _wait(file, done, tell)
     except OSError as error:
         raise UserError(
@@ -89,15 +88,14 @@ def _claim(file: Path) -> str | None:
     pid = os.getpid()
     text = json.dumps({"machine": _machine(), "pid": pid, "started": _started(pid), "token": secrets.token_hex(8)})
     draft = file.with_name(f".{file.name}.{pid}.tmp")
+    file.parent.mkdir(parents=True, exist_ok=True)
     try:
         draft.write_text(text, encoding="utf-8")
         os.link(draft, file)
     except FileExistsError:
         return None
     except FileNotFoundError:
-        if not file.parent.is_dir():
-            raise
-        return None  # a holder that has just started swept our draft
+        return None  # another has just swept our draft, or removed the folder that it leaves empty
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
@@ -180,9 +178,9 @@ def _dead(text: str) -> bool:
 def _remove(file: Path, text: str) -> None:
     """Remove the lease that says `text` and no other: of several who find a dead one, the second would otherwise
     remove what the first has just created."""
-    with _alone(file.parent):
+    with contextlib.suppress(FileNotFoundError), _alone(file.parent):
         if _look(file)[0] == text:
-            file.unlink(missing_ok=True)
+            file.unlink()
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def count(number: int | None) -> str:
 
 def reduced(number: int | None, reduction: float | None, short: bool = False) -> str:
     """ "1.23M -37%": what is left, and how much of the whole model is gone (short: only the latter)."""
-    if not reduction:
+    if not reduction or round(100 * reduction) == 0:  # a few exact zeros are no reduction
         return count(number)
     gone = f"{fixed(-100 * reduction, 0)}%"
     return gone if short else f"{count(number)} {gone}"
