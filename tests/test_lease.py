@@ -59,10 +59,13 @@ def test_it_is_held_and_given_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrote", [True, False])
 def test_it_is_given_back_after_a_failure(tmp_path: Path, wrote: bool) -> None:
-    with pytest.raises(KeyError), lease(tmp_path / "cell", never, quiet):
+    def work() -> None:
         if wrote:
             (tmp_path / "cell" / "cell.json").write_text("")
         raise KeyError
+
+    with pytest.raises(KeyError), lease(tmp_path / "cell", never, quiet):
+        work()
     assert [p.name for p in tmp_path.rglob("*")] == (["cell", "cell.json"] if wrote else [])
 
 
