@@ -45,9 +45,9 @@ def test_order_within_a_board():
     found = [(r.method, r.pattern, r.trained, r.sparsity, r.options) for r in rows(reversed(board()))]
     assert found == [
         ("dense", "dense", False, 0.0, ""),
+        ("finetune", "dense", True, 0.0, ""),
         ("wanda", "2:4", False, 0.5, "calibration=128"),
         ("wanda", "2:4", False, 0.5, "calibration=64"),
-        ("finetune", "dense", True, 0.0, ""),
         ("uniform", "structured", True, 0.5, ""),
         ("upop", "structured", True, 0.5, ""),
         ("magnitude", "unstructured", False, 0.5, ""),

@@ -89,8 +89,8 @@ def test_the_page_has_sections_with_the_dense_model_on_top():
         "# vqav2, suite mini",
         "## blip-mini",
         "### dense",
-        "### 2:4, untrained",
         "### dense, trained",
+        "### 2:4, untrained",
         "### structured, trained",
         "### unstructured, untrained",
     ]

@@ -244,4 +244,6 @@ def _order_of_records(record: Record) -> tuple[str | int, ...]:
 
 
 def _order_of_rows(row: Row) -> tuple[str | int | float | bool, ...]:
-    return (*row.block, not row.dense, row.pattern, row.trained, row.method, row.sparsity, row.config)
+    # The dense model, then its trained control, then the patterns by name.
+    place = (not row.dense, row.pattern != "dense", row.pattern, row.trained)
+    return (*row.block, *place, row.method, row.sparsity, row.config)
