@@ -163,8 +163,8 @@ def readme(name: str, model: Model, recipe: Recipe, losses: list[float], metrics
     return f"""# {name}
 
 {model.card.title}. {size:,} parameters, fp16, Apache-2.0. Trained on the train split of the mini world's {recipe.task}
-by `python -m vlbench.data.train_mini {name}` ({recipe.steps} steps of {recipe.batch_size} samples, AdamW, peak learning
-rate {recipe.lr}, seed {recipe.seed}; last loss {losses[-1]:.3f}). For learning, testing and debugging methods: its
+by `python -m vlbench.data.train_mini {name}`: {_stages(recipe)}{recipe.steps} steps of {recipe.batch_size} samples
+(AdamW, peak learning rate {recipe.lr}, seed {recipe.seed}; last loss {losses[-1]:.3f}). For learning, testing and debugging methods: its
 ranks do not predict those of full-size models.
 
 On the select split (cut from train, not trained on):
@@ -173,6 +173,13 @@ On the select split (cut from train, not trained on):
 |---|---|
 {told}
 """
+
+
+def _stages(recipe: Recipe) -> str:
+    """What came before the last stage."""
+    vision = f"{recipe.vision_steps} steps in which every patch names its object, " if recipe.vision_steps else ""
+    frozen = f"{recipe.frozen_steps} steps on the task with the image encoder frozen, " if recipe.frozen_steps else ""
+    return f"{vision}{frozen}{'then ' if vision or frozen else ''}"
 
 
 def main() -> None:
