@@ -162,10 +162,11 @@ def readme(name: str, model: Model, recipe: Recipe, losses: list[float], metrics
     told = "\n".join(f"| {k} | {v:.2f} |" for k, v in metrics.items())
     return f"""# {name}
 
-{model.card.title}. {size:,} parameters, fp16, Apache-2.0. Trained on the train split of the mini world's {recipe.task}
-by `python -m vlbench.data.train_mini {name}`: {_stages(recipe)}{recipe.steps} steps of {recipe.batch_size} samples
-(AdamW, peak learning rate {recipe.lr}, seed {recipe.seed}; last loss {losses[-1]:.3f}). For learning, testing and debugging methods: its
-ranks do not predict those of full-size models.
+{model.card.title}. {size:,} parameters, fp16, Apache-2.0.
+Trained on the train split of the mini world's {recipe.task} by `python -m vlbench.data.train_mini {name}`:
+{_stages(recipe)}{recipe.steps} steps of {recipe.batch_size} samples
+(AdamW, peak learning rate {recipe.lr}, seed {recipe.seed}; last loss {losses[-1]:.3f}).
+For learning, testing and debugging methods: its ranks do not predict those of full-size models.
 
 On the select split (cut from train, not trained on):
 
