@@ -103,7 +103,9 @@ class Order:
         # whether it ended by itself
         child = self.begin(runs, at=at)
         if seconds is not None:
-            time.sleep(seconds)
+            end = time.monotonic() + seconds
+            while time.monotonic() < end and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                time.sleep(0.002)
             os.kill(child, signal.SIGKILL)
         ended = self.end(child)
         if not ended:
