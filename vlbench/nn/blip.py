@@ -105,7 +105,7 @@ def vision_tower(module: nn.Module, prefix: str = "vision_model.encoder.layers",
     blocks = []
     for index, path, block in blocks_named(module, prefix):
         attn = f"{path}.self_attn"
-        rows = int(block.self_attn.qkv.weight.shape[0]) // 3  # type: ignore[union-attr, operator, index]
+        rows = int(block.self_attn.qkv.weight.shape[0]) // 3  # type: ignore[union-attr, index]
         q, k, v = (Rows(f"{attn}.qkv", i * rows) for i in range(3))
         sites = (
             attention_site(
@@ -142,7 +142,7 @@ def text_tower(module: nn.Module, prefix: str, name: str) -> Tower:
         elif cross is not None:
             inside = f"{path}.crossattention"
             sites.append(_text_attention(module, f"{at}.cross", "cross", f"{inside}.self", f"{inside}.output.dense"))
-        act = ACT2FN[block.config.hidden_act]  # type: ignore[union-attr, index]
+        act = ACT2FN[block.config.hidden_act]  # type: ignore[union-attr]
         sites.append(
             ffn_site(
                 module, f"{at}.ffn", modality="language", up=f"{path}.intermediate.dense", down=f"{path}.output.dense",
