@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vlbench.method import method
+from vlbench.pruning.calibration import Statistics
 from vlbench.pruning.scoring import ScorePruner
 
 
@@ -18,5 +19,5 @@ from vlbench.pruning.scoring import ScorePruner
 class Magnitude(ScorePruner):
     """score = |W|, compared within a matrix unless `group` says otherwise."""
 
-    def score(self, weight: Tensor) -> Tensor:
+    def score(self, weight: Tensor, statistics: Statistics | None) -> Tensor:
         return weight.abs()

@@ -130,7 +130,7 @@ class Mine(ScorePruner):
 
     Options = Own
 
-    def score(self, weight: Tensor) -> Tensor:
+    def score(self, weight: Tensor, statistics: object) -> Tensor:
         return (weight * CONSTANT).abs()
 '''
 

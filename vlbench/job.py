@@ -100,9 +100,13 @@ class Job:
         )
 
     def calibration(self, count: int, batch_size: int = 32) -> list[Batch]:
-        """The first `count` samples of the seeded shuffle of train, as batches."""
-        stream = self.batches(count)
-        samples = list(stream.at(0).samples)[:count]
+        """The first `count` samples of the seeded shuffle of train, one an image, as batches. Raises UserError where
+        train has fewer images."""
+        samples = list(self.batches(count, per_image=1).at(0).samples)[:count]
+        if len(samples) < count:
+            raise UserError(
+                f"{count} calibration samples were asked for, and train shows {len(samples)} images: ask for fewer."
+            )
         parts = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
         return [collate(part, self.images, self.model.device) for part in parts]
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vlbench.method import method
+from vlbench.pruning.calibration import Statistics
 from vlbench.pruning.scoring import ScorePruner
 
 
@@ -24,7 +25,7 @@ from vlbench.pruning.scoring import ScorePruner
 class {cls}(ScorePruner):
     """One sentence for `vlbench help method={name}`."""
 
-    def score(self, weight: Tensor) -> Tensor:
+    def score(self, weight: Tensor, statistics: Statistics | None) -> Tensor:
         """(out, in) -> (out, in): the weights with the lowest score become zero. Replace this formula by yours."""
         return weight.abs() / weight.abs().mean(dim=0, keepdim=True)
 '''

@@ -69,6 +69,11 @@ class Shared:
             first = counts.cumsum(0) - counts
             self._slot = owner * most + torch.arange(len(owner), device=owner.device) - first[owner]
 
+    def uncached(self) -> Shared:
+        """The same states without remembered keys: for calling a block again after its weights have changed."""
+        mask = None if self.mask is None else self.mask[:, 0, 0, :]
+        return Shared(self.states, self.owner, mask, cache=False)
+
     def keys_values(self, key: nn.Module, value: nn.Module, heads: int) -> tuple[Tensor, Tensor]:
         """(I, heads, N, d) keys and values of every state, projected once."""
         found = self._keys.get(key)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Mapping
+from functools import partial
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..errors import UserError
 from ..job import Job
 from ..method import Method, PruneOptions
-from ..structure import Site
+from ..structure import Block, Site
 from . import allocation
-from .masks import Group, keep_fraction, keep_n_of_m
+from .calibration import Statistics, calibrate
+from .masks import apply_masks, keep_fraction, keep_n_of_m
 
 
 class ScoreOptions(PruneOptions):
@@ -26,39 +28,83 @@ class ScoreOptions(PruneOptions):
     )
 
 
-class ScorePruner(Method):
-    """Zeros for the weights with the lowest score, unstructured or n:m."""
+class CalibratedOptions(ScoreOptions):
+    """Options of pruners whose score needs the inputs of the matrices."""
 
-    Options = ScoreOptions
+    group: Literal["row", "matrix", "model"] = "row"
+    calibration_samples: int = Field(128, ge=1, description="training samples whose activations are seen")
+    propagate: Literal["pruned", "dense"] = Field(
+        "pruned", description="what the next block sees: the pruned block's output, or the dense one's"
+    )
+
+    @model_validator(mode="after")
+    def _one_pass(self) -> CalibratedOptions:
+        if self.group == "model" and self.propagate == "pruned":
+            raise ValueError("group=model ranks after all blocks were seen: add propagate=dense")
+        return self
+
+
+class ScorePruner(Method):
+    """Zeros for the weights with the lowest score, unstructured or n:m. A subclass whose Options are calibrated gets
+    the statistics of its matrix's inputs, block by block; others get none."""
+
+    Options: ClassVar[type[ScoreOptions]] = ScoreOptions
 
     @abstractmethod
-    def score(self, weight: Tensor) -> Tensor:
+    def score(self, weight: Tensor, statistics: Statistics | None) -> Tensor:
         """(out, in) -> (out, in): the importance of each weight, larger = more important."""
 
     def apply(self, job: Job) -> None:
         options: ScoreOptions = self.options
-        scores = {name: self.score(weight) for name, weight in self._matrices(job)}
+        shapes = job.structure.matrices
         if options.n_m is not None:
-            n, m = options.n_m
-            refuse_widths(scores, n, m)
-            job.mask({name: keep_n_of_m(score, n, m) for name, score in scores.items()}, f"{n}:{m}")
-        elif options.group == "model":
+            refuse_widths(shapes, *options.n_m)
+        if isinstance(options, CalibratedOptions):
+            scores = self._calibrated(job, options)
+        else:
+            scores = {name: self.score(_weight(job, name), None) for name in shapes}
+        if options.group == "model" and options.n_m is None:
             job.mask(_keep_over_model(scores, options.fraction), "unstructured")
         else:
-            group: Group = options.group
-            keep = {name: keep_fraction(score, options.fraction, group) for name, score in scores.items()}
-            job.mask(keep, "unstructured")
+            job.mask({name: self._keep(score) for name, score in scores.items()}, self._pattern)
 
-    def _matrices(self, job: Job) -> Iterator[tuple[str, Tensor]]:
-        names = list(job.structure.matrices)
-        for i, name in enumerate(names):
-            yield name, job.model.net.get_parameter(name).detach().float()
-            job.progress("scores", i + 1, len(names))
+    @property
+    def _pattern(self) -> str:
+        return str(self.options.sparsity) if self.options.n_m else "unstructured"
+
+    def _keep(self, score: Tensor) -> Tensor:
+        options: ScoreOptions = self.options
+        if options.n_m is not None:
+            return keep_n_of_m(score, *options.n_m)
+        return keep_fraction(score, options.fraction, "row" if options.group == "row" else "matrix")
+
+    def _calibrated(self, job: Job, options: CalibratedOptions) -> dict[str, Tensor]:
+        """Scores of all matrices; with propagate=pruned each block is already masked when the next one is seen."""
+        scores: dict[str, Tensor] = {}
+
+        def prune(block: Block, statistics: Mapping[str, Statistics]) -> None:
+            for name, seen in statistics.items():
+                scores[name] = self.score(_weight(job, name), seen)
+            if options.propagate == "pruned":
+                apply_masks(job.model.net, {name: self._keep(scores[name]) for name in statistics})
+
+        job.model.net.eval()
+        samples = job.calibration(options.calibration_samples, 1)
+        runs = [partial(job.loss, batch) for batch in samples]
+        calibrate(
+            job.model.net, job.structure, runs, prune, propagate=options.propagate,
+            progress=lambda done, total: job.progress("calibrate", done, total),
+        )  # fmt: skip
+        return scores
 
 
-def refuse_widths(scores: dict[str, Tensor], n: int, m: int) -> None:
+def _weight(job: Job, name: str) -> Tensor:
+    return job.model.net.get_parameter(name).detach().float()
+
+
+def refuse_widths(shapes: Mapping[str, tuple[int, ...]], n: int, m: int) -> None:
     """Raise UserError naming the matrices whose width has no n:m pattern, before anything is changed."""
-    wrong = [f"{name} ({score.shape[1]} columns)" for name, score in scores.items() if score.shape[1] % m]
+    wrong = [f"{name} ({shape[1]} columns)" for name, shape in shapes.items() if shape[1] % m]
     if wrong:
         raise UserError(f"sparsity={n}:{m} needs widths divisible by {m}; these are not: {', '.join(wrong[:5])}.")
 

@@ -1,0 +1,28 @@
+"""Wanda (Sun et al. 2024, arXiv 2306.11695): weights that are small, or that meet small inputs, become zero."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vlbench.method import method
+from vlbench.pruning.calibration import Statistics
+from vlbench.pruning.scoring import CalibratedOptions, ScorePruner
+
+
+@method(
+    "wanda",
+    title="Wanda",
+    role="pruner",
+    patterns=("unstructured", "n:m"),
+    uses_seed=True,
+    paper="https://arxiv.org/abs/2306.11695",
+)
+class Wanda(ScorePruner):
+    """score_ij = |W_ij| * ||X_j||_2, compared within a row; inputs from seeded training samples, block by block, each
+    block seeing the pruned output of the one before."""
+
+    Options = CalibratedOptions
+
+    def score(self, weight: Tensor, statistics: Statistics | None) -> Tensor:
+        assert statistics is not None
+        return weight.abs() * statistics.norm.to(weight.dtype)
