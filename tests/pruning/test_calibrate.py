@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vlbench.data.images import ImageStore
+from vlbench.data.mini import mini_root
 from vlbench.errors import RunFailed
-from vlbench.pruning.calibration import Statistics, calibrate
+from vlbench.job import Job
+from vlbench.plugins import table
+from vlbench.pruning.calibration import Statistics, calibrate, collected
 from vlbench.pruning.masks import apply_masks, keep_fraction, keep_n_of_m
 from vlbench.structure import Block, Structure, Tower, ffn_site
+from vlbench.weights import locate
 
 
 class Residual(nn.Module):
@@ -91,3 +97,25 @@ def test_inputs_that_are_not_finite_are_named() -> None:
     arrays["X"] = np.full((128, 64), np.inf, dtype=np.float32)
     with pytest.raises(RunFailed, match=r"0\.fc1\.weight \(block 0\)"):
         walk(arrays, lambda score: score > 0, "pruned")
+
+
+def test_dense_statistics_equal_those_of_plain_runs(tmp_path: Path) -> None:
+    """On BLIP with shared states: what the walk sees block by block is what hooks see in whole forward passes."""
+    cls = table("models").get("blip-vqa-mini").load()
+    card = next(c for c in cls.cards if c.name == "blip-vqa-mini")
+    model = cls.open(card, locate(card.checkpoint, card.revision, {}))
+    task_class = table("tasks").get("vqav2").load()
+    task = task_class(mini_root("vqav2"), task_class.Options())
+    job = Job(model, task, seed=0, folder=tmp_path, store=ImageStore(card.image))
+    runs = [partial(job.loss, batch) for batch in job.calibration(6, 1)]
+    structure = model.structure()
+    every = Block("", structure.sites)
+    with collected(model.net, every) as wanted, torch.no_grad():
+        for run in runs:
+            run()
+    seen: dict[str, Statistics] = {}
+    calibrate(model.net, structure, runs, lambda _, found: seen.update(found), propagate="dense")
+    assert list(seen) == list(structure.matrices)
+    for name, found in seen.items():
+        assert found.samples == wanted[name].samples > 0
+        assert torch.allclose(found.square_sum, wanted[name].square_sum, rtol=1e-4)
