@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .data.images import ImageStore
-from .errors import RunFailed, UserError
+from .errors import UserError
 from .model import Batch, Model
 from .pruning.cut import Cut, Kept, cut
 from .pruning.masks import apply_masks
@@ -161,7 +161,8 @@ class KeepZeros(Hook):
     """Writes the masks' zeros again after every optimiser step (weight decay and moments move them otherwise)."""
 
     def __init__(self, net: torch.nn.Module, masks: Mapping[str, Tensor]) -> None:
-        self.net, self.masks = net, masks
+        self.net = net
+        self.masks = {name: keep.to(net.get_parameter(name).device) for name, keep in masks.items()}  # moved once
 
     def after_step(self, step: int) -> None:
         apply_masks(self.net, self.masks)
@@ -181,9 +182,3 @@ def refuse_report_ids(task: Task, samples: Sequence[Sample]) -> None:
             f"{len(shared)} samples of the report split {report} of {task.name} are in the data a method would learn "
             f"from (first: {', '.join(shared[:3])}): remove them from the training annotations."
         )
-
-
-def require_finite(value: Tensor, what: str) -> None:
-    """Raise RunFailed naming what is not finite."""
-    if not bool(torch.isfinite(value).all()):
-        raise RunFailed(f"{what} is not finite: the calibration data or the weights are damaged.")
