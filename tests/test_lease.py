@@ -251,3 +251,19 @@ def test_of_many_who_take_over_one_is_inside_at_a_time(tmp_path: Path) -> None:
     crowd = [subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path)]) for _ in range(4)]
     (tmp_path / "go").write_text("")
     assert [process.wait(timeout=60) for process in crowd] == [0] * 4
+
+
+def test_a_folder_that_vanishes_while_it_is_made_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mkdir says "exists", and a holder that wrote nothing removes the folder before mkdir looks at it."""
+    mkdir, told = Path.mkdir, []
+
+    def once(self: Path, *args: object, **options: object) -> None:
+        if not told:
+            told.append(self)
+            raise FileExistsError(17, "File exists", str(self))
+        mkdir(self, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "mkdir", once)
+    with lease(tmp_path / "cell", lambda: False, print) as mine:
+        assert mine
+    assert told

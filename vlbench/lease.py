@@ -88,7 +88,12 @@ def _claim(file: Path) -> str | None:
     pid = os.getpid()
     text = json.dumps({"machine": _machine(), "pid": pid, "started": _started(pid), "token": secrets.token_hex(8)})
     draft = file.with_name(f".{file.name}.{pid}.tmp")
-    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        if file.parent.is_file():
+            raise
+        return None  # the folder went away between mkdir's two looks: a holder that wrote nothing has just left
     try:
         draft.write_text(text, encoding="utf-8")
         os.link(draft, file)
