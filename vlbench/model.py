@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .errors import UserError
 from .structure import Structure
 from .task import Sample
 
@@ -32,11 +33,12 @@ Prediction = dict[str, Json]
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """Preprocessing of a checkpoint. resize: "squash" to size x size, or "crop": shorter side to size / crop_pct,
-    then the centre. mean and std are of values in [0, 1]."""
+    """Preprocessing of a checkpoint. resize: "squash" to size x size; "crop": shorter side to size / crop_pct, then
+    the centre; "keep": shorter side to size, longer side at most 4 x size, aspect ratio kept (segmentation: images then
+    differ in size). mean and std are of values in [0, 1]."""
 
     size: int
-    resize: Literal["squash", "crop"] = "squash"
+    resize: Literal["squash", "crop", "keep"] = "squash"
     crop_pct: float = 1.0
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
@@ -71,15 +73,20 @@ class Card:
 class Batch:
     """What the second stage gets.
 
-    samples: n of them. images: (I, 3, H, W), normalised, the distinct images of the samples. owner: int64 (n, m), the
-    rows of `images` that each sample shows, m images a sample, non-decreasing in its first column. options: the
-    task's evaluation settings for this capability (answer candidates, beams ...).
+    samples: n of them. images: (I, 3, H, W), normalised, the distinct images of the samples; a list of I tensors
+    (3, H, W) where the card's ImageSpec keeps the aspect ratio. owner: int64 (n, m), the rows of `images` that each
+    sample shows, m images a sample, non-decreasing in its first column. options: the task's evaluation settings for
+    this capability (answer candidates, beams ...). sizes: (height, width) of the I files before preprocessing. maps:
+    int64 (n, H, W), classes of the pixels of `images`, 255 ignored; in training batches of segmentation alone, whose
+    images are crops of one size, (I, 3, size, size).
     """
 
     samples: Sequence[Sample]
-    images: Tensor
+    images: Any
     owner: Tensor
     options: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Sequence[tuple[int, int]] = ()
+    maps: Tensor | None = None
 
 
 class Model(ABC):
@@ -108,9 +115,15 @@ class Model(ABC):
     def structure(self) -> Structure:
         """Where this model can be cut: a pure function of self.net as it is now."""
 
+    @classmethod
+    def architecture(cls, card: Card) -> dict[str, Json]:
+        """The configuration of the card's own architecture, as `build` takes it, without any file: for counting what
+        a model costs, and for checkpoints that are a single file. Raises UserError where only the folder tells it."""
+        raise UserError(f"{card.name} is built from a folder with its config.json: give that as checkpoint=FOLDER.")
+
     @abstractmethod
-    def encode(self, images: Tensor) -> Any:
-        """Stage one: (I, 3, H, W) normalised images -> states, an index of which is one image."""
+    def encode(self, images: Any) -> Any:
+        """Stage one: normalised images (Batch.images) -> states, an index of which is one image."""
 
     def save_assets(self, folder: Path) -> None:  # noqa: B027 - most models have none
         """Write what besides config and weights is needed to open the model (tokenizer files)."""
@@ -163,7 +176,80 @@ class Answerer(ABC):
         """Mean over samples of the weighted negative log likelihood; sample.target is {answer: weight}."""
 
 
-CAPABILITIES: dict[str, type] = {"classify": Classifier, "answer": Answerer}
+class Judge(ABC):
+    """Capability `judge`: is a sentence about two images true? Both columns of batch.owner count: left, right."""
+
+    @abstractmethod
+    def judge(self, states: Any, batch: Batch) -> list[Prediction]:
+        """[{"answer": bool}] for each sample; sample.text is the sentence."""
+
+    @abstractmethod
+    def judge_loss(self, batch: Batch) -> Tensor:
+        """Cross entropy; sample.target is a bool."""
+
+
+class Captioner(ABC):
+    """Capability `caption`. options: `beams`, `max_length` and `min_length` (tokens, the prompt's included), `prompt`."""
+
+    @abstractmethod
+    def caption(self, states: Any, batch: Batch) -> list[Prediction]:
+        """[{"caption": text}] for each sample, the prompt's words left out."""
+
+    @abstractmethod
+    def caption_loss(self, batch: Batch) -> Tensor:
+        """Cross entropy of the caption's tokens, those of the prompt `options` names left out; sample.target is the
+        caption."""
+
+
+class Matcher(ABC):
+    """Capability `match`: which text belongs to which image (retrieval), in two passes over the images.
+
+    `embed` maps images and texts into one space, where similarity is the dot product; `match`, where the model has it
+    (`reranks`), scores the pairs that `embed` finds most alike, with both in view. A sample is an image with its texts.
+    """
+
+    reranks: ClassVar[bool] = False
+
+    @abstractmethod
+    def embed(self, states: Any, batch: Batch) -> list[Prediction]:
+        """[{"image": (d,) tensor, "texts": (len(sample.texts), d) tensor}] for each sample, of length one each."""
+
+    def match(self, states: Any, batch: Batch) -> list[Tensor]:
+        """For each sample, the logits (len(pairs),) that its image and each of its candidate texts belong together.
+
+        options: `gallery`, all texts of the split, and `pairs`, sample id -> int64 (k,) rows of the gallery.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not re-rank")
+
+    @abstractmethod
+    def match_loss(self, batch: Batch) -> Tensor:
+        """The contrastive loss over the batch (and that of re-ranking where there is one); sample.texts holds one
+        caption, and samples that show the same image are no negatives of one another."""
+
+
+class Segmenter(ABC):
+    """Capability `segment`: a class for every pixel. Images keep their aspect ratio (ImageSpec resize="keep").
+
+    options: `window` and `stride` in pixels of the resized image, `scales` (of the resized image) and `flip`.
+    """
+
+    @abstractmethod
+    def segment(self, states: Any, batch: Batch) -> list[Prediction]:
+        """[{"map": text}] for each sample: class numbers at the file's own size, as vlbench.data.maps packs them."""
+
+    @abstractmethod
+    def segment_loss(self, batch: Batch) -> Tensor:
+        """Cross entropy over the pixels of batch.maps that are not 255."""
+
+
+CAPABILITIES: dict[str, type] = {
+    "classify": Classifier,
+    "answer": Answerer,
+    "judge": Judge,
+    "caption": Captioner,
+    "match": Matcher,
+    "segment": Segmenter,
+}
 
 M = TypeVar("M", bound=type[Model])
 

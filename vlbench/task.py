@@ -16,9 +16,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Score = float | list[float]
 Role = Literal["train", "select", "report"]
@@ -29,7 +33,8 @@ class Sample:
     """One sample. images: the files it shows, in the order the task means them. text: question, sentence or caption.
 
     target: what the training loss wants (capability specific), None where the split has no labels. cluster: samples
-    of one cluster are not independent (VQAv2: the image), so that intervals are computed over clusters.
+    of one cluster are not independent (VQAv2: the image), so that intervals are computed over clusters. texts: what the
+    image is to be matched with (retrieval): all its captions where it is evaluated, one in training.
     """
 
     id: str
@@ -37,6 +42,19 @@ class Sample:
     text: str = ""
     target: Any = None
     cluster: str = ""
+    texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """The target of a segmentation sample: a picture of class numbers. zero_ignored: its 0 means "no class" and its n
+    the class n - 1 (ADE20K's rule); else its numbers are the classes, and 255 is ignored."""
+
+    path: Path
+    zero_ignored: bool = False
+
+    def __str__(self) -> str:
+        return self.path.name  # what a split's digest reads: never a folder of this machine
 
 
 class TaskOptions(BaseModel):
@@ -60,7 +78,8 @@ class Task(ABC):
     metric: ClassVar[str]
     # metric -> "higher" or "lower" is better; the primary one is `metric`
     metrics: ClassVar[Mapping[str, Literal["higher", "lower"]]]
-    # False: the primary metric is 100 x the mean of a score's first number; True: only aggregate() gives it (mIoU)
+    # False: the primary metric is 100 x the mean of a score's first number. True: it is corpus_metric() of the scores'
+    # sum over the split (mIoU), and its interval comes from the bootstrap.
     corpus: ClassVar[bool] = False
 
     def __init__(self, root: Path, options: TaskOptions) -> None:
@@ -84,13 +103,28 @@ class Task(ABC):
     def samples(self, split: str) -> list[Sample]:
         """The samples of a split, in the file's order, without decoding images."""
 
-    @abstractmethod
     def score(self, sample: Sample, prediction: Mapping[str, Any]) -> Score:
-        """The per-sample score, or the sufficient statistics that `aggregate` sums."""
+        """The per-sample score, or the sufficient statistics that `aggregate` sums; see `scores`."""
+        raise NotImplementedError(f"{self.name} has neither score() nor scores()")
+
+    def scores(self, samples: Sequence[Sample], predictions: Sequence[Mapping[str, Any]]) -> list[Score]:
+        """The score of every sample, once all are predicted: numbers, or lists of one length.
+
+        Override it in place of `score` where a sample's score needs the others (CIDEr's document frequencies).
+        """
+        return [self.score(s, p) for s, p in zip(samples, predictions, strict=True)]
 
     @abstractmethod
     def aggregate(self, samples: Sequence[Sample], scores: Sequence[Score]) -> dict[str, float]:
-        """Metric -> value, in the units the field prints (percent)."""
+        """Metric -> value, in the units the field prints (percent). Metrics in `unmeasured` are left out."""
+
+    def corpus_metric(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The primary metric in percent, (B,), of summed scores (B, statistics); for tasks with `corpus`."""
+        raise NotImplementedError(f"{self.name} has no corpus_metric()")
+
+    def unmeasured(self) -> dict[str, str]:
+        """Metric -> why it is not measured on this machine (a program that is missing), in one sentence."""
+        return {}
 
     def labelled(self, split: str) -> bool:
         """False for a split whose answers only the organisers' server knows."""
@@ -148,6 +182,6 @@ def digest_samples(samples: Sequence[Sample], extra: Any = None) -> str:
     `vlbench data verify`: hashing 6 GB before every run would cost minutes."""
     sha = hashlib.sha256(json.dumps(extra, sort_keys=True, default=str).encode())
     for s in samples:
-        row = [s.id, [p.name for p in s.images], s.text, s.target, s.cluster]
+        row = [s.id, [p.name for p in s.images], s.text, s.target, s.cluster, *s.texts]
         sha.update(json.dumps(row, sort_keys=True, ensure_ascii=True, default=str).encode())
     return sha.hexdigest()

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,10 +36,12 @@ class ImageStore:
         # cache just before its turn.
         self._kept: dict[Path, Tensor] = {}
         self._room = keep_bytes // (3 * spec.size * spec.size)
+        # File -> its own (height, width), of every image decoded so far.
+        self.sizes: dict[Path, tuple[int, int]] = {}
 
-    def load(self, paths: Sequence[Path]) -> Tensor:
-        """(n, 3, size, size) uint8. Raises Undecodable naming the file."""
-        return torch.stack(list(self.pool.map(self._one, paths)))
+    def load(self, paths: Sequence[Path]) -> list[Tensor]:
+        """Each image, (3, H, W) uint8. Raises Undecodable naming the file."""
+        return list(self.pool.map(self._one, paths))
 
     def try_load(self, paths: Sequence[Path]) -> list[Tensor | OSError]:
         """Each image, or why it does not decode."""
@@ -59,6 +62,7 @@ class ImageStore:
                 found = preprocess(image, self.spec)
             except (RuntimeError, ValueError) as error:
                 raise Undecodable(f"{path} of shape {tuple(image.shape)} cannot be resized: {_short(error)}") from None
+            self.sizes[path] = (image.shape[1], image.shape[2])
             if len(self._kept) < self._room:
                 self._kept[path] = found
         return found
@@ -99,16 +103,36 @@ def preprocess(image: Tensor, spec: ImageSpec) -> Tensor:
     from torchvision.transforms.v2 import functional as tv
 
     mode = tv.InterpolationMode(spec.interpolation)
-    if spec.resize == "squash":
-        resized: Tensor = tv.resize(image, target, mode, antialias=True)
+    if spec.resize in ("squash", "keep"):
+        if spec.resize == "keep":
+            target = kept_size(image.shape[1], image.shape[2], spec.size)
+        resized: Tensor = image if list(image.shape[1:]) == target else tv.resize(image, target, mode, antialias=True)
         return resized
     shorter = math.floor(spec.size / spec.crop_pct)
     cropped: Tensor = tv.center_crop(tv.resize(image, [shorter], mode, antialias=True), [spec.size, spec.size])
     return cropped.contiguous()  # a view would keep the whole resized image in the store's memory
 
 
+def kept_size(height: int, width: int, size: int) -> list[int]:
+    """[height, width] with the shorter side `size` and the longer one at most 4 x size, as mmsegmentation rescales to
+    (4 x size, size): sides are rounded to the nearest pixel, halves up."""
+    scale = min(size / min(height, width), 4 * size / max(height, width))
+    return [max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))]
+
+
+def on_device(images: Sequence[Tensor], spec: ImageSpec, device: torch.device, dtype: torch.dtype) -> Any:
+    """Batch.images: uint8 images -> one normalised tensor (I, 3, H, W), or a list where they keep their shapes."""
+    if spec.resize == "keep":
+        return [normalise(_moved(image, device), spec, dtype) for image in images]
+    return normalise(_moved(torch.stack(list(images)), device), spec, dtype)
+
+
+def _moved(pixels: Tensor, device: torch.device) -> Tensor:
+    return (pixels.pin_memory() if device.type == "cuda" else pixels).to(device, non_blocking=True)
+
+
 def normalise(images: Tensor, spec: ImageSpec, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(I, 3, H, W) uint8 -> normalised floating tensor on the same device."""
+    """(..., 3, H, W) uint8 -> normalised floating tensor on the same device."""
     mean = torch.tensor(spec.mean, device=images.device, dtype=torch.float32).view(3, 1, 1)
     std = torch.tensor(spec.std, device=images.device, dtype=torch.float32).view(3, 1, 1)
     return images.to(torch.float32).div_(255).sub_(mean).div_(std).to(dtype)

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from ..data.images import ImageStore, normalise
-from ..model import Batch
-from ..task import Sample
+from ..data.images import ImageStore, normalise, on_device
+from ..data.maps import IGNORED, read_map
+from ..model import Batch, ImageSpec
+from ..task import LabelMap, Sample
 
 
 class Batches:
@@ -44,7 +47,8 @@ class Batches:
         """The batch of `step`, on the device, normalised."""
         epoch, index = divmod(step, self.batches_per_epoch)
         plan = self._epoch(epoch)
-        return collate([self.samples[i] for i in plan[index % len(plan)]], self.store, self.device, options)
+        chosen = [self.samples[i] for i in plan[index % len(plan)]]
+        return collate(chosen, self.store, self.device, options, seed=(self.seed, step))
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         """Lists of sample indices, one a batch; the last incomplete batch is dropped unless it is the only one."""
@@ -70,12 +74,48 @@ def collate(
     store: ImageStore,
     device: torch.device,
     options: Mapping[str, Any] | None = None,
+    *,
+    seed: Sequence[int] = (0,),
 ) -> Batch:
-    """Samples -> Batch: every distinct image decoded once, owners non-decreasing where samples of an image adjoin."""
+    """Samples -> training batch: every distinct image decoded once, owners non-decreasing where samples of an image
+    adjoin. Images that keep their shapes are cropped, with their class maps, at places drawn from `seed`."""
     paths: dict[Path, int] = {}
     for sample in samples:
         for path in sample.images:
             paths.setdefault(path, len(paths))
-    images = normalise(store.load(list(paths)).to(device, non_blocking=True), store.spec)
+    pixels = store.load(list(paths))
+    images: Any
+    maps = None
+    if store.spec.resize == "keep":
+        images, maps = crops(samples, dict(zip(paths, pixels, strict=True)), store.spec, np.random.default_rng(seed))
+        images, maps = images.to(device), None if maps is None else maps.to(device)
+    else:
+        images = on_device(pixels, store.spec, device, torch.float32)
     owner = torch.tensor([[paths[p] for p in s.images] for s in samples], device=device)
-    return Batch(samples, images, owner, options or {})
+    return Batch(samples, images, owner, options or {}, [store.sizes[p] for p in paths], maps)
+
+
+def crops(
+    samples: Sequence[Sample], pixels: Mapping[Path, Tensor], spec: ImageSpec, rng: np.random.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """(I, 3, size, size) normalised crops of the images, and (n, size, size) of the samples' class maps (None where the
+    targets are no maps). What lies outside an image is 0 (its mean colour), and ignored in its map."""
+    size = spec.size
+    at, cut = {}, []
+    for path, image in pixels.items():
+        spare = [max(0, side - size) for side in image.shape[1:]]
+        top, left = (int(rng.integers(0, s + 1)) for s in spare)
+        at[path] = top, left
+        part = normalise(image[:, top : top + size, left : left + size], spec)
+        cut.append(F.pad(part, (0, size - part.shape[2], 0, size - part.shape[1])))
+    if not all(isinstance(s.target, LabelMap) for s in samples):
+        return torch.stack(cut), None
+    maps = []
+    for sample in samples:
+        path = sample.images[0]
+        numbers = torch.from_numpy(read_map(sample.target).astype(np.int64))[None, None].float()
+        whole = F.interpolate(numbers, size=pixels[path].shape[1:], mode="nearest-exact")[0, 0].long()
+        top, left = at[path]
+        part = whole[top : top + size, left : left + size]
+        maps.append(F.pad(part, (0, size - part.shape[1], 0, size - part.shape[0]), value=IGNORED))
+    return torch.stack(cut), torch.stack(maps)
