@@ -99,6 +99,7 @@ class Record(_Part):
     budget: Budget
     metric: str
     metrics: dict[str, float]
+    unmeasured: dict[str, str] = {}  # metric -> why it has no value (a program that the machine lacks)
     interval: Interval
     vs_dense: VersusDense | None
     complete: bool
@@ -146,16 +147,30 @@ def read_record(path: Path) -> Record:
         raise UserError(f"{path} is damaged ({where}: {first['msg']}): delete it and run again.") from error
 
 
+FEW = 4  # columns up to which whole rows are told apart: an accuracy has few distinct ones
+
+
 def pack_scores(scores: Sequence[float | Sequence[float]]) -> str:
-    """Per-sample scores -> short text: the distinct rows, and each sample's row number, deflated (4,000 VQA scores
-    take about 1 KB). Rows are rounded to 1e-6."""
+    """Per-sample scores -> short text, deflated. Up to FEW numbers a sample: the distinct rows, rounded to 1e-6, and
+    each sample's row number (4,000 VQA scores take about 1 KB). More (the statistics of a corpus metric): column by
+    column, whole numbers as int32 and others as float32, since columns are alike and rows are not."""
     table = np.atleast_2d(np.asarray(scores, dtype=np.float64).round(6))
     table = table.T if np.ndim(scores[0] if len(scores) else 0.0) == 0 else table
+    packed = _pack_rows(table) if table.shape[1] <= FEW else _pack_columns(table)
+    return base64.b85encode(zlib.compress(packed, 9)).decode("ascii")
+
+
+def _pack_rows(table: NDArray[np.float64]) -> bytes:
     rows, index = np.unique(table, axis=0, return_inverse=True)
     width = 1 if len(rows) < 256 else 4
     head = np.array([rows.shape[0], rows.shape[1], width], dtype="<u4").tobytes()
-    body = rows.astype("<f8").tobytes() + index.reshape(-1).astype(f"<u{width}").tobytes()
-    return base64.b85encode(zlib.compress(head + body, 9)).decode("ascii")
+    return bytes(head + rows.astype("<f8").tobytes() + index.reshape(-1).astype(f"<u{width}").tobytes())
+
+
+def _pack_columns(table: NDArray[np.float64]) -> bytes:
+    whole = (table == table.round()).all(axis=0) & (np.abs(table).max(axis=0, initial=0) < 2**31)
+    columns = [c.astype("<i4" if w else "<f4").tobytes() for c, w in zip(table.T, whole, strict=True)]
+    return np.array([*table.shape, 0], dtype="<u4").tobytes() + whole.tobytes() + b"".join(columns)
 
 
 def unpack_scores(text: str) -> NDArray[np.float64]:
@@ -163,9 +178,21 @@ def unpack_scores(text: str) -> NDArray[np.float64]:
     try:
         data = zlib.decompress(base64.b85decode(text))
         count, columns, width = (int(x) for x in np.frombuffer(data[:12], dtype="<u4"))
+        if not width:
+            return _unpack_columns(data[12:], count, columns)
         end = 12 + count * columns * 8
         rows = np.frombuffer(data[12:end], dtype="<f8").reshape(count, columns)
         found: NDArray[np.float64] = rows[np.frombuffer(data[end:], dtype=f"<u{width}")]
     except (ValueError, zlib.error, IndexError, TypeError) as error:
         raise UserError(f"a packed score vector is damaged ({error}).") from error
     return found
+
+
+def _unpack_columns(data: bytes, count: int, columns: int) -> NDArray[np.float64]:
+    whole, body = np.frombuffer(data[:columns], dtype=bool), data[columns:]
+    if len(whole) != columns or len(body) != 4 * count * columns:
+        raise ValueError("its length is not what its head says")
+    parts = [body[i * 4 * count : (i + 1) * 4 * count] for i in range(columns)]
+    return np.stack(
+        [np.frombuffer(p, dtype="<i4" if w else "<f4") for p, w in zip(parts, whole, strict=True)], axis=1
+    ).astype(np.float64)

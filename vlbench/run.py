@@ -8,29 +8,41 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .cell import Cell, open_cell
 from .cost.counts import count_macs, count_parameters
 from .data.images import ImageStore
 from .errors import RunFailed, UserError
 from .evaluation.loop import Evaluator
-from .evaluation.predictions import Line, Predictions, read_predictions
+from .evaluation.predictions import PASSES, Line, Predictions, discard, read_predictions
 from .job import Compression, Job
-from .leaderboard.statistics import interval, versus
+from .leaderboard.statistics import bootstrap, interval, versus
 from .lease import lease
 from .model import Model
 from .provenance import provenance
 from .pruning.saved import is_saved, load_model, save_model
-from .record import Link, Parameters, Record, VersusDense, pack_scores, read_record, unpack_scores, write_record
+from .record import (
+    Interval,
+    Link,
+    Parameters,
+    Record,
+    VersusDense,
+    pack_scores,
+    read_record,
+    unpack_scores,
+    write_record,
+)
 from .resolve import resolve
 from .spec import LinkSpec
 from .storage import write_json
+from .task import Score, Task
 from .ui import Screen
 
 
@@ -100,8 +112,8 @@ class Runner:
             model, state = load_model(stages[done - 1])
             model.net.to("cuda" if torch.cuda.is_available() else "cpu")
         if done < len(links):  # predictions that lie here are of a model that was deleted
-            for name in ("predictions.jsonl", "predictions.part"):
-                (folder / name).unlink(missing_ok=True)
+            for name in PASSES:
+                discard(folder / f"{name}.jsonl")
         for link, stage in list(zip(links, stages, strict=True))[done:]:
             job = Job(
                 model, cell.task, seed=cell.spec.words.seed, folder=folder, store=store, state=state,
@@ -141,9 +153,8 @@ class Runner:
         if not good:
             raise RunFailed(f"all {len(lines)} samples failed, the first with: {lines[0].get('error')}")
         samples, scores = [s for s, _ in good], [score for _, score in good]
-        values = percent(scores)
         clusters = [s.cluster for s in samples]
-        metrics, spread = task.aggregate(samples, scores), interval(values, clusters)
+        metrics, spread = task.aggregate(samples, scores), _interval(task, scores, clusters)
         return Record(
             cell=cell.id, suite=spec.words.suite, task=spec.task.name, task_version=task.version,
             split=cell.split, split_digest=cell.split_digest, samples=len(lines),
@@ -154,16 +165,17 @@ class Runner:
             pattern=state.pattern, trained=state.trained, seed=cell.seed, sparsity_target=spec.target,
             evaluation=cell.evaluation,
             parameters=parameters, macs=macs[0], macs_dense=macs[1], budget=state.budget,
-            metric=task.metric, metrics=metrics, interval=spread,
-            vs_dense=self._versus([s.id for s in samples], values, clusters, dense, bad),
+            metric=task.metric, metrics=metrics, unmeasured=task.unmeasured(), interval=spread,
+            vs_dense=self._versus(task, [s.id for s in samples], scores, clusters, dense, bad),
             complete=not bad, flags=_flags(cell, model, bad), identity=cell.identity,
             provenance=provenance(seconds), phases=phases, scores=pack_scores(scores),
         )  # fmt: skip
 
     def _versus(
         self,
+        task: Task,
         ids: list[str],
-        values: np.ndarray[Any, Any],
+        scores: list[Score],
         clusters: list[str],
         dense: Record | None,
         bad: list[str],
@@ -172,10 +184,13 @@ class Runner:
         if dense is None or bad or not dense.complete:
             return None
         file = self.runs / dense.cell / "predictions.jsonl"
-        theirs, told = percent([line["score"] for line in read_predictions(file, ids)]), unpack_scores(dense.scores)
-        if len(told) != len(theirs) or not np.allclose(theirs, 100.0 * told[:, 0], rtol=0, atol=1e-3):
+        theirs, told = (line["score"] for line in read_predictions(file, ids)), unpack_scores(dense.scores)
+        found = _table(list(theirs))
+        if told.shape != found.shape or not np.allclose(found, told, rtol=1e-6, atol=1e-5):
             raise UserError(f"{file} does not say what its result.json says: delete that folder and run again.")
-        return versus(values, theirs, clusters)
+        if task.corpus:
+            return bootstrap(_table(scores), found, clusters, task.corpus_metric)
+        return versus(percent(scores), 100 * found[:, 0], clusters)
 
     def _upload(self, cell: Cell, folder: Path, lines: list[Line]) -> Record:
         """A split without labels ends with the server's file instead of a record."""
@@ -206,9 +221,21 @@ def finished(folder: Path) -> Record | None:
     return read_record(folder / "result.json") if (folder / "result.json").is_file() else None
 
 
-def percent(scores: list[Any]) -> np.ndarray[Any, Any]:
+def percent(scores: Sequence[Score]) -> NDArray[np.float64]:
     """Per-sample values of the primary metric in percent: the first number of every score."""
-    return 100.0 * np.array([s[0] if isinstance(s, list) else s for s in scores], dtype=np.float64)
+    return 100.0 * _table(scores)[:, 0]
+
+
+def _table(scores: Sequence[Score]) -> NDArray[np.float64]:
+    """(samples, statistics)."""
+    return np.array([s if isinstance(s, list) else [s] for s in scores], dtype=np.float64)
+
+
+def _interval(task: Task, scores: Sequence[Score], clusters: Sequence[str]) -> Interval:
+    """Of a mean: cluster-robust; of a corpus metric: by the bootstrap."""
+    if task.corpus:
+        return bootstrap(_table(scores), None, clusters, task.corpus_metric)
+    return interval(percent(scores), clusters)
 
 
 def _link(link: LinkSpec) -> Link:

@@ -52,6 +52,9 @@ class Equal:
     def score(self, sample: Sample, prediction: Mapping[str, Any]) -> float:
         return float(prediction["grey"] == int(sample.images[0].stem))
 
+    def scores(self, samples: Sequence[Sample], predictions: Sequence[Mapping[str, Any]]) -> list[float]:
+        return [self.score(s, p) for s, p in zip(samples, predictions, strict=True)]
+
 
 @pytest.fixture
 def samples(tmp_path: Path) -> list[Sample]:
@@ -98,7 +101,7 @@ def test_every_sample_is_answered_and_every_image_encoded_once(tmp_path: Path, s
     assert (model.sizes, sum(model.decoded)) == ([8, 8, 8, 8], 16)
     assert told[-1] == (32, 32, "")
     assert not loop.backed_off
-    assert set(loop.phases) == {"decode", "transfer", "encode", "predict", "write"}
+    assert set(loop.phases) == {"decode", "transfer", "encode", "predict", "write", "score"}
 
 
 @pytest.mark.parametrize(
@@ -201,7 +204,7 @@ def test_mended_and_resumed_a_failed_sample_is_answered(tmp_path: Path, samples:
     file.write_bytes(data[:50])
 
     class Stopped(Predictions):
-        def finish(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+        def finish(self, lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

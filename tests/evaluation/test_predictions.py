@@ -30,7 +30,7 @@ def begun(folder: Path, *numbers: int) -> Predictions:
 
 def test_it_ends_in_the_splits_order(tmp_path: Path) -> None:
     book = begun(tmp_path, 3, 0, 5, 1, 4, 2)
-    lines = book.finish(SAMPLES)
+    lines = book.finish(book.gather(SAMPLES))
     assert [found["id"] for found in lines] == [s.id for s in SAMPLES]
     assert read_predictions(book.file, [s.id for s in SAMPLES]) == lines
     assert [p.name for p in tmp_path.iterdir()] == ["predictions.jsonl"]
@@ -71,10 +71,11 @@ def test_a_sample_that_failed_is_tried_again(tmp_path: Path) -> None:
 
 
 def test_killed_before_the_record_the_finished_file_is_taken_over(tmp_path: Path) -> None:
-    lines = begun(tmp_path, 0, 1, 2, 3, 4, 5).finish(SAMPLES)
+    begin = begun(tmp_path, 0, 1, 2, 3, 4, 5)
+    lines = begin.finish(begin.gather(SAMPLES))
     before = (tmp_path / "predictions.jsonl").read_bytes()
     again = Predictions(tmp_path / "predictions.jsonl")
-    assert again.finish(SAMPLES) == lines
+    assert again.finish(again.gather(SAMPLES)) == lines
     assert (tmp_path / "predictions.jsonl").read_bytes() == before
 
 
@@ -122,7 +123,8 @@ def test_the_batch_size_that_fits_is_remembered(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_finished_file_is_told(tmp_path: Path, damage: Any, told: str) -> None:
-    begun(tmp_path, *range(6)).finish(SAMPLES)
+    begin = begun(tmp_path, *range(6))
+    begin.finish(begin.gather(SAMPLES))
     file = tmp_path / "predictions.jsonl"
     file.write_text("\n".join(damage(file.read_text().split("\n"))))
     with pytest.raises(UserError, match=rf"predictions\.jsonl.*{told}.*delete the run's folder"):

@@ -1,4 +1,4 @@
-"""One evaluation loop for all tasks: decode -> transfer -> encode (once per image) -> predict -> write."""
+"""One evaluation loop for all tasks: decode -> transfer -> encode (once per image) -> predict -> write, and at the end score."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..data.images import ImageStore, normalise
+from ..data.images import ImageStore, on_device
 from ..errors import RunFailed, UserError
 from ..model import Batch, Model, Prediction
 from ..storage import canonical
 from ..task import Sample, Task
+from .matching import PACKED, matched, pack
 from .plan import batch_plan
 from .predictions import Line, Predictions
 
@@ -51,6 +52,8 @@ class Evaluator:
         self.batch_size, self.precision, self.progress = batch_size, precision, progress
         self.phases: dict[str, float] = defaultdict(float)
         self.errors = 0
+        self._method = task.capability
+        self._options: Mapping[str, Any] = self.settings
         self._fits: int | None = None
         self._limit: Callable[[int], None] = lambda size: None
         self._streak: set[tuple[Path, ...]] = set()
@@ -61,19 +64,53 @@ class Evaluator:
         return self._fits is not None
 
     def run(self, samples: Sequence[Sample], predictions: Predictions) -> list[Line]:
-        """Predict and score what `predictions` lacks; returns all lines in the order of `samples`."""
-        plan = batch_plan(samples, self.batch_size)
-        todo = [b for b in plan if any(s.id not in predictions.lines for s in b)]
-        done = len(samples) - sum(map(len, todo))
+        """Predict what `predictions` lacks, score all of it; returns all lines in the order of `samples`."""
+        if self.task.capability == "match":
+            lines = matched(self, samples, predictions)
+        else:
+            lines = self.predict(self.task.capability, samples, predictions, self.settings)
+        with self._phase("score"):
+            lines = self._scored(samples, lines)
+        return predictions.finish(lines)
+
+    def predict(
+        self, method: str, samples: Sequence[Sample], predictions: Predictions, options: Mapping[str, Any]
+    ) -> list[Line]:
+        """One pass: the model's `method` over every sample that `predictions` lacks; all lines in the order of
+        `samples`, without scores. A worker takes every size-th batch of the plan."""
+        world = predictions.world
+        mine = batch_plan(samples, self.batch_size)[world.rank :: world.size]
+        todo = [b for b in mine if any(s.id not in predictions.lines for s in b)]
+        total = sum(map(len, mine))
+        done = total - sum(map(len, todo))
         self.model.net.eval()
+        self._method, self._options = method, options
         self._fits, self._limit = predictions.fits, predictions.limit
         for batch, images in self._prefetched(todo):
             lines = self._batch(batch, images)
             with self._phase("write"):
                 predictions.add(lines)
             done += len(batch)
-            self.progress(done, len(samples), f"{self.errors} errors" if self.errors else "")
-        return predictions.finish(samples)
+            self.progress(done, total, f"{self.errors} errors" if self.errors else "")
+        return predictions.gather(samples)
+
+    def _scored(self, samples: Sequence[Sample], lines: Sequence[Line]) -> list[Line]:
+        """The lines with their scores. A score that JSON cannot say (NaN, a tensor) is an error of its sample."""
+        good = [i for i, line in enumerate(lines) if line["status"] == "ok"]
+        scored = list(lines)
+        if not good or not self.settings.get("labelled", True):
+            return scored
+        scores = self.task.scores([samples[i] for i in good], [lines[i]["prediction"] for i in good])
+        if len(scores) != len(good):
+            name = type(self.task).__name__
+            raise RunFailed(f"{name}.scores gave {len(scores)} scores for {len(good)} samples: a mistake in the task.")
+        for i, score in zip(good, scores, strict=True):
+            try:
+                canonical(score)
+                scored[i] = {**lines[i], "score": score}
+            except (TypeError, ValueError) as error:
+                scored[i] = self._error(samples[i], _without_frames(error))
+        return scored
 
     def _prefetched(self, plan: Sequence[list[Sample]]) -> Iterator[tuple[list[Sample], dict[Path, Tensor | OSError]]]:
         """Batches with their decoded images; the next batch is decoded while this one runs."""
@@ -131,12 +168,13 @@ class Evaluator:
             raise
         except Exception as error:
             return _without_frames(error)
-        name = f"{self.model.card.name}.{self.task.capability}"
+        name = f"{self.model.card.name}.{self._method}"
         raise RunFailed(f"{name} gave {len(found)} predictions for {len(samples)} samples: a mistake in the model.")
 
-    def _line(self, sample: Sample, prediction: Prediction) -> Line:
-        score = self.task.score(sample, prediction) if self.settings.get("labelled", True) else None
-        line = {"id": sample.id, "prediction": prediction, "score": score, "status": "ok"}
+    def _line(self, sample: Sample, prediction: Any) -> Line:
+        if self._method in PACKED:
+            prediction = pack(prediction)
+        line = {"id": sample.id, "prediction": prediction, "score": None, "status": "ok"}
         canonical(line)  # what JSON cannot say (NaN, a tensor) fails here, where its sample is known
         return line
 
@@ -156,19 +194,17 @@ class Evaluator:
         ):
             with self._phase("transfer"):
                 paths = {p: i for i, p in enumerate(dict.fromkeys(p for s in samples for p in s.images))}
-                pixels = torch.stack([images[p] for p in paths])
-                if device.type == "cuda":
-                    pixels = pixels.pin_memory()
                 batch = Batch(
                     samples,
-                    normalise(pixels.to(device, non_blocking=True), self.store.spec, model.dtype),
+                    on_device([images[p] for p in paths], self.store.spec, device, model.dtype),
                     torch.tensor([[paths[p] for p in s.images] for s in samples], device=device),
-                    self.settings,
+                    self._options,
+                    [self.store.sizes[p] for p in paths],
                 )
             with self._phase("encode"):
                 states = model.encode(batch.images)
             with self._phase("predict"):
-                found: list[Prediction] = getattr(model, self.task.capability)(states, batch)
+                found: list[Prediction] = getattr(model, self._method)(states, batch)
                 return found
 
     def _blame(self, sample: Sample, cause: Exception) -> Line:

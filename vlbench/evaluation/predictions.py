@@ -9,44 +9,43 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..launch.world import ALONE, World
 from ..storage import cannot_write, canonical, read_json, write_json, write_text
 from ..task import Sample
 
 Line = dict[str, Any]
 KEYS = ("id", "prediction", "score", "status")
+PASSES = ("predictions", "embeddings", "pairs")  # names of the files an evaluation writes
 
 
 class Predictions:
-    """The lines of a running evaluation (`<name>.part`), and at the end the finished file in the split's order.
+    """The lines of a running evaluation (`<name>.part`, one a worker), and at the end the finished file in the split's
+    order. A line of the parts has no score yet.
 
-    What an earlier run left is taken over: the whole lines of the part, or the finished file where it was killed
+    What an earlier run left is taken over: the whole lines of its parts, or the finished file where it was killed
     between that and its record. Lines of samples that failed are not: what failed then may be mended now.
     `fits` is the batch size left after running out of memory, None where that did not happen.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file, self.part, self._limit = file, file.with_suffix(".part"), file.with_suffix(".fits")
+    def __init__(self, file: Path, world: World = ALONE) -> None:
+        self.file, self.world, self._limit = file, world, file.with_suffix(".fits")
+        self.part = file.with_suffix(f".part{world.rank}" if world.rank else ".part")
         self.lines: dict[str, Line] = {}
         self.fits: int | None = int(read_json(self._limit)["batch_size"]) if self._limit.is_file() else None
-        if self.part.is_file():
-            self._recover()
+        if parts := self._parts():
+            self._keep([line for part in parts for line in _whole_lines(part)])
         elif self.file.is_file():
             self._keep(read_predictions(self.file))
+        world.barrier()  # nobody writes before everybody has read
+        if self.part in parts:  # without what was torn
+            write_text(self.part, "".join(canonical(line) + "\n" for line in _whole_lines(self.part)))
 
-    def _recover(self) -> None:
-        """Keep the whole lines of an interrupted run; what follows a torn or damaged one is predicted again."""
-        try:
-            text = self.part.read_text(encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise UserError(f"{self.part} cannot be read ({error.strerror}): delete it and run again.") from error
-        found: list[Line] = []
-        for row in text.split("\n")[:-1]:  # behind the last newline is nothing, or a torn line
-            try:
-                found.append(_line(row))
-            except (ValueError, TypeError):
-                break
-        self._keep(found)
-        write_text(self.part, "".join(canonical(line) + "\n" for line in self.lines.values()))
+    def beside(self, name: str) -> Predictions:
+        """The lines of another pass over the same samples, `name`.jsonl in the same folder."""
+        return Predictions(self.file.with_name(f"{name}.jsonl"), self.world)
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.file.parent.glob(f"{self.file.stem}.part*"))
 
     def _keep(self, lines: Sequence[Line]) -> None:
         self.lines = {line["id"]: line for line in lines if line["status"] == "ok"}
@@ -70,12 +69,48 @@ class Predictions:
         self.fits = size
         write_json(self._limit, {"batch_size": size})
 
-    def finish(self, samples: Sequence[Sample]) -> list[Line]:
-        """Write the finished file, one line a sample in the split's order, and return its lines."""
-        lines = [self.lines[s.id] for s in samples]
-        write_text(self.file, "".join(canonical(line) + "\n" for line in lines))
-        self.part.unlink(missing_ok=True)
-        return lines
+    def gather(self, samples: Sequence[Sample]) -> list[Line]:
+        """All workers' lines, when all are done: one a sample, in the order of `samples`, the same in each worker."""
+        if self.world.size > 1:
+            self.world.barrier()
+            for part in self._parts():
+                self.lines.update((line["id"], line) for line in _whole_lines(part))
+            self.world.barrier()  # nobody removes parts before everybody has read
+        return [self.lines[s.id] for s in samples]
+
+    def finish(self, lines: Sequence[Line]) -> list[Line]:
+        """Write the finished file, `lines` in the split's order, and return them."""
+        if self.world.leads:
+            write_text(self.file, "".join(canonical(line) + "\n" for line in lines))
+            for part in self._parts():
+                part.unlink()
+        return list(lines)
+
+    def discard(self) -> None:
+        """Remove everything: the lines were a means to others that are written."""
+        if self.world.leads:
+            discard(self.file)
+
+
+def discard(file: Path) -> None:
+    """Remove the finished file of predictions and what an unfinished run left of it."""
+    for path in [file, *file.parent.glob(f"{file.stem}.part*"), file.with_suffix(".fits")]:
+        path.unlink(missing_ok=True)
+
+
+def _whole_lines(part: Path) -> list[Line]:
+    """The whole lines of an interrupted run; what follows a torn or damaged one is predicted again."""
+    try:
+        text = part.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"{part} cannot be read ({error.strerror}): delete it and run again.") from error
+    found: list[Line] = []
+    for row in text.split("\n")[:-1]:  # behind the last newline is nothing, or a torn line
+        try:
+            found.append(_line(row))
+        except (ValueError, TypeError):
+            break
+    return found
 
 
 def _line(text: str) -> Line:
