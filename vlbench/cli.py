@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json as jsonlib
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from . import __version__
 from .errors import RunFailed, UserError
 
 if TYPE_CHECKING:
+    from .launch.sweep import Sweep
     from .record import Record
 
 app = typer.Typer(
@@ -91,12 +93,13 @@ def run(
     checkpoint_every: Annotated[float, typer.Option(help="seconds between two saved training states")] = 15.0,
 ) -> None:
     """Run one cell and print its table: vlbench run method=upop task=vqav2."""
+    from .launch.world import world
     from .resolve import resolve
     from .spec import parse
     from .ui import Screen
 
-    spec = resolve(parse(words))
-    with _resumable(), Screen(quiet=json) as screen:
+    spec, workers = resolve(parse(words)), world()
+    with _resumable(), Screen(quiet=json or not workers.leads) as screen:
         if plan:
             from .plan import print_plan
 
@@ -104,16 +107,18 @@ def run(
         from .cell import open_cell
         from .run import Runner, Uploaded, refuse_unwritable
 
-        cell = open_cell(spec, screen.building)
+        cell = workers.first(lambda: open_cell(spec, screen.building))
         _ = (
             cell.id
         )  # reads what the identity is made of: what is wrong with the data is told before anything is written
-        refuse_unwritable(runs)
+        if workers.leads:
+            refuse_unwritable(runs)
         try:
-            record = Runner(runs, screen, checkpoint_seconds=checkpoint_every).cell(cell)
+            record = Runner(runs, screen, checkpoint_seconds=checkpoint_every, world=workers).cell(cell)
         except Uploaded as told:
-            return _say_uploaded(told.file, json=json)
-    _finish(record, runs, json=json)
+            return _say_uploaded(told.file, json=json) if workers.leads else None
+    if workers.leads:
+        _finish(record, runs, json=json)
     return None
 
 
@@ -136,6 +141,60 @@ def _finish(record: Record, runs: Path, *, json: bool) -> None:
             f"the cell is incomplete: {', '.join(record.flags)}. {runs / record.cell / 'predictions.jsonl'} names "
             "them; mend the data, delete that folder and run again."
         )
+
+
+@app.command()
+def sweep(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE[,VALUE]", help="as for run; a comma separates values, all are combined"),
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="a sweep file: such words, one sweep a line")] = None,
+    runs: Runs = RUNS,
+    plan: Annotated[bool, typer.Option("--plan", help="print the cells and what is done; run nothing")] = False,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="cells at a time; by default one a GPU, or one")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Run every combination: vlbench sweep method=upop task=vqav2 sparsity=0.5,0.75 seed=0,1,2."""
+    from .launch import sweep as sweeping
+    from .launch.sweepfile import lines_of
+    from .ui import Screen
+
+    if not words and file is None:
+        raise UserError("vlbench sweep takes words like task=vqav2 method=upop,uniform, or --file PATH.")
+    lines = lines_of(words or [], file)
+    with _resumable(), Screen(quiet=json) as screen:
+        planned = sweeping.plan(lines, screen.building)
+        if plan:
+            return sweeping.print_plan(planned, runs, json=json)
+        made = sweeping.Sweep(planned, runs, screen)
+        stopped = _run_sweep(made, jobs)
+    sweeping.print_summary(made, json=json)
+    if stopped:
+        _stop("interrupted; the same command goes on from here.", 130)
+    if failed := made.failed():
+        raise RunFailed(f"{len(failed)} of {len(planned)} cells failed.")
+    return None
+
+
+def _run_sweep(made: Sweep, jobs: int | None) -> bool:
+    """Run it here. Whether Ctrl-C or SIGTERM stopped it."""
+    from .launch.local import LocalExecutor, visible_devices
+    from .run import refuse_unwritable
+
+    refuse_unwritable(made.runs)
+    devices = visible_devices()
+    number = jobs or len(devices) or 1
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        made.run(lambda tell: LocalExecutor(made.runs, number, devices, tell))
+    except KeyboardInterrupt:
+        return True
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return False
 
 
 @app.command("list")

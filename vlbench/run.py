@@ -23,6 +23,7 @@ from .errors import RunFailed, UserError
 from .evaluation.loop import Evaluator
 from .evaluation.predictions import PASSES, Line, Predictions, discard, read_predictions
 from .job import Compression, Job
+from .launch.world import ALONE, World
 from .leaderboard.statistics import bootstrap, interval, versus
 from .lease import lease
 from .model import Model
@@ -45,12 +46,14 @@ from .storage import write_json
 from .task import Score, Task
 from .ui import Screen
 
+DONE = "done"  # what the leading worker says of a cell that has its record
+
 
 class Runner:
     """Runs cells into the folder `runs`."""
 
-    def __init__(self, runs: Path, screen: Screen, *, checkpoint_seconds: float = 15.0) -> None:
-        self.runs, self.screen, self.checkpoint_seconds = runs, screen, checkpoint_seconds
+    def __init__(self, runs: Path, screen: Screen, *, checkpoint_seconds: float = 15.0, world: World = ALONE) -> None:
+        self.runs, self.screen, self.checkpoint_seconds, self.world = runs, screen, checkpoint_seconds, world
 
     def run(self, words: Mapping[str, str]) -> Record:
         """The record of the cell that `words` describe, from disk where it is done."""
@@ -60,12 +63,32 @@ class Runner:
     def cell(self, cell: Cell) -> Record:
         """Run one cell, its dense baseline first."""
         folder = self.runs / cell.id
+        if not self.world.leads:
+            return self._follow(cell, folder)
         found = finished(folder)
+        self.world.share(DONE if found else "")
         if found is not None:
             return found
-        dense = None if cell.is_dense or not cell.settings["labelled"] else self.cell(cell.dense())
+        dense = self.cell(cell.dense()) if _has_baseline(cell) else None
         with lease(folder, lambda: (folder / "result.json").is_file(), self.screen.say) as mine:
+            self.world.share("" if mine else DONE)
             return self._work(cell, folder, dense) if mine else read_record(folder / "result.json")
+
+    def _follow(self, cell: Cell, folder: Path) -> Record:
+        """What the other workers do of a cell: their share of the evaluation. The leading one tells when."""
+        if self.world.share() == DONE:
+            return read_record(folder / "result.json")
+        if _has_baseline(cell):
+            self._follow(cell.dense(), self.runs / cell.dense().id)
+        if self.world.share() != DONE:
+            self.world.share()  # the model is there
+            model = self._build(cell)[0] if cell.is_dense else load_model(folder / "model")[0]
+            model.net.to("cuda" if torch.cuda.is_available() else "cpu")
+            self._evaluate(cell, folder, model, ImageStore(model.card.image))
+            if not cell.settings["labelled"]:
+                raise Uploaded(folder)
+            self.world.share()  # the record is there
+        return read_record(folder / "result.json")
 
     def _work(self, cell: Cell, folder: Path, dense: Record | None) -> Record:
         start = time.monotonic()
@@ -78,6 +101,7 @@ class Runner:
         prunable = original.size
         towers = original.tower_sizes()
         model, state = self._compress(cell, folder, model, store)
+        self.world.share()
         lines, phases = self._evaluate(cell, folder, model, store)
         if not cell.settings["labelled"]:
             return self._upload(cell, folder, lines)
@@ -88,6 +112,7 @@ class Runner:
             phases=phases, seconds=time.monotonic() - start,
         )  # fmt: skip
         write_record(folder / "result.json", record)
+        self.world.share()
         return record
 
     def _build(self, cell: Cell) -> tuple[Model, Any]:
@@ -139,7 +164,7 @@ class Runner:
             precision=cell.spec.words.precision,
             progress=lambda done, total, text: self.screen.progress(f"evaluate {cell.spec.method}", done, total, text),
         )  # fmt: skip
-        lines = evaluator.run(cell.samples, Predictions(folder / "predictions.jsonl"))
+        lines = evaluator.run(cell.samples, Predictions(folder / "predictions.jsonl", self.world))
         phases = {name: round(seconds, 3) for name, seconds in sorted(evaluator.phases.items())}
         return lines, {**phases, "backed_off": float(evaluator.backed_off)}
 
@@ -207,6 +232,11 @@ class Uploaded(Exception):  # noqa: N818
     def __init__(self, file: Path) -> None:
         super().__init__(str(file))
         self.file = file
+
+
+def _has_baseline(cell: Cell) -> bool:
+    """Whether the cell is compared with the dense model."""
+    return not cell.is_dense and bool(cell.settings["labelled"])
 
 
 def _seed(seed: int) -> None:

@@ -25,6 +25,7 @@ from ..plugins import table
 from ..pruning.saved import distinct_tensors
 from ..resolve import resolve
 from ..storage import digest, read_json, write_text
+from ..task import Task
 from ..training.batches import Batches
 from ..training.checkpoint import CheckpointStore
 from ..training.loop import Loop, Schedule
@@ -37,14 +38,16 @@ from .pretrain import pretrain_vision
 
 class Recipe(Schedule):
     """recipe.json: the schedule, and what it is trained on. init_std: of all matrices at the start (the libraries'
-    0.02 is made for width 768; at width 64 learning takes 2.5 times as long with it). vision_steps: steps in which the
-    vision tower first learns to name the object on each patch. frozen_steps: steps after that in which it stays as it
+    0.02 is made for width 768; at width 64 learning takes 2.5 times as long with it). vision_from: a mini model whose
+    image encoder is taken over (its heads share it). vision_steps: steps in which the vision tower first learns to
+    name the object on each patch. frozen_steps: steps after that in which it stays as it
     is: trained together from the start, the text's first gradients undo what it has learned."""
 
     task: str
     seed: int = 0
     per_image: int = Field(4, ge=1)
     init_std: float = Field(0.1, gt=0)
+    vision_from: str = ""
     vision_steps: int = Field(0, ge=0)
     frozen_steps: int = Field(0, ge=0)
     frozen_lr: float = Field(2e-3, gt=0)
@@ -65,8 +68,9 @@ def train(name: str, screen: Screen) -> Path:
     torch.manual_seed(recipe.seed)
     model: Model = cls.build(card, config, folder)
     initialise(model.net, recipe.init_std)
+    _take_over(model, recipe.vision_from)
     _pretrain(model, recipe, screen)
-    cell = open_cell(resolve({"task": recipe.task, "model": name, "checkpoint": str(folder), "split": "select"}))
+    cell = open_cell(resolve({"task": recipe.task, "model": name, "checkpoint": str(folder)}))
     store = ImageStore(card.image)
     if recipe.frozen_steps:
         names = encoder_parameters(model)
@@ -78,7 +82,7 @@ def train(name: str, screen: Screen) -> Path:
         folder / "model.safetensors",
     )
     load_into(model.net, read_weights(folder))  # what is measured is what is stored: rounded to fp16
-    metrics = evaluate(model, cell.task, cell.samples, cell.settings, store)
+    metrics = evaluate(model, cell.task, store)
     write_text(folder / "README.md", readme(name, model, recipe, losses, metrics))
     for stage in (name, f"{name}-frozen"):
         CheckpointStore(cache_folder() / "train_mini" / stage, {}).clear()
@@ -88,7 +92,7 @@ def train(name: str, screen: Screen) -> Path:
 def _stage(
     stage: str,
     model: Model,
-    task: Any,
+    task: Task,
     store: ImageStore,
     recipe: Recipe,
     screen: Screen,
@@ -124,6 +128,16 @@ def encoder_parameters(model: Model) -> frozenset[str]:
     return used
 
 
+def _take_over(model: Model, source: str) -> None:
+    """Copy the image encoder of another mini model."""
+    if not source:
+        return
+    theirs, own = read_weights(folder_of(source)), dict(model.net.named_parameters())
+    with torch.no_grad():
+        for name in encoder_parameters(model):
+            own[name].copy_(theirs[name])
+
+
 def _pretrain(model: Model, recipe: Recipe, screen: Screen) -> None:
     """The vision stage, once: its result is kept in the cache, so that a killed run does not repeat it."""
     if not recipe.vision_steps:
@@ -147,8 +161,10 @@ def initialise(net: nn.Module, std: float) -> None:
                 parameter.normal_(0, std)
 
 
-def evaluate(model: Model, task: Any, samples: Any, settings: Any, store: ImageStore) -> dict[str, float]:
+def evaluate(model: Model, task: Task, store: ImageStore) -> dict[str, float]:
     """Metrics on the select split (nothing is tuned on report)."""
+    split = task.roles()["select"]
+    samples, settings = task.samples(split), {**task.settings(split), "labelled": True}
     file = cache_folder() / "train_mini" / f"{model.card.name}-{os.getpid()}.jsonl"
     lines = Evaluator(model, task, store, settings=settings, batch_size=256).run(samples, Predictions(file))
     file.unlink()
@@ -179,6 +195,7 @@ On the select split (cut from train, not trained on):
 def _stages(recipe: Recipe) -> str:
     """What came before the last stage."""
     vision = f"{recipe.vision_steps} steps in which every patch names its object, " if recipe.vision_steps else ""
+    vision = f"image encoder taken over from {recipe.vision_from}, " if recipe.vision_from else vision
     frozen = f"{recipe.frozen_steps} steps on the task with the image encoder frozen, " if recipe.frozen_steps else ""
     return f"{vision}{frozen}{'then ' if vision or frozen else ''}"
 

@@ -1,4 +1,4 @@
-"""One evaluation loop for all tasks: decode -> transfer -> encode (once per image) -> predict -> write, and at the end score."""
+"""One evaluation loop for all tasks: decode -> transfer -> encode (once per image) -> predict -> write, then score."""
 
 from __future__ import annotations
 

@@ -7,11 +7,14 @@ collective can time out behind a slow worker (a worker that dies makes torchrun 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 PATIENCE = timedelta(days=365)
+
+T = TypeVar("T")
 
 
 class Store(Protocol):
@@ -41,6 +44,15 @@ class World:
         if self.leads:
             self._store.set(key, text)
         return self._store.get(key).decode()
+
+    def first(self, work: Callable[[], T]) -> T:
+        """What `work` gives; the leading worker does it before the others, who find its files."""
+        if self.leads:
+            found = work()
+            self.barrier()
+            return found
+        self.barrier()
+        return work()
 
     def barrier(self) -> None:
         """Wait until every worker is here."""

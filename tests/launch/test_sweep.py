@@ -1,0 +1,260 @@
+"""Sweeps: what is planned, what is run, and what is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab import Lab, make_data, make_weights, method_file, write_toml
+from vlbench.errors import UserError
+from vlbench.launch import worker
+from vlbench.launch.executor import Outcome, Work, log_file
+from vlbench.launch.sweep import Planned, Sweep, plan, state_of
+from vlbench.launch.sweepfile import Line
+from vlbench.plugins import forget
+from vlbench.ui import Screen
+
+SLOW = """
+import time
+from pathlib import Path
+Path("begun").touch()
+end = time.monotonic() + {seconds}
+while time.monotonic() < end:
+    time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Lab]:
+    lab = Lab(tmp_path, monkeypatch, capsys)
+    make_data(lab.data)
+    make_weights(lab.weights)
+    write_toml(tmp_path, {"imagenet": lab.data})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VLBENCH_DATA", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    forget()
+    yield lab
+    forget()
+
+
+def line(lab: Lab, **words: str) -> Line:
+    given = dict(word.split("=", 1) for word in lab.words)
+    return Line({**given, **words})
+
+
+# What is planned ---------------------------------------------------------------------------------------------------
+
+
+def test_duplicates_are_planned_once_and_baselines_first(lab: Lab) -> None:
+    """magnitude draws no random numbers, so that its three seeds are one cell; all share one dense cell."""
+    found = plan([line(lab, method="magnitude,wanda", seed="0,1,2", sparsity="0.5,2:4"), line(lab, method="dense")])
+    assert len(found) == 1 + 2 + 6
+    assert "-dense-" in found[0].cell
+    assert not found[0].work.baseline or found[0].work.words["method"] != "dense"
+    assert {one.dense for one in found[1:]} == {found[0].cell}
+
+
+def test_the_planned_identity_is_that_of_a_run(lab: Lab) -> None:
+    found = plan([line(lab, method="magnitude", sparsity="0.5,0.25")])
+    for one in found[1:]:
+        words = [f"{key}={value}" for key, value in one.work.words.items()]
+        assert json.loads(lab("run", *words, "--plan", "--json").out)["cell"] == one.cell
+
+
+def test_shared_digests_change_no_identity(lab: Lab) -> None:
+    """Planned together and each alone."""
+    lines = [line(lab, method="magnitude"), line(lab, method="magnitude+finetune"), line(lab, limit="2"), line(lab)]
+    together = {one.cell for one in plan(lines)}
+    assert together == {one.cell for single in lines for one in plan([single])}
+
+
+def test_every_mistake_is_told_at_once_and_nothing_is_run(lab: Lab) -> None:
+    words = ["task=imagenet,imagnet", "method=dense,magnitude,upop", "sparsity=0.5,2:4", "sed=1"]
+    told = lab.refused("sweep", *[w for w in lab.words if not w.startswith("task=")], *words)
+    assert "there is no task 'imagnet'" in told
+    assert "sed= is not known here. Did you mean 'seed'?" in told
+    assert "sparsity= is not known here" in told
+    assert "put method=dense on a line of its own" in told
+    assert "upop_search does not make it" in told
+    assert "method=upop sparsity=2:4" in told
+
+
+def test_what_is_missing_is_told_with_who_needs_it(lab: Lab) -> None:
+    lines = [line(lab, checkpoint=f"{lab.weights},/no/such"), line(lab, method="magnitude", checkpoint="/nor/this")]
+    with pytest.raises(UserError) as told:
+        plan(lines)
+    text = str(told.value)
+    assert text.index("/no/such") < text.index("/nor/this")
+    assert "(needed by suite=full task=imagenet model=deit-mini checkpoint=/no/such)" in text
+
+
+def test_without_words_the_verb_says_what_it_takes(lab: Lab) -> None:
+    assert "--file PATH" in lab.refused("sweep")
+
+
+# What is run: a stand-in executor ----------------------------------------------------------------------------------
+
+
+class Fake:
+    """Ends cells in the order they come; `failing` ones fail, and `interrupt` raises after so many."""
+
+    def __init__(self, failing: Sequence[str] = (), interrupt: int = 99) -> None:
+        self.failing, self.interrupt = failing, interrupt
+        self.order: list[str] = []
+        self.closed = False
+
+    def submit(self, works: Iterable[Work]) -> None:
+        self.order += [work.cell for work in works]
+
+    def outcomes(self) -> Iterator[Outcome]:
+        for number, cell in enumerate(self.order):
+            if number == self.interrupt:
+                raise KeyboardInterrupt
+            yield Outcome(cell, "failed" if cell in self.failing else "done", "why" if cell in self.failing else "")
+
+    def running(self) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def planned(*names: str) -> list[Planned]:
+    """a:b is the cell a with the baseline b."""
+    return [Planned(Work(name.partition(":")[0], {}), name.partition(":")[2]) for name in names]
+
+
+def swept(cells: list[Planned], fake: Fake, runs: Path) -> Sweep:
+    sweep = Sweep(cells, runs, Screen(quiet=True))
+    sweep.run(lambda tell: fake)
+    return sweep
+
+
+def test_a_cell_begins_when_its_baseline_is_there(tmp_path: Path) -> None:
+    fake = Fake()
+    swept(planned("d", "e", "a:d", "b:e", "c:d", "f"), fake, tmp_path)
+    assert sorted(fake.order) == ["a", "b", "c", "d", "e", "f"]
+    for cell, dense in (("a", "d"), ("b", "e"), ("c", "d")):
+        assert fake.order.index(dense) < fake.order.index(cell)
+    assert fake.order.index("a") > fake.order.index("f"), "it was submitted before its baseline ended"
+
+
+def test_a_failed_baseline_fails_its_cells_and_no_others(tmp_path: Path) -> None:
+    fake = Fake(failing=["d"])
+    sweep = swept(planned("d", "e", "a:d", "b:e"), fake, tmp_path)
+    assert fake.order == ["d", "e", "b"]
+    assert {o.cell: o.reason for o in sweep.failed()} == {"d": "why", "a": "its dense baseline d failed"}
+
+
+def test_an_interrupt_closes_the_executor_and_leaves_the_rest(tmp_path: Path) -> None:
+    fake = Fake(interrupt=2)
+    sweep = Sweep(planned("d", "a:d", "b:d"), tmp_path, Screen(quiet=True))
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(lambda tell: fake)
+    assert fake.closed
+    assert [one.cell for one in sweep.left()] == ["b"]
+
+
+# States ------------------------------------------------------------------------------------------------------------
+
+
+def test_states(tmp_path: Path) -> None:
+    folder = tmp_path / "cell"
+    assert state_of(tmp_path, "cell") == "to do"
+    folder.mkdir()
+    (folder / "cell.json").write_text("{}")
+    assert state_of(tmp_path, "cell") == "started"
+    log = log_file(tmp_path, "cell")
+    log.parent.mkdir()
+    log.write_text("failed: an old attempt\nbegun again\n")
+    assert state_of(tmp_path, "cell") == "started"
+    log.write_text("begun\nfailed: why\n")
+    assert state_of(tmp_path, "cell") == "failed"
+    (folder / "lease.json").write_text("{}")
+    assert state_of(tmp_path, "cell") == "running"
+    os.utime(folder / "lease.json", (time.time() - 3600,) * 2)
+    assert state_of(tmp_path, "cell") == "failed"
+
+
+# The whole, with a real worker -------------------------------------------------------------------------------------
+
+
+def words_of(lab: Lab, *more: str) -> list[str]:
+    return [*lab.words, *more]
+
+
+def test_one_failed_cell_stops_no_other_and_finished_ones_are_skipped(lab: Lab) -> None:
+    """Its oracle is `vlbench run`: the sweep leaves the results that single runs would."""
+    lab.plug("methods/bad.py", method_file("bad").replace("return (weight * CONSTANT).abs()", "return 1 / 0"))
+    lab.run("method=magnitude", "sparsity=0.25", "--json")
+    done = next((lab.folder / "runs").glob("*-magnitude-0.25-*/result.json")).stat().st_mtime_ns
+    words = words_of(lab, "method=bad,magnitude", "sparsity=0.25,0.5")
+    before = json.loads(lab("sweep", *words, "--plan", "--json").out)
+    assert sorted(row["state"] for row in before) == ["done", "done", "to do", "to do", "to do"]
+    told = lab("sweep", *words)
+    assert told.code == 1
+    assert "2 of 5 cells failed" in told.err
+    assert "5 cells: 3 done, 2 failed" in told.out
+    assert "ZeroDivisionError: division by zero" in told.out
+    assert "full / imagenet / deit-mini" in told.out
+    log = next((lab.folder / "runs" / "logs").glob("*-bad-0.5-*.log"))
+    assert f"log: {log.relative_to(lab.folder)}" in told.out
+    assert "Traceback" in log.read_text()
+    states = {row["cell"]: row["state"] for row in json.loads(lab("sweep", *words, "--plan", "--json").out)}
+    assert sorted(states.values()) == ["done", "done", "done", "failed", "failed"]
+    assert next((lab.folder / "runs").glob("*-magnitude-0.25-*/result.json")).stat().st_mtime_ns == done
+    made = next(name for name in states if "-magnitude-0.5-" in name)
+    again = json.loads(lab.run("method=magnitude", "sparsity=0.5", "--json").out)
+    assert again["cell"] == made
+
+
+def test_sigterm_stops_the_running_cell_which_resumes(lab: Lab) -> None:
+    """While the worker is inside a method: nothing is left running, no lease is left, and the cell is not failed."""
+    slow = method_file("slow", before=SLOW.format(seconds=120))
+    lab.plug("methods/slow.py", slow.replace(SLOW.format(seconds=120), "").replace("return (", SCORE))
+
+    def terminate() -> None:
+        end = time.monotonic() + 60
+        while not (lab.folder / "begun").exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=terminate, daemon=True).start()
+    start = time.monotonic()
+    told = lab("sweep", *words_of(lab, "method=slow"), "--json")
+    assert told.code == 130, told
+    assert "the same command goes on from here" in told.err
+    assert time.monotonic() - start < 90, "it waited for the method"
+    rows = {row["cell"]: row["state"] for row in json.loads(told.out)["cells"]}
+    assert sorted(rows.values()) == ["done", "left"]
+    cell = next(name for name, state in rows.items() if state == "left")
+    assert not (lab.folder / "runs" / cell / "lease.json").exists()
+    assert state_of(lab.folder / "runs", cell) == "started"
+
+
+SCORE = """import time
+        from pathlib import Path
+        Path("begun").touch()
+        for _ in range(12_000):
+            time.sleep(0.01)
+        return ("""
+
+
+def test_a_worker_refuses_words_that_mean_another_cell_by_now(lab: Lab) -> None:
+    (_, one) = plan([line(lab, method="magnitude")])
+    request: dict[str, Any] = {"words": dict(one.work.words), "baseline": False, "runs": "runs", "cell": one.cell}
+    make_weights(lab.folder / "other", seed=1)
+    request["words"]["checkpoint"] = str(lab.folder / "other")
+    state, reason = worker._attempt(request)
+    assert state == "failed"
+    assert "these words mean another cell now" in reason
+    assert not (lab.folder / "runs").exists()
