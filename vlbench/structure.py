@@ -198,7 +198,7 @@ def attention_site(
     sites: list[Site] = []
     if ("rope pair" not in refusals and "dim" not in refusals) or rope:
         pair = 2 if rope else 1
-        units = torch.arange(width // pair)
+        units = torch.arange(width // pair, device="cpu")
         within = torch.stack([units + p * (width // 2) for p in range(pair)], 1) if rope else units[:, None]
         for rows, n in ((query, heads), (key, kv_heads), (value, kv_heads)):
             collect.rows(rows, _per_head(within, n, width), gated=True)
@@ -207,8 +207,8 @@ def attention_site(
         sites.append(Site(name, "attention", modality, unit, collect.take(), after_cut=after_cut))
     if set_heads is not None:
         unit = "head" if kv_heads == heads else "kv group"
-        span = torch.arange(kv_heads * width).view(kv_heads, width)
-        group = torch.arange(heads * width).view(kv_heads, -1)
+        span = torch.arange(kv_heads * width, device="cpu").view(kv_heads, width)
+        group = torch.arange(heads * width, device="cpu").view(kv_heads, -1)
         # A gate on v alone already silences the head, and leaves the softmax of the others untouched.
         collect.rows(query, group, gated=False)
         collect.rows(key, span, gated=False)
@@ -237,10 +237,10 @@ def ffn_site(
     (the branch through the activation) is cut but not gated: a gate on both would act squared. Raises ValueError
     where act(0) != 0, because then a gated neuron would not equal a removed one.
     """
-    if gate is None and float(activation(torch.zeros(1))) != 0.0:
+    if gate is None and float(activation(torch.zeros(1, device="cpu"))) != 0.0:
         raise ValueError(f"{name}: a gate before this activation does not remove the neuron, since act(0) != 0")
     hidden = int(module.get_parameter(up + ".weight").shape[0])
-    each = torch.arange(hidden)[:, None]
+    each = torch.arange(hidden, device="cpu")[:, None]
     collect = _Collector(module)
     collect.rows(Rows(up), each, gated=True)
     if gate is not None:
@@ -251,7 +251,7 @@ def ffn_site(
 
 def _per_head(within: Tensor, heads: int, width: int) -> Tensor:
     """(units, p) dimensions inside a head -> (units, p * heads) rows of a projection."""
-    starts = torch.arange(heads) * width
+    starts = torch.arange(heads, device="cpu") * width
     return (within[:, None, :] + starts[None, :, None]).flatten(1)
 
 
