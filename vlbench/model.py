@@ -158,7 +158,7 @@ class Classifier(ABC):
         index = {name: i for i, name in enumerate(self.classes)}
         logits = self.logits(self.encode(batch.images))[batch.owner[:, 0]]  # type: ignore[attr-defined]
         target = torch.tensor([index[s.target] for s in batch.samples], device=logits.device)
-        return F.cross_entropy(logits.float(), target)
+        return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), target)
 
 
 class Answerer(ABC):
@@ -215,7 +215,8 @@ class Matcher(ABC):
         """[{"image": (d,) tensor, "texts": (len(sample.texts), d) tensor}] for each sample, of length one each."""
 
     def match(self, states: Any, batch: Batch) -> list[Tensor]:
-        """For each sample, the logits (len(pairs),) that its image and each of its candidate texts belong together.
+        """For each sample, the logits (len(pairs),) that its image and each of its candidate texts belong together: what
+        a ranking adds to their similarity (BLIP: the second of its matching head's two logits).
 
         options: `gallery`, all texts of the split, and `pairs`, sample id -> int64 (k,) rows of the gallery.
         """

@@ -82,7 +82,7 @@ def samples(tmp_path: Path) -> list[Sample]:
     for i in range(IMAGES):
         path = tmp_path / f"{i}.png"
         Image.new("RGB", (4, 4), (i, i, i)).save(path)
-        found.append(Sample(f"im{i}", (path,), texts=tuple(str(t) for t in np.flatnonzero(OWNER == i))))
+        found.append(Sample(f"im{i}", (path,), texts=tuple(str(t) for t in np.flatnonzero(i == OWNER))))
     return found
 
 

@@ -21,8 +21,8 @@ def ranks(image_to_text: Any, text_to_image: Any, owner: ArrayLike | Tensor) -> 
     owner: (texts,) the image that each text belongs to; to the others it is wrong, also where its words are theirs.
 
     A rank counts the wrong candidates that are not below the best right one. It is pessimistic: candidates of the same
-    score stand before the right one, and so do those whose score is NaN; a right one that is NaN is last, and an
-    image that owns no text has all of them before it.
+    score stand before the right one, and so do those whose score is NaN; a right one that is NaN is last. An image that
+    owns no text has all of them before it.
     """
     forward, backward = torch.as_tensor(image_to_text), torch.as_tensor(text_to_image)
     images, texts = forward.shape
@@ -51,8 +51,6 @@ def _of_pairs(scores: Tensor, image: Tensor) -> Tensor:
 
 
 def _best(right: Tensor, image: Tensor, images: int) -> Tensor:
-    """(images,) the highest score of each image's own texts, NaN where one of them is."""
+    """(images,) the highest score of each image's own texts, -inf where it has none that is a number."""
     lowest = torch.full((images,), -torch.inf, dtype=right.dtype, device=right.device)
-    best = lowest.scatter_reduce(0, image, right, "amax")
-    best[image[right.isnan()]] = torch.nan
-    return best
+    return lowest.scatter_reduce(0, image, right.masked_fill(right.isnan(), -torch.inf), "amax")

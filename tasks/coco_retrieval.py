@@ -1,0 +1,30 @@
+"""COCO retrieval: which caption belongs to which photograph (Lin et al., ECCV 2014, arXiv 1405.0312; cocodataset.org).
+
+Karpathy's splits: 5,000 test images with 25,010 captions. The metric is the mean of recall at 1, 5 and 10 in both
+directions (see _recall.py). k_test is BLIP's.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from vlbench.task import TaskOptions, task
+
+from ._karpathy import Dataset
+from ._retrieval import CANDIDATES, Retrieval, RetrievalOptions
+
+
+class CocoRetrievalOptions(RetrievalOptions):
+    """Options of `task=coco_retrieval`."""
+
+    k_test: int = Field(256, ge=0, description=CANDIDATES)
+
+
+@task("coco_retrieval", title="COCO image-text retrieval", capability="match", metric="r_mean", version=1, data="coco")
+class CocoRetrieval(Retrieval):
+    """`root` holds the annotations and the image folders that _karpathy.py names."""
+
+    Options: ClassVar[type[TaskOptions]] = CocoRetrievalOptions
+    dataset: ClassVar[Dataset] = "coco"

@@ -1,0 +1,38 @@
+"""Flickr30K retrieval: which caption belongs to which photograph (Young et al., TACL 2014;
+shannon.cs.illinois.edu/DenotationGraph).
+
+Karpathy's splits: 1,000 test images with 5,000 captions. The metric is the mean of recall at 1, 5 and 10 in both
+directions (see _recall.py). k_test is BLIP's.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from vlbench.task import TaskOptions, task
+
+from ._karpathy import Dataset
+from ._retrieval import CANDIDATES, Retrieval, RetrievalOptions
+
+
+class Flickr30KRetrievalOptions(RetrievalOptions):
+    """Options of `task=flickr30k_retrieval`."""
+
+    k_test: int = Field(128, ge=0, description=CANDIDATES)
+
+
+@task(
+    "flickr30k_retrieval",
+    title="Flickr30K image-text retrieval",
+    capability="match",
+    metric="r_mean",
+    version=1,
+    data="flickr30k",
+)
+class Flickr30KRetrieval(Retrieval):
+    """`root` holds the annotations and the image folders that _karpathy.py names."""
+
+    Options: ClassVar[type[TaskOptions]] = Flickr30KRetrievalOptions
+    dataset: ClassVar[Dataset] = "flickr30k"
