@@ -13,11 +13,13 @@ from vlbench.pruning.scoring import ScorePruner
     "magnitude",
     title="Magnitude",
     role="pruner",
-    patterns=("unstructured", "n:m"),
+    patterns=("unstructured", "n:m", "structured"),
     paper="https://arxiv.org/abs/1506.02626",
 )
 class Magnitude(ScorePruner):
-    """score = |W|, compared within a matrix unless `group` says otherwise."""
+    """score = |W|, compared within a matrix unless `group` says otherwise; a unit counts by the norm of its weights."""
+
+    recipes = {"wanda-code": {"group": "matrix", "rule": "<="}}  # noqa: RUF012
 
     def score(self, weight: Tensor, statistics: Statistics | None) -> Tensor:
         return weight.abs()

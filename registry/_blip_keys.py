@@ -18,8 +18,8 @@ VISION = (
     (r"^visual_encoder\.cls_token", r"vision_model.embeddings.class_embedding"),
     (r"^(vision_model\.encoder)\.blocks", r"\1.layers"),
 )
-# Buffers that transformers rebuilds, and UPop's masks.
-DROPPED = re.compile(r"position_ids$|\.alpha$|^text_encoder\.pooler")
+# Buffers that transformers rebuilds, UPop's masks, and what retrieval trains with: the momentum twins and their queues.
+DROPPED = re.compile(r"position_ids$|\.alpha$|^text_encoder\.pooler|^\w+_m\.|^(?:image|text|idx|ptr)_queue$")
 
 
 def is_original(keys: Mapping[str, Tensor]) -> bool:

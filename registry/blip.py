@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BlipConfig, BlipForQuestionAnswering, BlipTextLMHeadModel
+from transformers import BlipForQuestionAnswering, BlipTextLMHeadModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from vlbench.model import Answerer, Batch, Card, ImageSpec, Model, Prediction, family, read_config
+from vlbench.model import Answerer, Batch, Card, ImageSpec, Prediction, family
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.nn.beam import beam_search
 from vlbench.structure import Structure
-from vlbench.weights import load_into, read_weights
 
-from ._blip_keys import converted, is_original
+from ._blip import Blip, Config, blip_config
+from ._blip_text import by_length, clean_question
 
 LABEL_SMOOTHING = 0.1  # of BLIP's decoder, in training and in ranking (med.py)
 MAX_QUESTION = 35  # tokens
+MAX_WORDS = 50  # of a question
 ROWS = 8192  # question-candidate pairs scored in one pass
 
 
@@ -53,34 +53,15 @@ ROWS = 8192  # question-candidate pairs scored in one pass
         prunable="every attention and feed-forward matrix of the ViT, the question encoder and the answer decoder",
     ),
 )
-class BlipVQA(Model, Answerer):
+class BlipVQA(Blip, Answerer):
     """encode: the ViT. answer: question encoder (cross-attends to the image), then the answer decoder."""
 
-    net: Any
-    tokenizer: Any
-    bos: int
-    enc: int
-
     @classmethod
-    def build(cls, card: Card, config: dict[str, Any], folder: Path) -> BlipVQA:
-        net = BlipForQuestionAnswering(BlipConfig.from_dict(config))
+    def network(cls, config: Config) -> nn.Module:
+        net = BlipForQuestionAnswering(blip_config(config))
         _widen_decoder(net)
-        model = cls(card, config, blip.adopt(net).eval())
-        model.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model.bos = net.config.text_config.bos_token_id
-        # BLIP's tokenizer adds [DEC] (start of an answer), then [ENC] (start of a question) to BERT's vocabulary.
-        model.enc = model.bos + 1
-        return model
-
-    @classmethod
-    def open(cls, card: Card, folder: Path) -> BlipVQA:
-        model = cls.build(card, read_config(folder), folder)
-        weights = read_weights(folder)
-        load_into(model.net, converted(weights) if is_original(weights) else weights)
-        return model
-
-    def save_assets(self, folder: Path) -> None:
-        self.tokenizer.save_pretrained(folder)
+        found: nn.Module = net
+        return found
 
     def structure(self) -> Structure:
         return Structure(
@@ -91,15 +72,10 @@ class BlipVQA(Model, Answerer):
             )
         )
 
-    def encode(self, images: Tensor) -> Tensor:
-        """(I, 3, H, W) -> (I, N, D) image tokens."""
-        states: Tensor = self.net.vision_model(pixel_values=images).last_hidden_state
-        return states
-
     def answer(self, states: Any, batch: Batch) -> list[Prediction]:
         questions, mask = self.question_states(states, [s.text for s in batch.samples], batch.owner[:, 0])
         if batch.options.get("decoding", "rank") == "generate":
-            return [{"answer": text} for text in self.generate(questions)]
+            return [{"answer": self.shown(ids)} for ids in self.generate(questions)[0]]
         candidates: list[str] = batch.options["candidates"]
         k = int(batch.options.get("k_test", 128))
         best = self.rank(questions, mask, self.candidate_ids(candidates), k).argmax(1)
@@ -117,94 +93,101 @@ class BlipVQA(Model, Answerer):
 
     def question_states(self, states: Tensor, texts: list[str], owner: Tensor) -> tuple[Tensor, Tensor]:
         """(Q, L, H) states of the questions after attending to their images, and their mask (Q, L)."""
-        ids, mask = self.tokens(texts)
-        ids[:, 0] = self.enc
-        out = self.net.text_encoder(
-            input_ids=ids, attention_mask=mask, encoder_hidden_states=Shared(states, owner), use_cache=False
-        )
+        cleaned = [clean_question(text, MAX_WORDS) for text in texts]
+        ids, mask = self.padded(self.token_ids(cleaned, MAX_QUESTION, self.enc))
+        context = Shared.among(states, owner, cache=False)
+        out = self.net.text_encoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=context, use_cache=False)
         return out.last_hidden_state, mask
-
-    def tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and mask, (Q, L) each, padded to the longest."""
-        encoded = self.tokenizer(
-            texts, padding="longest", truncation=True, max_length=MAX_QUESTION, return_tensors="pt"
-        )
-        return encoded.input_ids.to(self.device), encoded.attention_mask.to(self.device)
 
     def candidate_ids(self, answers: list[str]) -> list[list[int]]:
         """Token ids of each answer: [DEC] words [SEP]."""
-        encoded = self.tokenizer(answers, truncation=True, max_length=MAX_QUESTION).input_ids
-        return [[self.bos, *ids[1:]] for ids in encoded]
+        return self.token_ids(answers, MAX_QUESTION, self.bos)
 
     def rank(self, questions: Tensor, mask: Tensor, candidates: list[list[int]], k: int) -> Tensor:
         """(Q, candidates) log-likelihood of the k candidates whose first token is likeliest, -inf elsewhere."""
         count, total = len(questions), len(candidates)
+        context = Shared(questions, torch.arange(count, device=self.device), mask)
+        logits, begun = self._begin(context)
+        first = torch.tensor([c[1] for c in candidates], device=self.device)
         chosen = torch.arange(total, device=self.device).expand(count, -1)
         if k < total:
-            start = torch.full((count, 1), self.bos, device=self.device)
-            logits = self.decode(start, Shared(questions, torch.arange(count, device=self.device), mask))[:, 0]
-            first = torch.tensor([c[1] for c in candidates], device=self.device)
             chosen = logits.float().softmax(-1)[:, first].topk(k, dim=1).indices
-        score = questions.new_full((count, total), float("-inf"))
+        log = logits.log_softmax(-1)
+        told = (1 - LABEL_SMOOTHING) * log[:, first] + LABEL_SMOOTHING * log.mean(-1, keepdim=True)
+        score = torch.full_like(told, float("-inf"))
         length = torch.tensor([len(c) for c in candidates], device=self.device)
         padded = nn.utils.rnn.pad_sequence([torch.tensor(c) for c in candidates], batch_first=True).to(self.device)
         row = torch.arange(count, device=self.device)[:, None].expand_as(chosen).flatten()
         column = chosen.flatten()
         # Candidates of one length together: nothing is padded, and no position is computed that is not read.
-        for size in length.unique().tolist():
+        for size in length[column].unique().tolist():
             same = length[column] == size
             for r, c in zip(row[same].split(ROWS), column[same].split(ROWS), strict=True):
-                score[r, c] = -self._nll(questions, mask, r, padded[c, :size])
+                rest = self._rest(padded[c, 1:size], context.read_by(r), begun, r)
+                score[r, c] = told[r, c] - rest.to(told.dtype)
         return score
+
+    def _begin(self, context: Shared) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """(Q, vocabulary) logits after [DEC], which all candidates begin with, and its keys and values by layer."""
+        cache = DynamicCache()
+        start = torch.full((len(context.owner), 1), self.bos, device=self.device)
+        logits = self.decode(start, context, cache)[:, 0]
+        return logits, [(layer.keys, layer.values) for layer in cache.layers]
+
+    def _rest(self, ids: Tensor, context: Shared, begun: list[tuple[Tensor, Tensor]], row: Tensor) -> Tensor:
+        """(R,) smoothed nll of the tokens ids (R, L) but for the first, which follows [DEC] of the questions `row`."""
+        if ids.shape[1] == 1:
+            return begun[0][0].new_zeros(len(ids))
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(begun):
+            cache.update(keys[row], values[row], layer)
+        return _summed_nll(self.decode(ids[:, :-1], context, cache), ids[:, 1:])
 
     def negative_log_likelihood(
         self, questions: Tensor, mask: Tensor, owner: Tensor, answers: list[list[int]]
     ) -> Tensor:
         """(P,) smoothed nll of each answer given the question it belongs to (owner, non-decreasing)."""
-        order = sorted(range(len(answers)), key=lambda i: len(answers[i]))
-        found: list[Tensor] = []
-        at = 0
-        while at < len(order):
-            size = len(answers[order[at]])
-            group = [i for i in order[at:] if len(answers[i]) == size]
-            ids = torch.tensor([answers[i] for i in group], device=self.device)
-            found.append(self._nll(questions, mask, owner[group], ids))
-            at += len(group)
-        back = torch.empty(len(order), dtype=torch.long, device=self.device)
-        back[order] = torch.arange(len(order), device=self.device)
-        return torch.cat(found)[back]
+        found = questions.new_zeros(len(answers))
+        for index, ids in by_length(answers, ROWS):
+            found[index] = self._nll(questions, mask, owner[index], ids.to(self.device)).to(found.dtype)
+        return found
 
     def _nll(self, questions: Tensor, mask: Tensor, owner: Tensor, ids: Tensor) -> Tensor:
-        used, index = owner.unique_consecutive(return_inverse=True)
-        logits = self.decode(ids[:, :-1], Shared(questions[used], index, mask[used].bool()))
-        loss = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none", label_smoothing=LABEL_SMOOTHING)
-        return loss.sum(1)
+        return _summed_nll(self.decode(ids[:, :-1], Shared.among(questions, owner, mask.bool())), ids[:, 1:])
 
-    def decode(self, ids: Tensor, context: Shared) -> Tensor:
-        """(R, L) answer tokens -> (R, L, vocabulary) logits of the next token."""
-        out = self.net.text_decoder.bert(input_ids=ids, encoder_hidden_states=context, is_decoder=True, use_cache=False)
+    def decode(self, ids: Tensor, context: Shared, cache: DynamicCache | None = None) -> Tensor:
+        """(R, L) answer tokens -> (R, L, vocabulary) logits of the next token. cache: of the tokens before them."""
+        own = cache if cache is None else EncoderDecoderCache(cache, DynamicCache())
+        out = self.net.text_decoder.bert(
+            input_ids=ids,
+            encoder_hidden_states=context,
+            is_decoder=True,
+            past_key_values=own,
+            use_cache=own is not None,
+        )
         logits: Tensor = self.net.text_decoder.cls(out.last_hidden_state)
         return logits
 
-    def generate(self, questions: Tensor) -> list[str]:
-        """Beam search as the original does: 3 beams, 1 to 10 tokens, and the question's padding is attended to."""
+    def generate(self, questions: Tensor) -> tuple[list[Tensor], list[float]]:
+        """Token ids of the answers, from [DEC] on, and their scores. Beam search as the original does: 3 beams, 1 to 10
+        tokens, and the question's padding is attended to."""
         context = Shared(questions, torch.arange(len(questions), device=self.device))
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        cache = DynamicCache()
 
         def step(tokens: Tensor, rows: Tensor | None) -> Tensor:
             if rows is not None:
                 cache.reorder_cache(rows)
-            out = self.net.text_decoder.bert(
-                input_ids=tokens, encoder_hidden_states=context, is_decoder=True, past_key_values=cache, use_cache=True
-            )
-            logits: Tensor = self.net.text_decoder.cls(out.last_hidden_state[:, -1])
-            return logits
+            return self.decode(tokens, context, cache)[:, -1]
 
         start = torch.full((len(questions), 1), self.bos, device=self.device)
         end = self.net.config.text_config.sep_token_id
-        ids, _ = beam_search(step, start, beams=3, max_length=10, min_length=1, end=end)
-        texts: list[str] = self.tokenizer.batch_decode([row[1:] for row in ids], skip_special_tokens=True)
-        return texts
+        return beam_search(step, start, beams=3, max_length=10, min_length=1, end=end)
+
+
+def _summed_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """(R,) smoothed negative log-likelihood of the targets (R, L), summed over them."""
+    loss = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none", label_smoothing=LABEL_SMOOTHING)
+    return loss.sum(1)
 
 
 def _widen_decoder(net: Any) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlbench.model import Card, Classifier, ImageSpec, Model, family, read_config
 from vlbench.nn import timm as adopted
+from vlbench.pruning.shapes import fit_to, narrow
 from vlbench.structure import Structure
 from vlbench.weights import load_into, locate, read_weights
 
@@ -70,15 +71,35 @@ class DeiT(Model, Classifier):
         net = timm.create_model(config["architecture"], pretrained=False, **_arguments(config))
         model = cls(card, config, adopted.adopt(net).eval())
         model.classes = config.get("label_names") or ImageNetInfo().label_names()
+        if config.get("widths"):
+            narrow(model.net, model.structure(), config["widths"])
         return model
 
     @classmethod
     def open(cls, card: Card, folder: Path) -> DeiT:
-        """A timm hub folder, or one file of weights with timm's keys for the card's architecture."""
-        config = read_config(folder) if folder.is_dir() else _config(card)
-        model = cls.build(card, config, folder)
-        load_into(model.net, read_weights(folder))
+        """A timm hub folder, or one file of weights with timm's keys for the card's architecture, whole or cut by UPop
+        (whose softmax keeps the scale of the whole head, as ours does)."""
+        if folder.is_dir():
+            model = cls.build(card, read_config(folder), folder)
+            load_into(model.net, read_weights(folder))
+            return model
+        model = cls.build(card, cls.architecture(card), folder)
+        model.load(read_weights(folder))
         return model
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Load the weights of a checkpoint; the model takes their widths where they are cut."""
+        widths = fit_to(self.net, self.structure(), tensors)
+        if widths:
+            self.config = {**self.config, "widths": {**self.config.get("widths", {}), **widths}}
+        load_into(self.net, tensors)
+
+    @classmethod
+    def architecture(cls, card: Card) -> dict[str, Any]:
+        """timm's name in a hub id timm/NAME.TAG."""
+        if card.suite == "mini":
+            return read_config(locate(card.checkpoint, card.revision, {}))
+        return {"architecture": card.checkpoint.rsplit("/", 1)[-1].split(".", 1)[0]}
 
     def structure(self) -> Structure:
         return Structure((adopted.vision_tower(self.net),))
@@ -91,13 +112,6 @@ class DeiT(Model, Classifier):
     def logits(self, states: Any) -> Tensor:
         found: Tensor = states
         return found
-
-
-def _config(card: Card) -> dict[str, Any]:
-    """The card's own architecture, for weights that come as one file: timm's name in a hub id timm/NAME.TAG."""
-    if card.suite == "mini":
-        return read_config(locate(card.checkpoint, card.revision, {}))
-    return {"architecture": card.checkpoint.rsplit("/", 1)[-1].split(".", 1)[0]}
 
 
 def _arguments(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The published evaluation loops, for comparison: one sample at a time, nothing shared, texts padded.
 
-Each takes a model of ours and one sample's images, and makes the passes that the original code makes (salesforce/BLIP,
-Each takes a model of ours and one sample's images, and makes the passes of the original code (salesforce/BLIP,
+Each takes a model of ours and one sample's images, and makes the passes of the original code (salesforce/BLIP, UPop):
+keys and values of an image are computed again for every candidate, beam, step and pair. They are slow on purpose.
 """
 
 from __future__ import annotations

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import re
 import shutil
+import sys
+import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -221,3 +225,57 @@ def test_a_checkpoint_is_looked_for_where_it_can_be(tmp_path: Path) -> None:
         locate(str(tmp_path / "absent"), "main", {})
     with pytest.raises(UserError, match="are not in this installation"):
         locate("mini:no-such-model", "main", {})
+
+
+class Call:
+    """Pickled as function(*arguments)."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.call
+
+
+@pytest.fixture
+def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A log as mmengine keeps them, of a stand-in for its class that writes a file when its state is set."""
+    module = types.ModuleType("mmengine.logging.history_buffer")
+    for name in ("mmengine", "mmengine.logging", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    run = {"__module__": module.__name__, "__setstate__": lambda self, _: (tmp_path / "sprung").touch(), "min": min}
+    module.HistoryBuffer = type("HistoryBuffer", (), run)  # type: ignore[attr-defined]
+    log = module.HistoryBuffer()
+    log.__dict__.update(_log_history=np.array([0.5, 1.5]), _count_history=np.ones(2, np.int64))
+    return log
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_training_programs_leave_beside_the_weights_is_passed_over(
+    tmp_path: Path, history: Any, zipped: bool
+) -> None:
+    beside = {
+        "message_hub": {"log_scalars": {"loss": history}, "statistics": Call(getattr, type(history), "min")},
+        "best": np.float64(0.3),
+        "args": argparse.Namespace(lr=1e-3, output=None),
+    }
+    file = tmp_path / "epoch_1.pth"
+    torch.save({"state_dict": state(), **beside}, file, _use_new_zipfile_serialization=zipped)
+    before = set(torch.serialization.get_safe_globals())
+    found = read_weights(file)
+    assert found.keys() == {"w", "n"}
+    assert torch.equal(found["w"], state()["w"])
+    assert not (tmp_path / "sprung").exists()
+    assert set(torch.serialization.get_safe_globals()) == before, "allowed for one file, not for the whole program"
+
+
+@pytest.mark.parametrize(
+    "program", [b"cbuiltins\ngetattr\ncnumpy\nndarray\nX\x05\x00\x00\x00upper\x86R)R.", b"cos\nabort\n)R."]
+)
+def test_what_is_passed_over_reaches_nothing(tmp_path: Path, program: bytes) -> None:
+    """getattr(ndarray, "upper") is an object that does nothing, and calling it is refused, as is os.abort."""
+    torch.save(state(), tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as whole, zipfile.ZipFile(tmp_path / "b.pth", "w") as changed:
+        for name in whole.namelist():
+            changed.writestr(name, b"\x80\x02" + program if name.endswith("data.pkl") else whole.read(name))
+    assert "is refused" in sentence(tmp_path / "b.pth")

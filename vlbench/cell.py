@@ -204,9 +204,9 @@ def data_root(spec: Spec, progress: BuildProgress | None = None) -> Path:
     """The task's data folder: the mini world's cache, or the root named in vlbench.toml or VLBENCH_DATA."""
     name = _data_name(spec)
     if spec.words.suite == "mini":
-        from .data.mini import BUILDERS, mini_root
+        from .data.mini import WORLDS, mini_root
 
-        if spec.task.name not in BUILDERS:
+        if spec.task.name not in WORLDS:
             raise UserError(f"suite=mini has no data for task={spec.task.name}: write suite=full.")
         return mini_root(spec.task.name, progress)
     roots = _roots()

@@ -19,6 +19,7 @@ from .errors import RunFailed, UserError
 if TYPE_CHECKING:
     from .launch.sweep import Sweep
     from .record import Record
+    from .ui import Screen
 
 app = typer.Typer(
     add_completion=True,
@@ -225,6 +226,42 @@ def help_(
 
 
 @app.command()
+def cost(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="model=NAME,NAME task=NAME sparsity=0.5,0.75; all may be left out"),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Parameters, bytes and MACs of architectures, without weights: vlbench cost model=deit-small sparsity=0.5."""
+    from .cost.report import print_costs
+    from .spec import parse
+
+    print_costs(parse(words or []), json=json)
+
+
+@app.command("time")
+def time_(
+    names: Annotated[list[str], typer.Argument(metavar="RUN", help="finished runs: their names or folders")],
+    runs: Runs = RUNS,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda; by default the GPU where there is one")] = "",
+    precision: Annotated[str, typer.Option("--precision", help="fp32 or bf16")] = "fp32",
+    compiled: Annotated[bool, typer.Option("--compile", help="compile the model's blocks with torch.compile")] = False,
+    json: Json = False,
+) -> None:
+    """Latency, throughput and memory of finished runs on this device: vlbench time RUN."""
+    from .cost.measured import device_of, time_runs
+    from .cost.timing import How
+    from .ui import Screen
+
+    if precision not in ("fp32", "bf16"):
+        raise UserError(f"--precision {precision} should be fp32 or bf16.")
+    how = How(device_of(device), "bf16" if precision == "bf16" else "fp32", compiled)
+    with Screen(quiet=json) as screen:
+        time_runs([_run_folder(name, runs) for name in names], how, screen, json=json)
+
+
+@app.command()
 def leaderboard(
     check: Annotated[bool, typer.Option("--check", help="write nothing; exit 1 where bytes differ")] = False,
     folder: Annotated[Path, typer.Option(help="the leaderboards folder")] = Path("leaderboards"),
@@ -292,19 +329,34 @@ def new(
 
 
 @app.command()
-def check(words: Words) -> None:
-    """The contract test of a plug-in: vlbench check method=mine."""
-    from .contract import check_method
+def check(words: Words, runs: Runs = RUNS) -> None:
+    """Of a method its contract, of a model its published numbers: vlbench check method=mine, vlbench check model=NAME."""
     from .spec import parse
     from .ui import Screen
 
     given = parse(words)
-    if set(given) != {"method"}:
-        raise UserError("vlbench check takes method=NAME.")
-    with Screen() as screen:
+    if "model" not in given and set(given) != {"method"}:
+        raise UserError("vlbench check takes method=NAME, or model=NAME with limit=N.")
+    with _resumable(), Screen() as screen:
+        if "model" in given:
+            return _check_model(given, runs, screen)
+        from .contract import check_method
+
         for line in check_method(given["method"], screen):
             print(line, flush=True)
     print(f"{given['method']} keeps the contract of methods.")
+    return None
+
+
+def _check_model(given: dict[str, str], runs: Path, screen: Screen) -> None:
+    from .parity import check_model
+
+    good = True
+    for line, fine in check_model(given, runs, screen):
+        print(line, flush=True)
+        good = good and fine
+    if not good:
+        raise RunFailed(f"{given['model']} does not score what its card says was published.")
 
 
 if __name__ == "__main__":

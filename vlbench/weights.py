@@ -7,6 +7,7 @@ import fnmatch
 import hashlib
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from .errors import UserError
 ABOUT = (".*", "*.md", "LICENSE*")  # files beside a model that do not change what it computes
 PATTERNS = [
     "config.json",
+    "open_clip_config.json",
     "*.safetensors",
     "*.safetensors.index.json",
     "vocab.txt",
@@ -117,16 +119,38 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     return found
 
 
+class _Ignored:
+    """Stands in for what training programs leave beside the weights. It takes what it is given, and nothing of the
+    library that the file names is imported or run; tensors are all that is read of a file."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+# mmengine writes its logs, DeiT and its descendants their arguments; numpy's arrays and numbers stand in both.
+IGNORED = (
+    "argparse.Namespace",
+    "builtins.getattr",  # a method of mmengine's log
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "numpy.ndarray",
+    "numpy.dtype",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+)
+
+
 def _read_torch(file: Path) -> dict[str, Tensor]:
-    """torch.save's format. Only tensors are read: an object's code is never run, and its presence is told."""
+    """torch.save's format. Only tensors are read: an object's code is never run, and its presence is told, unless it
+    is one of IGNORED."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:  # torch reads past a wrong checksum
             if wrong := archive.testzip():
                 raise zipfile.BadZipFile(f"the checksum of {wrong} differs")
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_Ignored, name) for name in IGNORED]):
+            found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported global" not in str(error) and "Unsupported class" not in str(error):
+        if not re.search(r"unsupported (global|class)|unrecognized function", str(error), re.IGNORECASE):
             raise ValueError("it is no pickle") from None  # torch's text advises to unpickle it all the same
         raise UserError(
             f"{file} is refused: it holds Python objects besides tensors, and reading them would run their code. "

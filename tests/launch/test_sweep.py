@@ -22,14 +22,12 @@ from vlbench.launch.sweepfile import Line
 from vlbench.plugins import forget
 from vlbench.ui import Screen
 
-SLOW = """
-import time
-from pathlib import Path
-Path("begun").touch()
-end = time.monotonic() + {seconds}
-while time.monotonic() < end:
-    time.sleep(0.01)
-"""
+SLOW = """import time
+        from pathlib import Path
+        Path("begun").touch()
+        for _ in range(12_000):
+            time.sleep(0.01)
+        return ("""
 
 
 @pytest.fixture
@@ -219,8 +217,7 @@ def test_one_failed_cell_stops_no_other_and_finished_ones_are_skipped(lab: Lab) 
 
 def test_sigterm_stops_the_running_cell_which_resumes(lab: Lab) -> None:
     """While the worker is inside a method: nothing is left running, no lease is left, and the cell is not failed."""
-    slow = method_file("slow", before=SLOW.format(seconds=120))
-    lab.plug("methods/slow.py", slow.replace(SLOW.format(seconds=120), "").replace("return (", SCORE))
+    lab.plug("methods/slow.py", method_file("slow").replace("return (", SLOW))
 
     def terminate() -> None:
         end = time.monotonic() + 60
@@ -239,14 +236,6 @@ def test_sigterm_stops_the_running_cell_which_resumes(lab: Lab) -> None:
     cell = next(name for name, state in rows.items() if state == "left")
     assert not (lab.folder / "runs" / cell / "lease.json").exists()
     assert state_of(lab.folder / "runs", cell) == "started"
-
-
-SCORE = """import time
-        from pathlib import Path
-        Path("begun").touch()
-        for _ in range(12_000):
-            time.sleep(0.01)
-        return ("""
 
 
 def test_a_worker_refuses_words_that_mean_another_cell_by_now(lab: Lab) -> None:

@@ -11,14 +11,19 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
 
+from tests.oracles import Oracle
 from vlbench.data.images import ImageStore
 from vlbench.errors import UserError
 from vlbench.evaluation.loop import Evaluator
 from vlbench.evaluation.predictions import Predictions
-from vlbench.job import Job
-from vlbench.model import Card
+from vlbench.job import Compression, Job
+from vlbench.model import Batch, Card
+from vlbench.pruning.cut import Cut, cut
+from vlbench.pruning.saved import load_model, save_model
 from vlbench.structure import check_structure
+from vlbench.task import Sample
 
 deit = importlib.import_module("vlbench.registry.deit")
 imagenet = importlib.import_module("vlbench.tasks.imagenet")
@@ -88,10 +93,117 @@ def _folder(folder: Path, arguments: dict[str, Any]) -> Path:
     return folder
 
 
-def test_full_size_counts_without_weights() -> None:
-    """DeiT-S: 22.05 M parameters; its prunable set is the 12 blocks' matrices (12 x 12 x 384 x 384)."""
+# Against the original code (float64) ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def oracle(shared: Path) -> Oracle:
+    return Oracle(shared / "oracles" / "models" / "deit_eval_a.npz")
+
+
+def tiny(oracle: Oracle) -> Any:
+    """The recorded architecture with random weights, in float64."""
+    c = oracle.facts["config"]
+    arguments = {
+        "img_size": c["img"], "patch_size": c["patch"], "embed_dim": c["embed"], "depth": c["depth"],
+        "num_heads": c["heads"], "mlp_ratio": c["mlp"],
+    }  # fmt: skip
+    config = {"architecture": "deit_small_patch16_224", "num_classes": c["ncls"], "model_args": arguments,
+              "label_names": [str(i) for i in range(c["ncls"])]}  # fmt: skip
+    model = deit.DeiT.build(card("deit-small"), config, Path())
+    model.net.double()
+    return model
+
+
+def assert_gives(model: Any, oracle: Oracle, key: str) -> None:
+    with torch.no_grad():
+        found = model.logits(model.encode(oracle["in/images"].double()))
+    assert torch.allclose(found, oracle[key], rtol=0, atol=1e-9)
+
+
+def test_logits_and_loss_equal_the_original(oracle: Oracle) -> None:
+    model = tiny(oracle)
+    model.load(oracle.tensors("sd/"))
+    assert_gives(model, oracle, "out/dense")
+    targets = oracle["in/targets"].tolist()
+    samples = [Sample(str(i), (), target=str(t)) for i, t in enumerate(targets)]
+    batch = Batch(samples, oracle["in/images"].double(), torch.arange(len(samples))[:, None])
+    with torch.no_grad():  # the loss is computed in float32
+        assert float(model.classify_loss(batch)) == pytest.approx(float(oracle["out/dense_loss"]), abs=1e-6)
+
+
+def test_our_cut_equals_the_masked_original(oracle: Oracle) -> None:
+    model = tiny(oracle)
+    model.load(oracle.tensors("sd/"))
+    masks = {site_of(k): v.flatten() for k, v in oracle.tensors("mask/").items()}
+    cut(model.net, model.structure(), {name: mask.nonzero().flatten() for name, mask in masks.items()})
+    assert_gives(model, oracle, "out/masked_search_model")
+
+
+def site_of(key: str) -> str:
+    """UPop's name of a mask -> our site."""
+    _, index, part, _ = key.split(".")
+    return f"vision.{index}.{'attention' if part == 'attn' else 'ffn'}"
+
+
+@pytest.mark.parametrize(("bias", "key"), [(False, "out/compressed_original"), (True, "out/compressed_bias_copied")])
+def test_a_checkpoint_cut_by_upop_equals_the_original(oracle: Oracle, bias: bool, key: str) -> None:
+    """The original's random qkv bias is part of the weights; the scale stays that of the whole head."""
+    model = tiny(oracle)
+    model.load({**oracle.tensors("ckpt/"), **(oracle.tensors("ckpt_fixed_bias/") if bias else {})})
+    assert_gives(model, oracle, key)
+    left = {site.name: site.units for site in model.structure().sites}
+    assert left == {site_of(k): count for k, count in oracle.facts["kept"].items()}
+
+
+def test_a_cut_checkpoint_is_cut_again_saved_and_loaded(oracle: Oracle, tmp_path: Path) -> None:
+    model = tiny(oracle)
+    model.load(oracle.tensors("ckpt/"))
+    sites = model.structure().sites
+    again = {s.name: torch.arange(0, s.units, 2) for s in sites}
+    state = Compression(cuts=[Cut.of(model.structure(), again)], pattern="structured")
+    cut(model.net, model.structure(), again)
+    save_model(tmp_path / "twice", model, state)
+    assert_same(load_model(tmp_path / "twice")[0], model, oracle)
+
+
+def test_a_cut_checkpoint_opens_from_our_folder(oracle: Oracle, tmp_path: Path) -> None:
+    """The configuration says how wide its sites are."""
+    model = tiny(oracle)
+    model.load(oracle.tensors("ckpt/"))
+    save_model(tmp_path / "saved", model, Compression())
+    assert_same(load_model(tmp_path / "saved")[0], model, oracle)
+    assert_same(deit.DeiT.open(model.card, tmp_path / "saved"), model, oracle)
+
+
+@torch.no_grad()
+def assert_same(one: Any, other: Any, oracle: Oracle) -> None:
+    assert torch.equal(one.net.float()(oracle["in/images"]), other.net.float()(oracle["in/images"]))
+
+
+def test_upops_file_opens_by_its_path(tmp_path: Path) -> None:
+    net = timm.create_model("deit_tiny_patch16_224")
+    model = deit.DeiT(card("deit-tiny"), {}, deit.adopted.adopt(net).eval())
+    keep = {s.name: torch.arange(s.units)[:: 3 + i % 2] for i, s in enumerate(model.structure().sites)}
+    cut(model.net, model.structure(), keep)
+    torch.save({"model": model.net.state_dict()}, tmp_path / "deit_small_compressed.pth")
+    opened = deit.DeiT.open(card("deit-tiny"), tmp_path / "deit_small_compressed.pth")
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(opened.encode(images), model.encode(images))
+    assert opened.config["widths"]["vision.0.attention"] == 22
+
+
+# Counts ---------------------------------------------------------------------------------------------------------------
+
+
+def test_full_size_counts_without_weights(tmp_path: Path) -> None:
+    """DeiT-S: 22.05 M parameters, 4.60 GMACs; its prunable set is the 12 blocks' matrices (12 x 12 x 384 x 384)."""
     with torch.device("meta"):
-        net = timm.create_model("deit_small_patch16_224")
-    assert sum(p.numel() for p in net.parameters()) == 22_050_664
-    model = deit.DeiT(card("deit-small"), {}, deit.adopted.adopt(net))
+        model = deit.DeiT.build(card("deit-small"), deit.DeiT.architecture(card("deit-small")), tmp_path)
+        images = torch.empty(1, 3, 224, 224)
+    assert sum(p.numel() for p in model.net.parameters()) == 22_050_664
     assert model.structure().size == 12 * 12 * 384 * 384
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.logits(model.encode(images))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(4.599, abs=1e-3)

@@ -13,6 +13,7 @@ from ..model import Model
 from ..record import Parameters
 from ..task import Sample, Task
 from ..training.batches import collate
+from .stated import STATED, train
 
 
 def count_parameters(model: Model, *, dense: int, prunable: int, towers: Mapping[str, int]) -> Parameters:
@@ -52,3 +53,12 @@ def count_macs(
             getattr(model, task.capability)(model.encode(batch.images), batch)
         return int(counter.get_total_flops()) // 2
     return 0
+
+
+def stated_macs(model: Model, capability: str) -> int:
+    """Multiply-accumulates of the capability's stated sample: a training-style forward pass (see stated.py)."""
+    model.net.eval()
+    batch = STATED[capability].make(model, 1, True)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        train(model, capability, batch)
+    return int(counter.get_total_flops()) // 2

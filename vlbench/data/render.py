@@ -1,5 +1,6 @@
 """Scenes to pixels, in integer arithmetic only, so that every platform paints the same bytes."""
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -44,6 +45,17 @@ def object_map(scene: Scene) -> UInt8Array:
         covered = _stencil(thing.shape, thing.radius, thing.tilt) >= 8
         owners[_window(thing)][covered] = number
     return owners
+
+
+def label_map(scene: Scene, ground: int, labels: Sequence[int]) -> UInt8Array:
+    """For each pixel, the label of the object that covers it whole, `ground` where none does, or 0 on a rim."""
+    found = np.full((IMAGE_SIZE, IMAGE_SIZE), ground, dtype=np.uint8)
+    for thing, label in zip(scene.objects, labels, strict=True):
+        coverage = _stencil(thing.shape, thing.radius, thing.tilt)
+        window = found[_window(thing)]
+        window[coverage > 0] = 0
+        window[coverage == SUBSAMPLES**2] = label
+    return found
 
 
 def _window(thing: Thing) -> tuple[slice, slice]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from safetensors.torch import save_file
 from torch import nn
 
 from ..cell import open_cell
@@ -30,7 +29,7 @@ from ..training.batches import Batches
 from ..training.checkpoint import CheckpointStore
 from ..training.loop import Loop, Schedule
 from ..ui import Screen
-from ..weights import load_into, read_weights
+from ..weights import load_into, read_weights, save_tensors
 from .images import ImageStore
 from .mini import cache_folder
 from .pretrain import pretrain_vision
@@ -77,9 +76,9 @@ def train(name: str, screen: Screen) -> Path:
         frozen = recipe.model_copy(update={"steps": recipe.frozen_steps, "lr": recipe.frozen_lr, "decay": "constant"})
         _stage(f"{name}-frozen", model, cell.task, store, frozen, screen, frozen=names)
     losses = _stage(name, model, cell.task, store, recipe, screen)
-    save_file(
-        {k: v.half() if v.is_floating_point() else v for k, v in distinct_tensors(model.net).items()},
+    save_tensors(
         folder / "model.safetensors",
+        {k: v.half() if v.is_floating_point() else v for k, v in distinct_tensors(model.net).items()},
     )
     load_into(model.net, read_weights(folder))  # what is measured is what is stored: rounded to fp16
     metrics = evaluate(model, cell.task, store)
@@ -132,9 +131,9 @@ def _take_over(model: Model, source: str) -> None:
     """Copy the image encoder of another mini model."""
     if not source:
         return
-    theirs, own = read_weights(folder_of(source)), dict(model.net.named_parameters())
+    theirs, own, shared = read_weights(folder_of(source)), dict(model.net.named_parameters()), encoder_parameters(model)
     with torch.no_grad():
-        for name in encoder_parameters(model):
+        for name in shared:
             own[name].copy_(theirs[name])
 
 
@@ -148,7 +147,7 @@ def _pretrain(model: Model, recipe: Recipe, screen: Screen) -> None:
         name = f"pretrain {model.card.name}"
         pretrain_vision(model, recipe.vision_steps, recipe.seed, lambda *told: screen.progress(name, *told))
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(distinct_tensors(model.net), file.with_suffix(".tmp"))
+        save_tensors(file.with_suffix(".tmp"), distinct_tensors(model.net))
         file.with_suffix(".tmp").replace(file)
     load_into(model.net, read_weights(file))
 

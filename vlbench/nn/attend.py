@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,21 +55,41 @@ class Shared:
     length axis instead of repeating keys and values for them (research: folding costs a fifth of gathering). Passed
     wherever a library expects `encoder_hidden_states`.
 
-    owner: int64 (R,), non-decreasing. mask: (I, N), True = visible, or None. A batch of R * b rows (beam search) is
+    owner: int64 (R,), in any order. mask: (I, N), True = visible, or None. A batch of R * b rows (beam search) is
     read as b consecutive rows per owner entry.
     """
 
     def __init__(self, states: Tensor, owner: Tensor, mask: Tensor | None = None, *, cache: bool = True) -> None:
-        self.states, self.owner, self.cache = states, owner, cache
+        self.states, self.cache = states, cache
         self.mask = None if mask is None or bool(mask.all()) else mask.bool()[:, None, None, :]
         self._keys: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-        counts = torch.bincount(owner, minlength=states.shape[0])
-        most = int(counts.max())
-        self.even = bool((counts == most).all())
-        self._per_state = most
+        self._read_by(owner)
+
+    @classmethod
+    def among(cls, states: Tensor, owner: Tensor, mask: Tensor | None = None, *, cache: bool = True) -> Shared:
+        """Of the states only those that `owner` names: one that no row reads costs no keys."""
+        used, index = owner.unique(return_inverse=True)
+        return cls(states[used], index, None if mask is None else mask[used], cache=cache)
+
+    def _read_by(self, owner: Tensor) -> None:
+        """Find the slot of each row where the rows of one state stand together, as many slots a state as the most
+        read one has rows. Sorted owners with as many rows each (`even`) need no moving about."""
+        self.owner = owner
+        counts = torch.bincount(owner, minlength=len(self.states))
+        self._per_state = int(counts.max())
+        self.even = bool((counts == self._per_state).all() & (owner.diff() >= 0).all())
         if not self.even:
+            order = owner.argsort(stable=True)
             first = counts.cumsum(0) - counts
-            self._slot = owner * most + torch.arange(len(owner), device=owner.device) - first[owner]
+            rank = torch.empty_like(owner)
+            rank[order] = torch.arange(len(owner), device=owner.device) - first[owner[order]]
+            self._slot = owner * self._per_state + rank
+
+    def read_by(self, owner: Tensor) -> Shared:
+        """The same states and their remembered keys, read by other rows."""
+        other = copy(self)
+        other._read_by(owner)
+        return other
 
     def uncached(self) -> Shared:
         """The same states without remembered keys: for calling a block again after its weights have changed."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-# (tokens (R, L), rows to keep first or None) -> logits (R, V) of the next token; the caller keeps the cache.
+# (tokens (R, L), rows to keep first or None) -> logits (R, V) of the next token; the caller keeps the cache. The first
+# call has one row a sentence, since its beams start equal; the rows of the second one repeat them.
 Step = Callable[[Tensor, Tensor | None], Tensor]
 
 
@@ -54,7 +55,8 @@ def beam_search(
     total = start.new_full((count, beams), -1e9, dtype=torch.float32)
     total[:, 0] = 0.0  # all beams of a sentence start equal: only one may speak
     finished = [_Finished(beams, length_penalty) for _ in range(count)]
-    logits = step(ids, None)
+    logits = step(start, None).repeat_interleave(beams, 0)
+    copies = beams  # of each row that the caller's cache holds
     while True:
         score = logits.float().log_softmax(-1)
         if ids.shape[1] < min_length:
@@ -65,7 +67,8 @@ def beam_search(
         ids = torch.cat([ids[rows], tokens[:, None]], 1)
         if all(f.closed for f in finished) or ids.shape[1] >= max_length:
             break
-        logits = step(tokens[:, None], rows)
+        logits = step(tokens[:, None], rows // copies)
+        copies = 1
     for i, one in enumerate(finished):
         if not one.closed:
             for beam in range(beams):

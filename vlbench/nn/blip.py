@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.models.blip.modeling_blip import BlipAttention
@@ -98,6 +99,44 @@ def adopt(module: nn.Module) -> nn.Module:
             layer.__class__ = TextAttention
             layer.scale = layer.attention_head_size**-0.5
     return module
+
+
+def scale_by_kept_width(module: nn.Module) -> None:
+    """Divide by the root of the *kept* head size in every text attention below `module`, as UPop's code does after it
+    has cut one, and trains on so. The ViT keeps the original head size there as well."""
+    for layer in module.modules():
+        if isinstance(layer, TextAttention):
+            layer.scale = (layer.query.weight.shape[0] // layer.num_attention_heads) ** -0.5
+
+
+def resized_positions(positions: Tensor, count: int) -> Tensor:
+    """(1, 1 + n, D) position embeddings for `count` tokens: bicubic, the class token's as it is (BLIP's models/vit.py,
+    interpolate_pos_embed)."""
+    old, new = (int((n - 1) ** 0.5) for n in (positions.shape[1], count))
+    if old == new:
+        return positions
+    grid = positions[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2)], 1)
+
+
+def first_states(text: Any, ids: Tensor, context: Shared | None = None) -> Tensor:
+    """(R, H) final states of the first token of the texts ids (R, L), which have no padding; context: of the images.
+
+    text: a BlipTextModel. All that is read of its last layer is this token, so that only keys and values are computed
+    for the others there.
+    """
+    hidden = text.embeddings(input_ids=ids)
+    *layers, last = text.encoder.layer
+    for layer in layers:
+        hidden = layer(hidden, context)
+    one = hidden[:, :1]
+    own = last.attention
+    one = own.output(own.self(one, encoder_hidden_states=hidden)[0], one)
+    if context is not None:
+        one = last.crossattention(one, encoder_hidden_states=context)[0]
+    found: Tensor = last.feed_forward_chunk(one)[:, 0]
+    return found
 
 
 def vision_tower(module: nn.Module, prefix: str = "vision_model.encoder.layers", name: str = "vision") -> Tower:

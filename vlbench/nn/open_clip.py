@@ -63,6 +63,14 @@ def adopt(module: nn.Module) -> nn.Module:
     return module
 
 
+def rescale(module: nn.Module) -> None:
+    """Divide by the root of what is left of each head, as checkpoints cut by UPop were trained (torch's attention reads
+    the scale from the shape). Ours keep the scale of the whole head."""
+    for layer in module.modules():
+        if isinstance(layer, SelfAttention):
+            layer.scale = (int(layer.qkv.weight.shape[0]) // (3 * layer.num_heads)) ** -0.5
+
+
 def vision_tower(module: nn.Module, prefix: str = "visual.transformer.resblocks", name: str = "vision") -> Tower:
     """The blocks of CLIP's ViT."""
     return _tower(module, prefix, name, "vision")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -49,6 +50,29 @@ def keep_n_of_m(score: Tensor, n: int, m: int) -> Tensor:
     keep = torch.ones_like(order, dtype=torch.bool)
     keep.scatter_(-1, order[..., : m - n], False)
     return keep.view(rows, columns)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which weights of one matrix stay, given their scores: a fraction of every group goes, or n of every m stay."""
+
+    fraction: float
+    group: Group = "matrix"
+    rule: Rule = "exact"
+    n_m: tuple[int, int] | None = None
+
+    def __call__(self, score: Tensor) -> Tensor:
+        """(out, in) scores -> (out, in) mask."""
+        if self.n_m is not None:
+            return keep_n_of_m(score, *self.n_m)
+        return keep_fraction(score, self.fraction, self.group, self.rule)
+
+
+def keep_over(scores: Mapping[str, Tensor], fraction: float, rule: Rule = "exact") -> dict[str, Tensor]:
+    """One ranking over several matrices: the int(entries * fraction) lowest scores go, wherever they are."""
+    joined = torch.cat([s.flatten() for s in scores.values()])[None]
+    keep = keep_fraction(joined, fraction, "matrix", rule)[0].split([s.numel() for s in scores.values()])
+    return {name: part.view_as(scores[name]) for name, part in zip(scores, keep, strict=True)}
 
 
 def apply_masks(net: nn.Module, masks: Mapping[str, Tensor]) -> None:

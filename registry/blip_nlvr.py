@@ -1,0 +1,110 @@
+"""BLIP (Li et al. 2022, arXiv 2201.12086) on parts of transformers: the NLVR2 head, a sentence about two images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.blip.modeling_blip import BlipVisionModel
+from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+from vlbench.model import Batch, Card, ImageSpec, Judge, Prediction, family
+from vlbench.nn import blip
+from vlbench.nn.attend import Shared
+from vlbench.structure import Structure
+
+from ._blip import Blip, Config, blip_config
+from ._blip_text import clean_caption
+
+MERGE_FROM = 6  # the first text layer with a merge_layer (models/nlvr_encoder.py)
+MAX_WORDS = 40  # of a sentence
+MAX_TOKENS = 512
+
+
+@family(
+    Card(
+        name="blip-nlvr",
+        title="BLIP ViT-B/16, NLVR2",
+        capabilities=("judge",),
+        # On no hub: BLIP's own file (github.com/salesforce/BLIP), in the `weights` root or given as checkpoint=FILE.
+        checkpoint="model_base_nlvr.pth",
+        image=ImageSpec(size=384),
+        default_for=("nlvr2",),
+        licence="BSD-3-Clause",
+        source="https://arxiv.org/abs/2201.12086",
+        trained_on=("nlvr2/train",),
+        published={"nlvr2/dev/accuracy": 82.48, "nlvr2/test1/accuracy": 83.08},
+        prunable="every attention and feed-forward matrix of the ViT and the text encoder, both cross-attentions of it",
+    ),
+    Card(
+        name="blip-nlvr-mini",
+        title="BLIP of width 64, NLVR2, mini world",
+        capabilities=("judge",),
+        checkpoint="mini:blip-nlvr-mini",
+        image=ImageSpec(size=64),
+        suite="mini",
+        default_for=("nlvr2",),
+        licence="Apache-2.0",
+        trained_on=("nlvr2/train",),
+        prunable="every attention and feed-forward matrix of the ViT and the text encoder, both cross-attentions of it",
+    ),
+)
+class BlipNlvr(Blip, Judge):
+    """encode: the ViT, once for each distinct image. judge: the sentence attends to the left and the right image, by
+    two attentions a layer. The configuration's `merge_from`: the first layer that joins the two by a matrix."""
+
+    @classmethod
+    def network(cls, config: Config) -> nn.Module:
+        return _Network(blip_config(config), config.get("merge_from", MERGE_FROM))
+
+    @classmethod
+    def told_by(cls, shapes: Mapping[str, tuple[int, ...]]) -> Config:
+        found = (re.search(r"layer\.(\d+)\.crossattention\.output\.merge_layer\.weight$", key) for key in shapes)
+        merging = [int(match[1]) for match in found if match]
+        return {"merge_from": min(merging)} if merging else {}
+
+    def structure(self) -> Structure:
+        text = blip.text_tower(self.net, "text_encoder.encoder.layer", "text")
+        return Structure((blip.vision_tower(self.net), text))
+
+    def judge(self, states: Any, batch: Batch) -> list[Prediction]:
+        """A sentence is true where the second logit is the larger one."""
+        logits = self.logits(states, [s.text for s in batch.samples], batch.owner)
+        return [{"answer": answer == 1} for answer in logits.argmax(1).tolist()]
+
+    def judge_loss(self, batch: Batch) -> Tensor:
+        logits = self.logits(self.encode(batch.images), [s.text for s in batch.samples], batch.owner)
+        target = torch.tensor([int(s.target) for s in batch.samples], device=logits.device)
+        return F.cross_entropy(logits, target)
+
+    def logits(self, states: Tensor, texts: list[str], owner: Tensor) -> Tensor:
+        """(n, 2) logits of false and true. owner (n, 2): left and right image of each sentence."""
+        hidden, _ = self.text_states(states, texts, owner)
+        logits: Tensor = self.net.cls_head(hidden[:, 0])
+        return logits
+
+    def text_states(self, states: Tensor, texts: list[str], owner: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, L, H) states of the sentences after attending to both images, and their mask (n, L)."""
+        cleaned = [clean_caption(text, MAX_WORDS) for text in texts]
+        ids, mask = self.padded(self.token_ids(cleaned, MAX_TOKENS, self.enc))
+        sides = tuple(Shared.among(states, owner[:, side], cache=False) for side in (0, 1))
+        out = self.net.text_encoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=sides, use_cache=False)
+        return out.last_hidden_state, mask
+
+
+class _Network(nn.Module):
+    """ViT, BERT with twin cross-attention, and a classifier on [ENC]: BLIP_NLVR of transformers' parts."""
+
+    def __init__(self, config: Any, merge_from: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vision_model: Any = BlipVisionModel(config.vision_config)
+        self.text_encoder: Any = BlipTextModel(config.text_config, add_pooling_layer=False)
+        for index, layer in enumerate(self.text_encoder.encoder.layer):
+            layer.crossattention = blip.TwinCrossAttention(config.text_config, index, merge=index >= merge_from)
+        width = config.text_config.hidden_size
+        self.cls_head: Any = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))

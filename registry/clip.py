@@ -1,0 +1,214 @@
+"""CLIP (Radford et al. 2021, arXiv 2103.00020) on open_clip: images and texts in one space."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import text_global_pool
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from vlbench.errors import UserError
+from vlbench.model import Batch, Card, ImageSpec, Matcher, Model, Prediction, family, read_config
+from vlbench.nn import open_clip as adopted
+from vlbench.pruning.shapes import fit_to, narrow
+from vlbench.structure import Structure
+from vlbench.weights import load_into, locate
+
+from . import _clip_keys as keys
+
+ARCHITECTURES = {"clip-vit-l14-336": "ViT-L-14-336-quickgelu", "clip-vit-b16": "ViT-B-16-quickgelu"}
+BPE_WORDS = 49408  # in the vocabulary that open_clip ships
+LARGEST_SCALE = 100.0  # of the logits in training, as the paper clips it
+
+Tokenize = Callable[[Sequence[str]], Tensor]
+
+
+@family(
+    # UPop's "uncompressed" numbers are of fine-tuned weights and not of these.
+    Card(
+        name="clip-vit-l14-336",
+        title="CLIP ViT-L/14 at 336 (OpenAI)",
+        capabilities=("match",),
+        checkpoint="timm/vit_large_patch14_clip_336.openai",
+        image=ImageSpec(size=336, resize="crop"),
+        licence="MIT",
+        source="https://arxiv.org/abs/2103.00020",
+    ),
+    Card(
+        name="clip-vit-b16",
+        title="CLIP ViT-B/16 at 224 (OpenAI)",
+        capabilities=("match",),
+        checkpoint="timm/vit_base_patch16_clip_224.openai",
+        image=ImageSpec(size=224, resize="crop"),
+        licence="MIT",
+        source="https://arxiv.org/abs/2103.00020",
+    ),
+    Card(
+        name="clip-mini",
+        title="CLIP of width 64, mini world",
+        capabilities=("match",),
+        checkpoint="mini:clip-mini",
+        image=ImageSpec(size=64),
+        suite="mini",
+        licence="Apache-2.0",
+        trained_on=("coco_retrieval/train",),
+    ),
+)
+class CLIP(Model, Matcher):
+    """encode: the ViT's tokens after the last norm. embed: the class token projected; texts; both of length one."""
+
+    net: Any
+    tokenizer: Any
+
+    @classmethod
+    def build(cls, card: Card, config: dict[str, Any], folder: Path) -> CLIP:
+        """config: open_clip's model_cfg, and besides: widths, of the sites that a checkpoint has cut; softmax_scale:
+        "kept" where attention divides by the root of what is left of a head (UPop's), not of what the head was."""
+        keys.refuse_unknown(config)
+        arguments = {k: v for k, v in copy.deepcopy(config).items() if k not in keys.OURS}
+        model = cls(card, config, adopted.adopt(open_clip.CLIP(**arguments)).eval())
+        model.tokenizer = _tokenizer(config, folder)
+        if config.get("widths"):
+            narrow(model.net, model.structure(), config["widths"])
+        if config.get("softmax_scale") == "kept":
+            adopted.rescale(model.net)
+        return model
+
+    @classmethod
+    def open(cls, card: Card, folder: Path) -> CLIP:
+        """A folder of open_clip's, or one file with OpenAI's keys, whole or cut by UPop."""
+        config, tensors = keys.read(folder)
+        if config is None:
+            config = keys.inferred(tensors)
+            own = cls.architecture(card)
+            config = own if keys.same_dims(config, own) else config
+        model = cls.build(card, config, folder)
+        if keys.is_original(tensors):
+            model.load(tensors)
+        else:
+            load_into(model.net, tensors)
+        return model
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Load weights with the original's keys; the model takes their widths, and UPop's scale, where they are cut."""
+        tensors = keys.converted(tensors)
+        widths = fit_to(self.net, self.structure(), tensors)
+        if widths:
+            widths = {**self.config.get("widths", {}), **widths}
+            self.config = {**self.config, "widths": widths, "softmax_scale": "kept"}
+            adopted.rescale(self.net)
+        load_into(self.net, tensors)
+
+    @classmethod
+    def architecture(cls, card: Card) -> dict[str, Any]:
+        if card.suite == "mini":
+            return read_config(locate(card.checkpoint, card.revision, {}))
+        config: dict[str, Any] = open_clip.get_model_config(ARCHITECTURES[card.name])
+        return config
+
+    def save_assets(self, folder: Path) -> None:
+        if isinstance(self.tokenizer, _Words):
+            self.tokenizer.words.save_pretrained(folder)
+
+    def structure(self) -> Structure:
+        return Structure((adopted.vision_tower(self.net), adopted.text_tower(self.net)))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(I, 3, H, W) -> (I, 1 + patches, D), normalised; the class token first."""
+        visual = self.net.visual
+        states: Tensor = visual.ln_post(visual.transformer(visual._embeds(images)))
+        return states
+
+    def embed(self, states: Tensor, batch: Batch) -> list[Prediction]:
+        images = _directions(self.image_features(states))[batch.owner[:, 0]]
+        counts = [len(s.texts) for s in batch.samples]
+        texts = self.text_features(self.tokens([t for s in batch.samples for t in s.texts]))
+        found = images, _directions(texts)
+        if self.device.type == "cuda":  # at once: the loop writes them down, and would wait for it twice a sample
+            found = found[0].cpu(), found[1].cpu()
+        return [{"image": one, "texts": its} for one, its in zip(found[0], found[1].split(counts), strict=True)]
+
+    def match_loss(self, batch: Batch) -> Tensor:
+        """Cross entropy over the batch in both directions. The texts of one image are right for one another."""
+        owner = batch.owner[:, 0]
+        images = _directions(self.image_features(self.encode(batch.images)))[owner]
+        texts = self.text_features(self.tokens([s.texts[0] for s in batch.samples]))
+        scale = self.net.logit_scale.exp().clamp(max=LARGEST_SCALE)
+        logits = scale * images @ _directions(texts).T
+        same = (owner[:, None] == owner).to(logits.dtype)
+        target = same / same.sum(1, keepdim=True)
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+    def image_features(self, states: Tensor) -> Tensor:
+        """(I, d), not normalised."""
+        features: Tensor = states[:, 0] @ self.net.visual.proj
+        return features
+
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """(T, L) ids. A causal tower sees nothing after a text's end, so that L is the longest text's length."""
+        ids: Tensor = self.tokenizer(list(texts)) if texts else torch.zeros(0, 1, dtype=torch.long)
+        return ids.to(self.device)
+
+    def text_features(self, ids: Tensor) -> Tensor:
+        """(T, L) ids -> (T, d), not normalised: the state at the end of each text, which is its highest id (OpenAI's
+        rule) or the first `eos_id` (the mini vocabulary's ids are not in that order), as the configuration says."""
+        net, length = self.net, ids.shape[1]
+        mask = None if net.attn_mask is None else net.attn_mask[:length, :length]
+        hidden = net.token_embedding(ids) + net.positional_embedding[:length]
+        hidden = net.ln_final(net.transformer(hidden, attn_mask=mask))
+        pooled = text_global_pool(hidden, ids, net.text_pool_type, net.text_eos_id)
+        project = net.text_projection
+        features: Tensor = project(pooled) if isinstance(project, torch.nn.Linear) else pooled @ project
+        return features
+
+
+def _directions(features: Tensor) -> Tensor:
+    """(n, d) of length one, in float32 at least."""
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+
+
+class _Words:
+    """A tokenizer of transformers, which stands in the model's folder."""
+
+    def __init__(self, folder: Path, length: int, vocabulary: int) -> None:
+        self.words: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.length = length
+        if len(self.words) > vocabulary:
+            raise UserError(f"the tokenizer in {folder} has {len(self.words)} words, and its model {vocabulary}.")
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        encoded = self.words(
+            list(texts), padding="longest", truncation=True, max_length=self.length, return_tensors="pt"
+        )
+        ids: Tensor = encoded.input_ids
+        return ids
+
+
+class _Pieces:
+    """OpenAI's byte pairs, which come with open_clip. Longer texts are cut, their last token the end."""
+
+    def __init__(self, length: int, vocabulary: int) -> None:
+        self.pieces: Any = open_clip.SimpleTokenizer(context_length=length)
+        self.vocabulary = vocabulary
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        if self.vocabulary != BPE_WORDS:
+            raise UserError(
+                f"this CLIP has a vocabulary of {self.vocabulary} and no tokenizer: give a folder that holds both."
+            )
+        ids: Tensor = self.pieces(list(texts))
+        return ids[:, : int(ids.argmax(1).max()) + 1]
+
+
+def _tokenizer(config: dict[str, Any], folder: Path) -> Tokenize:
+    """open_clip's rule: the folder's own where the configuration names one."""
+    text = config["text_cfg"]
+    sizes = text.get("context_length", 77), text.get("vocab_size", BPE_WORDS)
+    return _Words(folder, *sizes) if text.get("hf_tokenizer_name") else _Pieces(*sizes)

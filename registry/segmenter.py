@@ -1,0 +1,157 @@
+"""Segmenter with a mask transformer (Strudel et al. 2021, arXiv 2105.05633) on timm's ViT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlbench.data.maps import IGNORED, pack_map
+from vlbench.evaluation.windows import Sliding, best, class_maps
+from vlbench.model import Batch, Card, ImageSpec, Model, Prediction, Segmenter, family, read_config
+from vlbench.nn import segmenter as masks
+from vlbench.pruning.shapes import fit_to, narrow
+from vlbench.structure import Structure
+from vlbench.weights import load_into, locate, read_weights
+
+from . import _segmenter_keys as keys
+
+PIXELS = 1 << 22  # of the windows that go through the model in one pass: 16 of 512 x 512
+PACKING = 4  # threads that compress maps while the next image is computed
+
+
+@family(
+    Card(
+        name="segmenter-small",
+        title="Segmenter ViT-S/16 with a mask transformer at 512 (rstrudel's, UPop's)",
+        capabilities=("segment",),
+        checkpoint="rstrudel/seg_small_mask",
+        image=ImageSpec(size=512, resize="keep", interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        default_for=("ade20k",),
+        licence="MIT",
+        source="https://github.com/rstrudel/segmenter",
+        trained_on=("ade20k/training",),
+        published={"ade20k/validation/miou": 45.3},
+        prunable="every attention and feed-forward matrix of the ViT and the mask transformer",
+    ),
+    Card(
+        name="segmenter-mmseg",
+        title="Segmenter ViT-S/16 with a mask transformer at 512 (mmsegmentation's)",
+        capabilities=("segment",),
+        checkpoint="open-mmlab/segmenter_vit-s_mask_8xb1-160k_ade20k-512x512",
+        image=ImageSpec(size=512, resize="keep", interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        licence="Apache-2.0",
+        source="https://github.com/open-mmlab/mmsegmentation/tree/main/configs/segmenter",
+        trained_on=("ade20k/training",),
+        published={"ade20k/validation/miou": 46.19},
+        prunable="every attention and feed-forward matrix of the ViT and the mask transformer",
+    ),
+    Card(
+        name="segmenter-mini",
+        title="Segmenter of width 64, mini world",
+        capabilities=("segment",),
+        checkpoint="mini:segmenter-mini",
+        image=ImageSpec(size=64, resize="keep", interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        suite="mini",
+        default_for=("ade20k",),
+        licence="Apache-2.0",
+        trained_on=("ade20k/training",),
+        prunable="every attention and feed-forward matrix of the ViT and the mask transformer",
+    ),
+)
+class MaskSegmenter(Model, Segmenter):
+    """The unit of work is the window, not the image: where images keep their shapes, encode hands them on and segment
+    slides over them. Crops of one size (training, calibration, counting) are encoded to tokens, a window each."""
+
+    net: Any
+
+    @classmethod
+    def build(cls, card: Card, config: dict[str, Any], folder: Path) -> MaskSegmenter:
+        """config: classes; encoder: arguments of timm's VisionTransformer; decoder: depth, heads (width, dropout);
+        norm_eps and pos_embed of the encoder; widths: of the sites that a checkpoint has cut."""
+        settings = {k: config[k] for k in ("norm_eps", "pos_embed") if k in config}
+        net = masks.Segmenter(config["classes"], config["encoder"], config["decoder"], **settings)
+        model = cls(card, config, masks.adopt(net).eval())
+        if config.get("widths"):
+            narrow(model.net, model.structure(), config["widths"])
+        return model
+
+    @classmethod
+    def open(cls, card: Card, folder: Path) -> MaskSegmenter:
+        """A folder with our config.json, or a checkpoint of rstrudel, UPop (cut or whole) or mmsegmentation."""
+        if (folder / "config.json").is_file():
+            model = cls.build(card, read_config(folder), folder)
+            load_into(model.net, read_weights(folder))
+            return model
+        settings, tensors = keys.read(folder)
+        config, own = keys.inferred(tensors), cls.architecture(card)
+        model = cls.build(card, {**(own if keys.same_dims(config, own) else config), **settings}, folder)
+        model.load(tensors)
+        return model
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Load the weights of a checkpoint, under our names; the model takes their widths where they are cut."""
+        widths = fit_to(self.net, self.structure(), tensors)
+        if widths:
+            self.config = {**self.config, "widths": {**self.config.get("widths", {}), **widths}}
+        load_into(self.net, tensors)
+
+    @classmethod
+    def architecture(cls, card: Card) -> dict[str, Any]:
+        if card.suite == "mini":
+            return read_config(locate(card.checkpoint, card.revision, {}))
+        return {
+            "classes": 150,
+            "encoder": {"img_size": 512, "patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6},
+            "decoder": {"depth": 2, "heads": 6},
+            **(keys.MMSEGMENTATION if card.name == "segmenter-mmseg" else keys.ORIGINAL),
+        }
+
+    def structure(self) -> Structure:
+        return masks.structure(self.net)
+
+    def encode(self, images: Any) -> Any:
+        """A list of images: itself. (I, 3, S, S) crops: their tokens (I, 1 + patches, D), the class token first."""
+        return images if isinstance(images, Sequence) else self.net.tokens(images)
+
+    def segment(self, states: Any, batch: Batch) -> list[Prediction]:
+        """Maps at the files' own sizes; of crops at the crops' size, which is all that is known of them."""
+        if isinstance(states, Tensor):
+            size = self._size(batch)
+            logits = self.net.spread(self.net.decode(states, size), size)
+            found = iter([best(one, size) for one in logits])
+        else:
+            found = class_maps(self.net, states, batch.sizes, self.sliding(batch.options))
+        with ThreadPoolExecutor(PACKING, thread_name_prefix="pack") as pool:
+            packed = list(pool.map(pack_map, (one.cpu().numpy() for one in found)))
+        return [{"map": packed[row]} for row in batch.owner[:, 0].tolist()]
+
+    def segment_loss(self, batch: Batch) -> Tensor:
+        assert batch.maps is not None
+        size = self._size(batch)
+        logits = self.net.spread(self.net.decode(self.encode(batch.images), size), size)[batch.owner[:, 0]]
+        return F.cross_entropy(
+            logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.maps, ignore_index=IGNORED
+        )
+
+    def sliding(self, options: Any) -> Sliding:
+        """The task's settings; a window that is left out is the card's, and a stride that is left out a window."""
+        window = int(options.get("window") or self.card.image.size)
+        return Sliding(
+            window,
+            int(options.get("stride") or window),
+            tuple(options.get("scales") or (1.0,)),
+            bool(options.get("flip")),
+            at_once=max(1, PIXELS // window**2),
+        )
+
+    @staticmethod
+    def _size(batch: Batch) -> tuple[int, int]:
+        """Height and width of a batch of crops."""
+        height, width = batch.images.shape[2:]
+        return int(height), int(width)

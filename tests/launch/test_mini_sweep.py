@@ -1,0 +1,81 @@
+"""leaderboards/mini.sweep is what the committed mini boards were made with."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlbench.errors import UserError
+from vlbench.launch.sweepfile import lines_of
+from vlbench.leaderboard.rows import load_results
+from vlbench.plugins import table
+from vlbench.record import Record
+from vlbench.resolve import resolve
+from vlbench.spec import Spec
+from vlbench.storage import canonical
+
+BOARDS = Path(__file__).resolve().parents[2] / "leaderboards"
+TASKS = ("nlvr2", "vqav2", "coco_caption", "coco_retrieval", "flickr30k_retrieval", "imagenet", "ade20k")
+
+
+@cache
+def words() -> list[dict[str, str]]:
+    return [cell for line in lines_of([], BOARDS / "mini.sweep") for cell in line.cells()]
+
+
+@cache
+def results() -> list[Record]:
+    return load_results(BOARDS / "results" / "mini")
+
+
+def key(task: str, model: str, chain: list[tuple[str, Any]], seed: int | None, precision: str) -> str:
+    """What a user asked for: without the digests of weights and sources, which change while one edits."""
+    return canonical([task, model, chain, seed, precision])
+
+
+def asked(spec: Spec) -> str:
+    chain = [(link.entry.name, link.options.model_dump(mode="json")) for link in spec.links]
+    seed = spec.words.seed if spec.uses_seed else None
+    return key(spec.task.name, spec.model.name, chain, seed, spec.words.precision)
+
+
+def made(record: Record) -> str:
+    chain = [(link.name, link.options) for link in record.chain]
+    return key(record.task, record.model, chain, record.seed, record.evaluation["precision"])
+
+
+def resolved(task: str) -> set[str]:
+    """What the cells of the file for one task ask for; skips where the task or its mini model is not there yet."""
+    if task not in table("tasks").entries:
+        pytest.skip(f"there is no task {task} yet")
+    mine = [cell for cell in words() if cell["task"] == task]
+    try:
+        return {asked(resolve(cell)) for cell in mine}
+    except UserError as error:
+        if f"suite=mini has no default model for task={task}" in str(error):
+            pytest.skip(f"there is no mini model for task={task} yet")
+        raise
+
+
+def test_the_file_names_the_seven_tasks_and_no_suite() -> None:
+    assert {cell["task"] for cell in words()} == set(TASKS)
+    assert not any(key in cell for cell in words() for key in ("suite", "model", "split", "limit"))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_the_same_rows(task: str) -> None:
+    """One dense cell; 2 x 4 unstructured and 2:4 targets with 3 seeds where there is chance; uniform with and without
+    finetuning, UPop and the control: counted by hand."""
+    assert len(resolved(task)) == 1 + 4 + 4 * 3 + 2 + 2 * 3 + 2 * 3 + 3
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_committed_result_is_a_cell_of_the_file(task: str) -> None:
+    own = [record for record in results() if record.task == task]
+    if not own:
+        pytest.skip(f"no results of {task} are committed")
+    wanted = resolved(task)
+    assert [record.cell for record in own if made(record) not in wanted] == []

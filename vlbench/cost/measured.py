@@ -1,0 +1,136 @@
+"""`vlbench time RUN`: the measured costs of finished runs, kept in their cost.json beside those of other devices."""
+
+from __future__ import annotations
+
+import fcntl
+import json as jsonlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import UserError
+from ..model import Model
+from ..plugins import table
+from ..pruning.saved import is_saved, load_model
+from ..record import Record, read_record
+from ..storage import read_json, write_json
+from .stated import STATED
+from .timing import How, measure
+
+if TYPE_CHECKING:
+    from ..ui import Screen
+
+SCHEMA_VERSION = 1
+KEY = ("device", "torch", "precision", "threads", "compiled")
+
+
+def time_runs(folders: Sequence[Path], how: How, screen: Screen, *, json: bool) -> None:
+    """Measure each run, write its cost.json and print a table."""
+    found = []
+    for folder in folders:
+        record = _record(folder)
+        model = open_run(folder, record)
+        capability = table("tasks").get(record.task).facts["capability"]
+        entry = measure(model, capability, how, screen.progress)
+        model.net.to("meta")  # its memory is free for the next one
+        keep(folder / "cost.json", record, capability, entry)
+        found.append((record, entry))
+        screen.say(f"wrote {folder / 'cost.json'}")
+    if json:
+        print(jsonlib.dumps([{"cell": record.cell, **entry} for record, entry in found], indent=1))
+    else:
+        _print(found)
+
+
+def device_of(name: str) -> torch.device:
+    """The device `--device` asks for; without it the GPU, where there is one."""
+    if name not in ("", "cpu", "cuda"):
+        raise UserError(f"--device {name} should be cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU here.")
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _record(folder: Path) -> Record:
+    if not (folder / "result.json").is_file():
+        raise UserError(f"{folder} is no finished run (`vlbench list runs` shows them): costs are of a model it made.")
+    return read_record(folder / "result.json")
+
+
+def open_run(folder: Path, record: Record) -> Model:
+    """The model that a finished run evaluated: its compressed one, or the dense one that it took."""
+    if is_saved(folder / "model"):
+        return load_model(folder / "model")[0]
+    from ..cell import _roots
+    from ..weights import file_digest, locate
+
+    entry = table("models").get(record.model)
+    cls = entry.load()
+    checkpoint = read_json(folder / "cell.json")["words"]["checkpoint"] or entry.facts["checkpoint"]
+    weights = locate(checkpoint, entry.facts.get("revision", "main"), _roots())
+    if file_digest(weights) != record.weights_digest:
+        raise UserError(f"{weights} are not the weights that {folder} was made with: run its command again.")
+    model: Model = cls.open(next(card for card in cls.cards if card.name == entry.name), weights)
+    return model
+
+
+def keep(file: Path, record: Record, capability: str, entry: dict[str, Any]) -> None:
+    """Write the entry into cost.json, in the place of an older one of the same device, torch, precision and threads."""
+    with _alone(file.parent):
+        told = read_json(file) if file.is_file() else {}
+        if told and told.get("schema_version") != SCHEMA_VERSION:
+            raise UserError(f"{file} is of another version ({told.get('schema_version')!r}): delete it.")
+        others = [one for one in told.get("measured", []) if any(one[key] != entry[key] for key in KEY)]
+        value = {
+            "schema_version": SCHEMA_VERSION,
+            "cell": record.cell,
+            "capability": capability,
+            "sample": STATED[capability].inferred,
+            "measured": sorted([*others, entry], key=lambda one: [str(one[key]) for key in KEY]),
+        }
+        write_json(file, value)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two processes (a GPU's and a CPU's) may end at once, and each keeps what the other wrote."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _print(found: Sequence[tuple[Record, dict[str, Any]]]) -> None:
+    """One row a run; ratios are to the first one, which was measured in the same minutes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = Table("run", box=None, pad_edge=False, header_style="bold")
+    for name in ("p50 ms", "p95 ms", "", "samples/s", "batch", "", "MB at 1", "MB at batch"):
+        columns.add_column(name, justify="right")
+    first = found[0][1]
+    for record, entry in found:
+        latency, rate, memory = entry["latency_ms"], entry["throughput"], entry["memory_mb"]
+        faster = (first["latency_ms"]["p50"] / latency["p50"], rate["per_second"] / first["throughput"]["per_second"])
+        ratios = ["", ""] if entry is first else [f"x{ratio:.2f}" for ratio in faster]
+        spread = (rate["q75"] - rate["q25"]) / rate["per_second"]
+        columns.add_row(
+            record.cell, f"{latency['p50']:.4g} ±{(latency['q75'] - latency['q25']) / 2:.2g}", f"{latency['p95']:.4g}",
+            ratios[0], f"{rate['per_second']:.4g} ±{50 * spread:.1f}%", str(rate["batch"]), ratios[1],
+            *("" if memory[at] is None else f"{memory[at]:,.0f}" for at in ("batch_1", "saturated")),
+        )  # fmt: skip
+    console = Console()
+    console.print(columns)
+    how = f"{first['device']}, torch {first['torch']}, {first['precision']}, {first['threads']} threads"
+    console.print(how + ", compiled" * first["compiled"], style="dim", highlight=False)
+    console.print("±: half the interquartile range. Memory: " + first["memory_is"], style="dim", highlight=False)
+    capabilities = dict.fromkeys(table("tasks").get(record.task).facts["capability"] for record, _ in found)
+    for capability in capabilities:
+        console.print(f"{capability}: {STATED[capability].inferred}", style="dim", highlight=False)
+

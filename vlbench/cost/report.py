@@ -1,0 +1,153 @@
+"""`vlbench cost`: parameters, bytes and MACs of architectures, without weights or data."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ..errors import UserError, did_you_mean
+from ..method import PruneOptions
+from ..model import Model
+from ..plugins import Entry, table
+from ..pruning.allocation import uniform
+from ..pruning.cut import cut
+from .blank import with_blank
+from .counts import stated_macs
+from .stated import STATED
+
+KEYS = ("model", "task", "sparsity")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one model for one capability. sparsity: realised fraction of the prunable set that is cut away. bytes: of the
+    saved weights, which are fp32. macs: of the stated sample, 1 MAC = 2 FLOPs."""
+
+    model: str
+    capability: str
+    sparsity: float
+    parameters: int
+    prunable: int
+    bytes: int
+    macs: int
+    sample: str
+
+
+def costs(words: Mapping[str, str]) -> tuple[list[Cost], dict[str, str]]:
+    """What `vlbench cost` was asked for, and for each model that cannot be counted why. Raises UserError for wrong
+    words, and where a model was asked for by name and cannot be counted."""
+    wrong = [key for key in words if key not in KEYS]
+    if wrong:
+        raise UserError(f"{wrong[0]}= is not known here. {did_you_mean(wrong[0], KEYS)}")
+    targets = [_fraction(text) for text in words["sparsity"].split(",")] if "sparsity" in words else []
+    capability = str(table("tasks").get(words["task"]).facts["capability"]) if "task" in words else ""
+    found: list[Cost] = []
+    skipped: dict[str, str] = {}
+    for entry in _models(words.get("model", ""), capability):
+        try:
+            for name in [capability] if capability else entry.facts["capabilities"]:
+                found += [_cost(entry, name, target) for target in (0.0, *targets)]
+        except UserError as error:
+            if "model" in words:
+                raise
+            skipped[entry.name] = str(error)
+    return found, skipped
+
+
+def _fraction(text: str) -> float:
+    try:
+        options = PruneOptions.model_validate({"sparsity": text})
+    except ValueError:
+        options = None
+    if options is None or options.n_m:
+        raise UserError(
+            f"sparsity={text} should be a fraction like 0.5, which is cut away: zeros change no number here."
+        )
+    return options.fraction
+
+
+def _models(names: str, capability: str) -> list[Entry]:
+    """Those named, or all of suite=full that have the capability."""
+    if names:
+        found = [table("models").get(name) for name in names.split(",")]
+        for entry in found:
+            if capability and capability not in entry.facts["capabilities"]:
+                raise UserError(f"model={entry.name} cannot {capability}.")
+        return found
+    every = [e for e in table("models").entries.values() if e.facts.get("suite", "full") == "full"]
+    return [e for e in every if not capability or capability in e.facts["capabilities"]]
+
+
+def _cost(entry: Entry, capability: str, target: float) -> Cost:
+    if capability not in STATED:
+        raise UserError(f"no sample is stated for the capability {capability} (vlbench/cost/stated.py).")
+
+    def count(model: Model) -> Cost:
+        size = model.structure().size
+        if target:
+            cut_uniformly(model, target)
+        parameters = list(model.net.parameters())
+        return Cost(
+            model=entry.name,
+            capability=capability,
+            sparsity=1 - model.structure().size / size,
+            parameters=sum(p.numel() for p in parameters),
+            prunable=size,
+            bytes=_bytes(model),
+            macs=stated_macs(model, capability),
+            sample=STATED[capability].trained,
+        )
+
+    return with_blank(entry, count)
+
+
+def cut_uniformly(model: Model, fraction: float) -> None:
+    """What structured pruning with a uniform allocation leaves: which units makes no difference to what it costs."""
+    structure = model.structure()
+    keep = uniform({site.name: torch.zeros(site.units) for site in structure.sites}, fraction)
+    cut(model.net, structure, keep)
+
+
+def _bytes(model: Model) -> int:
+    """Of the tensors that are saved: each storage once, buffers too."""
+    seen: dict[int, int] = {}
+    for value in model.net.state_dict(keep_vars=True).values():
+        seen[id(value)] = value.numel() * value.element_size()
+    return sum(seen.values())
+
+
+def print_costs(words: Mapping[str, str], *, json: bool) -> None:
+    found, skipped = costs(words)
+    if json:
+        print(jsonlib.dumps({"costs": [asdict(one) for one in found], "skipped": skipped}, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = Table("model", "capability", box=None, pad_edge=False, header_style="bold")
+    for name in ("sparsity", "params", "prunable", "MB", "GMACs"):
+        columns.add_column(name, justify="right")
+    for one in found:
+        columns.add_row(*_row(one))
+    console = Console()
+    console.print(columns)
+    for capability, sample in dict.fromkeys((one.capability, one.sample) for one in found):
+        console.print(f"{capability}: {sample}, teacher-forced", highlight=False, style="dim")
+    for name, why in skipped.items():
+        console.print(f"{name} is left out: {why}", highlight=False, markup=False, style="dim")
+
+
+def _row(one: Cost) -> tuple[Any, ...]:
+    return (
+        one.model,
+        one.capability,
+        f"{one.sparsity:.1%}" if one.sparsity else "",
+        f"{one.parameters / 1e6:.2f}M",
+        f"{one.prunable / 1e6:.2f}M",
+        f"{one.bytes / 1e6:.1f}",
+        f"{one.macs / 1e9:.4g}",
+    )

@@ -1,0 +1,1 @@
+"""Many cells: sweeps, and the executors that run them."""

@@ -1,0 +1,99 @@
+"""Hidden states between two blocks, on the GPU, in host memory or on disk, as far as each has room."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+VARIABLE = "VLBENCH_ACTIVATIONS_GB"  # host memory that calibration may fill; what is beyond goes to disk
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that activations may take on the device and in host memory; the rest goes to files in `folder`."""
+
+    device: float
+    host: float
+    folder: Path | None = None
+
+    @classmethod
+    def here(cls, device: torch.device, folder: Path | None = None) -> Room:
+        """Half of what is free on the device and on the host. It changes no number, and so is no option of a cell."""
+        told = os.environ.get(VARIABLE)
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 << 30
+        on_device = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else 0.0
+        return cls(on_device, float(told) * 2**30 if told else free / 2, folder)
+
+
+class Activations:
+    """One tensor a place (batch, call). Putting a tensor into a place frees what was there."""
+
+    def __init__(self, device: torch.device, room: Room) -> None:
+        self.device, self.room = device, room
+        self._held: dict[tuple[int, int], Tensor | _File] = {}
+        self._used = {"device": 0.0, "host": 0.0}
+        self._folder: Path | None = None
+        self._files = 0
+
+    def put(self, at: tuple[int, int], value: Tensor) -> None:
+        self._free(at)
+        size = value.numel() * value.element_size()
+        if value.device.type != "cpu" and self._used["device"] + size <= self.room.device:
+            self._used["device"] += size
+            self._held[at] = value
+        elif self._used["host"] + size <= self.room.host:
+            self._used["host"] += size
+            self._held[at] = value.cpu()
+        else:
+            self._held[at] = self._write(value)
+
+    def get(self, at: tuple[int, int]) -> Tensor:
+        held = self._held[at]
+        return held.read().to(self.device) if isinstance(held, _File) else held.to(self.device)
+
+    def counts(self) -> dict[str, int]:
+        """How many tensors lie where."""
+        places = ["disk" if isinstance(v, _File) else v.device.type for v in self._held.values()]
+        return {place: places.count(place) for place in dict.fromkeys(places)}
+
+    def close(self) -> None:
+        """Forget all tensors and remove the files."""
+        self._held = {}
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _free(self, at: tuple[int, int]) -> None:
+        old = self._held.pop(at, None)
+        if isinstance(old, Tensor):
+            place = "host" if old.device.type == "cpu" else "device"
+            self._used[place] -= old.numel() * old.element_size()
+        elif old is not None:
+            old.path.unlink(missing_ok=True)
+
+    def _write(self, value: Tensor) -> _File:
+        if self._folder is None:
+            if self.room.folder is not None:
+                self.room.folder.mkdir(parents=True, exist_ok=True)
+            self._folder = Path(tempfile.mkdtemp(prefix="activations-", dir=self.room.folder))
+        self._files += 1
+        file = _File(self._folder / f"{self._files}.bin", value.shape, value.dtype)
+        value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tofile(file.path)
+        return file
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def read(self) -> Tensor:
+        size = self.shape.numel() * self.dtype.itemsize
+        raw = torch.from_file(str(self.path), shared=False, size=size, dtype=torch.uint8)
+        return raw.view(self.dtype).view(self.shape)

@@ -1,0 +1,235 @@
+"""What the blocks of a tower are called with: captured in whole runs, and called again with other hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..nn.attend import Shared
+from ..structure import Block, Structure, Tower
+from .activations import Activations
+
+Run = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a block. hidden: its input (args[0]); the other arguments are kept by reference."""
+
+    hidden: Tensor
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Tensor
+
+
+Captured = list[list[Call]]  # of one run: a list of calls for every block
+
+
+def capture(net: nn.Module, block: Block, run: Run) -> list[Call]:
+    """All calls of `block` in run(), in order (a block may be called several times: two images, two text modes).
+
+    Raises ValueError where a call carries a key-value cache: replayed after a change it would read the old keys.
+    """
+    return capture_all(net, [block], run)[0]
+
+
+def capture_all(net: nn.Module, blocks: Sequence[Block], run: Run, *, states: int | None = None) -> Captured:
+    """The calls of several blocks in one run(): a list a block. states: of so many blocks the hidden states are kept
+    (of all where it is left out): a tower's would be as much as training needs."""
+    calls: Captured = [[] for _ in blocks]
+    hooks = [
+        net.get_submodule(block.path).register_forward_hook(
+            _noter(block, found, keep=states is None or number < states), with_kwargs=True
+        )
+        for number, (block, found) in enumerate(zip(blocks, calls, strict=True))
+    ]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _noter(block: Block, calls: list[Call], *, keep: bool) -> Callable[..., None]:
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        cache = next((k for k in ("past_key_values", "past_key_value") if kwargs.get(k) is not None), None)
+        if cache is not None:
+            raise ValueError(f"{block.path} is called with {cache}: run the model with use_cache=False")
+        named = "" if args else next(iter(kwargs))
+        hidden = args[0] if args else kwargs[named]
+        rest = {k: _uncached(v) for k, v in kwargs.items() if k != named}
+        hidden, out = (hidden.detach(), hidden_of(output).detach()) if keep else (_NONE, _NONE)
+        calls.append(Call(hidden, tuple(map(_uncached, args[1:])), rest, out))
+
+    return note
+
+
+def replay(net: nn.Module, block: Block, call: Call, hidden: Tensor | None = None) -> Tensor:
+    """The block's output for a captured call, with another input where `hidden` is given."""
+    with torch.no_grad():
+        x = call.hidden if hidden is None else hidden
+        return hidden_of(net.get_submodule(block.path)(x, *call.args, **call.kwargs))
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden states of a block's output: itself, or the first of a tuple."""
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found
+
+
+def _uncached(value: Any) -> Any:
+    """Shared states remember the keys they were projected to; a replay after pruning must project them anew."""
+    if isinstance(value, Shared):
+        return value.uncached()
+    return tuple(map(_uncached, value)) if isinstance(value, tuple) else value
+
+
+_NONE = torch.empty(0)
+
+
+# A tower at a time --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Finished:
+    """A tower that is pruned, and what it gives out: (run, call) -> hidden states after its last block."""
+
+    tower: Tower
+    outputs: Activations
+
+
+def capture_tower(
+    net: nn.Module,
+    structure: Structure,
+    tower: Tower,
+    first: int,
+    runs: Sequence[Run],
+    finished: Sequence[Finished],
+    hidden: Activations,
+) -> list[Captured]:
+    """What the blocks from `first` on are called with in every run; the inputs of the first of them go to `hidden`.
+
+    A capture needs the arguments of every block, and not what the blocks compute. So that it does not cost a forward
+    pass of the whole model for each tower, blocks hand their input on, and pruned towers give out what is known of
+    them. That is only done where the first run shows that the arguments then are the same to the bit.
+    """
+    blocks = tower.blocks[first:]
+    after = structure.towers[structure.towers.index(tower) + 1 :]
+    shortcut = _Shortcut(net, [*blocks, *(b for t in after for b in t.blocks)], finished)
+    found: list[Captured] = []
+    quick = False
+    for number, run in enumerate(runs):
+        if number == 0:
+            with shortcut.watched():
+                calls = capture_all(net, blocks, run, states=1)
+            quick = shortcut.possible() and shortcut.agrees(blocks, run, calls)
+        elif quick:
+            with shortcut.taken(number):
+                calls = capture_all(net, blocks, run, states=1)
+        else:
+            calls = capture_all(net, blocks, run, states=1)
+        for index, call in enumerate(calls[0]):
+            hidden.put((number, index), call.hidden)
+        found.append([[replace(call, hidden=_NONE, output=_NONE) for call in block] for block in calls])
+    return found
+
+
+class _Shortcut:
+    """Runs in which `passing` blocks hand their input on and `finished` towers give out their known outputs."""
+
+    def __init__(self, net: nn.Module, passing: Sequence[Block], finished: Sequence[Finished]) -> None:
+        self.net, self.passing, self.finished = net, passing, finished
+        self._tuples: dict[str, bool] = {}  # block -> whether it answers with a tuple of one
+        self._odd = False  # a block answers with more than hidden states of its input's shape
+
+    @property
+    def _all(self) -> list[Block]:
+        return [*self.passing, *(b for one in self.finished for b in one.tower.blocks)]
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Learn from an ordinary run what the blocks answer."""
+
+        def look(path: str) -> Callable[..., None]:
+            def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+                single = isinstance(output, tuple) and len(output) == 1
+                found = output[0] if single else output
+                self._tuples[path] = single
+                shape = _hidden(args, kwargs).shape
+                self._odd |= not isinstance(found, Tensor) or found.shape != shape
+
+            return note
+
+        modules = [(b.path, self.net.get_submodule(b.path)) for b in self._all]
+        hooks = [module.register_forward_hook(look(path), with_kwargs=True) for path, module in modules]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def possible(self) -> bool:
+        return not self._odd and not any("forward" in vars(self.net.get_submodule(b.path)) for b in self._all)
+
+    def agrees(self, blocks: Sequence[Block], run: Run, calls: Captured) -> bool:
+        """Whether the first run captures the same this way."""
+        try:
+            with self.taken(0):
+                quick = capture_all(self.net, blocks, run, states=1)
+        except Exception:
+            return False  # the model does more with its blocks than to chain them
+        return all(
+            len(a) == len(b)
+            and all(_same(x.args, y.args) and _same(x.kwargs, y.kwargs) for x, y in zip(a, b, strict=True))
+            for a, b in zip(calls, quick, strict=True)
+        ) and all(torch.equal(x.hidden, y.hidden) for x, y in zip(calls[0], quick[0], strict=True))
+
+    @contextmanager
+    def taken(self, number: int) -> Iterator[None]:
+        """Run `number` goes the short way inside the with-statement."""
+        for block in self._all:
+            self._put(block, None, number)
+        for one in self.finished:
+            self._put(one.tower.blocks[-1], one.outputs, number)
+        try:
+            yield
+        finally:
+            for block in self._all:
+                del self.net.get_submodule(block.path).forward
+
+    def _put(self, block: Block, outputs: Activations | None, number: int) -> None:
+        single = self._tuples.get(block.path, False)
+        count = iter(range(1 << 62))
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            out = _hidden(args, kwargs) if outputs is None else outputs.get((number, next(count)))
+            return (out,) if single else out
+
+        self.net.get_submodule(block.path).forward = forward  # type: ignore[method-assign]
+
+
+def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    found: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return found
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal to the bit, tensors inside included."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, Shared):
+        return isinstance(b, Shared) and all(
+            _same(x, y) for x, y in ((a.states, b.states), (a.owner, b.owner), (a.mask, b.mask))
+        )
+    if isinstance(a, tuple | list):
+        return type(a) is type(b) and len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, Mapping):
+        return isinstance(b, Mapping) and a.keys() == b.keys() and all(_same(v, b[k]) for k, v in a.items())
+    return a is b or bool(a == b)

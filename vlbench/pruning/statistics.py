@@ -1,0 +1,206 @@
+"""What calibration knows of a matrix: sums over its inputs, or gradients of the loss; and how the sums are taken.
+
+Sums are mergeable: those of two workers, or of two halves of the samples, added are those of all.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import RunFailed
+from ..nn.attend import Shared
+from ..structure import Block
+
+
+@dataclass
+class Statistics:
+    """square_sum: (in,) over all tokens; samples: batch items; gram: (in, in) sum of x x^T, where it was asked for.
+    gradient, gradient_square: (out, in) means over the samples of the loss's gradient and of its square."""
+
+    square_sum: Tensor
+    samples: int = 0
+    gram: Tensor | None = None
+    gradient: Tensor | None = None
+    gradient_square: Tensor | None = None
+
+    @classmethod
+    def zeros(
+        cls, columns: int, device: torch.device, *, gram: bool = False, dtype: torch.dtype = torch.float64
+    ) -> Statistics:
+        """Nothing seen yet."""
+        square = torch.zeros(columns, dtype=dtype, device=device)
+        return cls(square, 0, torch.zeros(columns, columns, dtype=dtype, device=device) if gram else None)
+
+    @property
+    def norm(self) -> Tensor:
+        """(in,) root of the mean over samples of the tokens' summed squares: Wanda's ||X_j||_2 up to a constant."""
+        return (self.square_sum / max(1, self.samples)).sqrt()
+
+    def add(self, x: Tensor, real: Tensor | None = None) -> None:
+        """Count inputs (..., in). A batch item is one sample, and so is a whole 2-D input, as in Wanda's code. real:
+        (batch, tokens), False = padding."""
+        flat = x.reshape(-1, x.shape[-1]) if real is None else x[real]
+        if self.gram is not None:
+            flat = flat.to(self.gram.dtype)
+            self.gram.addmm_(flat.T, flat)
+        # One pass without a copy in double: the squares are exact, and so is their sum to rounding.
+        norm = torch.linalg.vector_norm(flat, dim=0, dtype=self.square_sum.dtype)
+        self.square_sum += norm.square_()
+        self.samples += x.shape[0] if x.ndim > 2 else 1
+
+    def merge(self, other: Statistics) -> None:
+        """Add what another worker saw."""
+        self.square_sum += other.square_sum.to(self.square_sum.device)
+        if self.gram is not None and other.gram is not None:
+            self.gram += other.gram.to(self.gram.device)
+        for name in ("gradient", "gradient_square"):
+            own, theirs = getattr(self, name), getattr(other, name)
+            if own is not None and theirs is not None:
+                total = max(1, self.samples + other.samples)
+                setattr(self, name, (own * self.samples + theirs.to(own.device) * other.samples) / total)
+        self.samples += other.samples
+
+    def clone(self) -> Statistics:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Statistics(**{k: v.clone() if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+class Collector:
+    """Statistics at the input of each of a block's matrices. Projections of one input (q, k and v of an attention)
+    share one Statistics: they are told apart in the first call in which they see different tensors."""
+
+    def __init__(self, net: nn.Module, block: Block, *, gram: bool, dtype: torch.dtype) -> None:
+        self.names = list(dict.fromkeys(m for site in block.sites for m in site.matrices))
+        self.block = net.get_submodule(block.path)
+        self.modules = {name: net.get_submodule(name.rpartition(".")[0]) for name in self.names}
+        self.found: dict[str, Statistics] = {}
+        shared: dict[int, Statistics] = {}
+        for name in self.names:
+            weight = net.get_parameter(name)
+            columns = weight.shape[1]
+            if columns not in shared:
+                shared[columns] = Statistics.zeros(columns, weight.device, gram=gram, dtype=dtype)
+            self.found[name] = shared[columns]
+        # The inputs of the call that is under way. They are kept until it ends, so that ids stay unique.
+        self._seen: dict[str, list[tuple[Tensor, int]]] = {}
+
+    def note(self, name: str, x: Tensor) -> None:
+        self._seen.setdefault(name, []).append((x.detach(), x._version))
+
+    def flush(self, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> None:
+        """Count the inputs of the call that ended; its arguments say which tokens are padding."""
+        padding = Padding(self.block, args, kwargs or {})
+        counted: dict[tuple[int, tuple[int, ...]], Statistics] = {}
+        for name in self.names:
+            inputs = self._seen.get(name, [])
+            before = self.found[name]
+            key = (id(before), tuple(_identity(x) for x, _ in inputs))
+            if key not in counted:
+                # The first of those that were together keeps the object; others begin with a copy of their past.
+                others = [n for n in self.names if self.found[n] is before and n != name]
+                apart = [n for n in others if tuple(_identity(x) for x, _ in self._seen.get(n, [])) != key[1]]
+                if apart:
+                    rest = before.clone()
+                    for other in apart:
+                        self.found[other] = rest
+                for x, version in inputs:
+                    if x._version != version:
+                        raise RunFailed(f"the input of {name} is changed in place after it is read: not supported.")
+                    before.add(x, padding.real(x))
+                counted[key] = before
+        self._seen = {}
+
+
+def _identity(x: Tensor) -> int:
+    """Detached views of one tensor are other objects on the same memory."""
+    return hash((x.data_ptr(), x.shape, x.stride()))
+
+
+@contextmanager
+def collected(
+    net: nn.Module, block: Block, *, gram: bool = False, dtype: torch.dtype = torch.float64
+) -> Iterator[dict[str, Statistics]]:
+    """Statistics at the input of each of the block's matrices, of every call inside the with-statement."""
+    collector = Collector(net, block, gram=gram, dtype=dtype)
+    hooks: list[Any] = [
+        module.register_forward_pre_hook(lambda _, args, name=name: collector.note(name, args[0]))
+        for name, module in collector.modules.items()
+    ]
+    ends = lambda _, args, kwargs, out: collector.flush(args, kwargs)  # noqa: E731
+    hooks.append(collector.block.register_forward_hook(ends, with_kwargs=True))
+    try:
+        yield collector.found
+        collector.flush()  # calls from outside the block's forward
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class Padding:
+    """Which tokens of a call's inputs are real, as its masks say: a token that no query may see is padding."""
+
+    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self.own: list[Tensor] = []  # (batch, tokens) of the block's own stream
+        self.others: list[tuple[Tensor, Tensor]] = []  # states of another tower, and theirs
+        named = {**_positional(module, args), **kwargs}
+        states = [v for k, v in named.items() if isinstance(v, Tensor) and "encoder_hidden" in k]
+        for name, value in named.items():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(part, Shared) and part.mask is not None:
+                    self.others.append((part.states, part.mask[:, 0, 0, :]))
+                elif isinstance(part, Tensor) and "mask" in name and "head" not in name:
+                    visible = _visible(part)
+                    if "encoder" in name:
+                        self.others += [(s, visible) for s in states]
+                    else:
+                        self.own.append(visible)
+
+    def real(self, x: Tensor) -> Tensor | None:
+        """(batch, tokens) for an input of that shape, or None where all of it is real."""
+        if x.ndim != 3:
+            return None
+        for states, visible in self.others:
+            if states.data_ptr() == x.data_ptr() and states.shape == x.shape:
+                return _fitting(visible, x)
+        found = [
+            mask for mask in self.own if (fitting := _fitting(mask, x)) is not None and fitting.shape == x.shape[:2]
+        ]
+        return _fitting(found[0], x) if found else None
+
+
+def _positional(module: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Positional arguments under their names (transformers hands T5's masks on by position)."""
+    try:
+        names = [p.name for p in inspect.signature(module.forward).parameters.values()]
+    except (TypeError, ValueError):
+        return {}
+    return dict(zip(names, args, strict=False))
+
+
+def _visible(mask: Tensor) -> Tensor:
+    """(batch, tokens), True = some query sees the token, from a mask of any usual shape: (B, K) of ones, booleans, or
+    numbers that are added to logits, (B, 1 or H, Q, K)."""
+    additive = mask.is_floating_point() and mask.ndim > 2
+    seen = mask > -9999.0 if additive else mask > 0
+    return seen.flatten(1, -2).any(1) if seen.ndim > 2 else seen
+
+
+def _fitting(mask: Tensor, x: Tensor) -> Tensor | None:
+    if mask.shape[-1] != x.shape[1] or mask.shape[0] not in (1, x.shape[0]):
+        return None
+    mask = mask.expand(x.shape[0], -1).to(x.device)
+    return None if bool(mask.all()) else mask
+
+
+def refuse_damaged(block: Block, statistics: Mapping[str, Statistics]) -> None:
+    """Raise RunFailed naming the block and matrix whose inputs are not finite."""
+    for name, seen in statistics.items():
+        if not bool(torch.isfinite(seen.square_sum).all()):
+            raise RunFailed(f"the inputs of {name} (block {block.path}) are not finite: weights or data are damaged.")
