@@ -7,12 +7,13 @@ ARGS ?=
 STAMP := $(VENV)/.vlbench-installed
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint types board clean
+.PHONY: help demo test lint types board gpu-check clean
 
 help:
 	@echo "make demo    UPop's row beside the dense model's, on VQAv2 of the mini world"
 	@echo "make test    the test suite (ARGS='tests/nn -x' passes words to pytest, JOBS=4 sets the workers)"
 	@echo "make lint    ruff, make types: mypy --strict, make board: leaderboards against their results"
+	@echo "make gpu-check  what only a machine with a GPU can tell: one table, some minutes (ARGS='--only oom,bf16')"
 	@echo "make clean   remove .venv, build outputs and tool caches (runs/ stays)"
 	@echo "PYTHON=python3.12 chooses the interpreter, VENV=DIR the environment that vlbench is installed into"
 
@@ -32,6 +33,9 @@ types: $(STAMP)
 
 board: $(STAMP)
 	@$(BIN)/vlbench leaderboard --check
+
+gpu-check: $(STAMP)
+	@$(BIN)/python -m tests.benchmarks.gpu_check $(ARGS)
 
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -3,11 +3,12 @@
 The original is CoreNLP 3.4.1's PTBTokenizer with -lowerCase, then a filter of 17 punctuation marks. That filter
 knows "-LRB-" but sees "-lrb-", and knows "?" but not "?!", so that parentheses and doubled marks stay (quirk).
 
-The rules below were found by comparison with the original's answers, and equal them on 80,000 captions and 400,000
-strings made of awkward parts. What differs: letters that Unicode gained after 2012, and accents of some South Asian
-scripts, which the original drops; and that the original reads all captions as one text. There, "a sign that reads
-K." loses its period if the next caption, of whatever image, happens to begin with "The" or "A" (4 captions of
-80,000). Here a caption stands alone, so that a score does not depend on which image comes next.
+The rules below are this module's own; what they must do was taken from the original's answers and, where these left
+it open, from CoreNLP's grammar. They equal it on 80,000 captions and 400,000 strings made of awkward parts. What
+differs: letters that Unicode gained after 2012 and accents of some South Asian scripts, which the original drops; and
+that the original reads all captions as one text. There, "a sign that reads K." loses its period if the next caption,
+of whatever image, happens to begin with "The" or "A" (4 captions of 80,000). Here a caption stands alone, so that a
+score does not depend on which image comes next.
 
 A token is the longest match of any rule where the last one ended; among equals the first rule wins. What a rule
 looks ahead at counts for its length, too. Characters that no rule knows are dropped.

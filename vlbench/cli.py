@@ -29,6 +29,8 @@ app = typer.Typer(
     help="Which pruning method keeps the most quality of a vision-language model for the least cost?\n\n"
     "Words key=value describe the cell (vlbench run method=upop task=vqav2); --flags change only the command.",
 )
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Where the data are, and are they intact?")
+app.add_typer(data_app, name="data")
 Words = Annotated[
     list[str], typer.Argument(metavar="KEY=VALUE", help="key=value words, like task=vqav2 method=upop sparsity=0.5")
 ]
@@ -330,7 +332,7 @@ def new(
 
 @app.command()
 def check(words: Words, runs: Runs = RUNS) -> None:
-    """Of a method its contract, of a model its published numbers: vlbench check method=mine, vlbench check model=NAME."""
+    """Test a method's contract, or a model's published numbers: vlbench check method=mine, or model=NAME limit=1000."""
     from .spec import parse
     from .ui import Screen
 
@@ -357,6 +359,35 @@ def _check_model(given: dict[str, str], runs: Path, screen: Screen) -> None:
         good = good and fine
     if not good:
         raise RunFailed(f"{given['model']} does not score what its card says was published.")
+
+
+@data_app.command("where")
+def data_where(json: Json = False) -> None:
+    """The folders that tasks read, as vlbench.toml and VLBENCH_DATA name them."""
+    from .data.verify import print_where
+
+    print_where(json=json)
+
+
+@data_app.command("verify")
+def data_verify(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="task=NAME,NAME split=NAME,NAME suite=mini; all may be left out"),
+    ] = None,
+    images: Annotated[bool, typer.Option("--images", help="decode every image, too")] = False,
+    json: Json = False,
+) -> None:
+    """Missing files, annotations that do not parse, samples without their images: vlbench data verify task=vqav2."""
+    from .data.verify import print_roots, verify
+    from .spec import parse
+    from .ui import Screen
+
+    with _resumable(), Screen(quiet=json) as screen:
+        roots = verify(parse(words or []), screen, images=images)
+    print_roots(roots, json=json)
+    if bad := [root.name for root in roots if not root.intact]:
+        raise RunFailed(f"not intact: {', '.join(bad)}.")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from .errors import UserError, did_you_mean
 from .leaderboard.statistics import interval
 from .plugins import Entry, table
 from .record import Interval, Record, unpack_scores
-from .resolve import resolve
 from .run import Runner, refuse_unwritable
 from .ui import Screen
 
@@ -151,4 +150,3 @@ def _causes(entry: Entry, record: Record, words: Mapping[str, str]) -> list[str]
 
 def _checkpoint(entry: Entry) -> str:
     return f"{entry.facts['checkpoint']} at revision {entry.facts.get('revision', 'main')}"
-

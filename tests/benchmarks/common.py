@@ -1,4 +1,4 @@
-"""What the benchmarks share: models of real size with random weights, rendered photographs, a clock for both devices."""
+"""What the benchmarks share: models of real size with random weights, rendered photographs and a clock."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ class Bench:
         for place, name in zip(places, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), strict=True):
             words[place] = name
         (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
-        BertTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(folder)  # CLIP's finds no vocab.txt
+        BertTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(
+            folder
+        )  # CLIP's finds no vocab.txt
         return folder
 
     def text(self, tokens: int, seed: int) -> str:
@@ -99,7 +101,7 @@ class Bench:
         return TINY if self.tiny else FULL
 
     def photographs(self, count: int, size: Size = (480, 640)) -> list[Path]:
-        """JPEG files of that many pixels; COCO's size unless told. Equal counts give equal files."""
+        """The first JPEG files of that size, COCO's unless told; the same in every run."""
         size = (48, 64) if self.tiny else size
         folder = self.folder / "photographs-{}x{}".format(*size)
         folder.mkdir(exist_ok=True)

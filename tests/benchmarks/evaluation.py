@@ -299,9 +299,7 @@ def matches(model: Any, work: Slice, read: Reader) -> list[Any]:
     scores = (logits + similar).float().cpu()
     owner = np.repeat(np.arange(len(states)), [len(s.texts) for s in work.samples])
     of_images, of_texts = ranks(scores, scores, owner)
-    return [
-        {"text_rank": int(rank), "image_ranks": of_texts[owner == i].tolist()} for i, rank in enumerate(of_images)
-    ]
+    return [{"text_rank": int(rank), "image_ranks": of_texts[owner == i].tolist()} for i, rank in enumerate(of_images)]
 
 
 def _text_features(model: Any, ids: list[list[int]]) -> Tensor:

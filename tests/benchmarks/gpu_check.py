@@ -34,8 +34,8 @@ from tests.benchmarks.evaluation import (
     Reader,
     Slice,
     Told,
-    compare,
     coco_retrieval,
+    compare,
     equal,
     run_loop,
     slice_of,
@@ -45,7 +45,7 @@ from vlbench.nn.attend import Shared
 from vlbench.pruning.masks import keep_n_of_m
 
 BUDGET = 540.0  # seconds: a check that would begin later is not begun
-WIDTHS = (30, 66, 34, 3)
+WIDTHS = (32, 66, 26, 3)
 # Samples of what is reported.
 SPLITS = {
     "vqav2": 214_354, "coco_caption": 5_000, "coco_retrieval": 5_000, "flickr30k_retrieval": 1_000, "nlvr2": 6_967,
@@ -107,25 +107,29 @@ def _tf32_in_the_loop(bench: Bench) -> dict[str, bool]:
     """What the loop computes with in precision=fp32, asked while it does."""
     found: dict[str, bool] = {}
 
-    def encode(images: Tensor, of: Callable[[Tensor], Any]) -> Any:
+    def ask(*_: Any) -> None:
         found["products"] = torch.backends.cuda.matmul.allow_tf32
         found["convolutions"] = torch.backends.cudnn.allow_tf32
-        return of(images)
 
-    with _encoding(bench.model(CARDS["imagenet"]), encode):
+    with _before(bench.model(CARDS["imagenet"]), "encode", ask):
         run_loop(bench, SLICES["imagenet"](bench, 4))
     return found
 
 
 @contextmanager
-def _encoding(model: Any, encode: Callable[[Tensor, Callable[[Tensor], Any]], Any]) -> Iterator[None]:
-    """encode(images, the model's own encode) in its place."""
-    own = model.encode
-    model.encode = lambda images: encode(images, own)
+def _before(model: Any, method: str, look: Callable[..., None]) -> Iterator[None]:
+    """look(the arguments) before each call of a method."""
+    own = getattr(model, method)
+
+    def both(*arguments: Any) -> Any:
+        look(*arguments)
+        return own(*arguments)
+
+    setattr(model, method, both)
     try:
         yield
     finally:
-        del model.encode
+        delattr(model, method)
 
 
 # bf16 against fp32 ---------------------------------------------------------------------------------------------------
@@ -149,8 +153,10 @@ def _drift(bench: Bench, name: str, work: Slice) -> Row:
     exact, rough = (_scores(bench, work, precision) for precision in PRECISIONS)
     largest, spread = float((exact - rough).abs().max()), float(exact.std())
     typical = float((exact - rough).square().mean().sqrt()) / spread
-    told = f"{equal(*said):.1%} equal; scores: {largest:.2g} apart at most, {typical:.3f} typically"
-    return Row(f"bf16 {name}", f"{told} (spread {spread:.2g})", f"typically <= {DRIFT} of the spread", typical <= DRIFT)
+    told = (
+        f"{equal(*said):.1%} equal; scores {largest:.2g} apart at most (spread {spread:.2g}, rms {typical:.1%} of it)"
+    )
+    return Row(f"bf16 {name}", told, f"rms <= {DRIFT:.0%} of the spread", typical <= DRIFT)
 
 
 def _scores(bench: Bench, work: Slice, precision: Precision) -> Tensor:
@@ -166,9 +172,8 @@ def _batch(bench: Bench, work: Slice) -> Batch:
     read = Reader(bench, bench.model(work.cards).card.image)
     paths = {path: i for i, path in enumerate(dict.fromkeys(p for s in work.samples for p in s.images))}
     images: Any = [read(path) for path in paths]
-    if read.spec.resize == "keep":  # windows of one size: the scores of a pixel do not tell how it was cut
-        side = read.spec.size
-        images = [F.pad(image[:, :side, :side], (0, 0, 0, 0)) for image in images]
+    if read.spec.resize == "keep":
+        images = [image[:, : read.spec.size, : read.spec.size] for image in images]  # one window of each
     owner = torch.tensor([[paths[p] for p in s.images] for s in work.samples], device=bench.device)
     gallery = [text for s in work.samples for text in s.texts]
     pairs = {s.id: torch.arange(len(gallery)) for s in work.samples}
@@ -218,7 +223,7 @@ def published(bench: Bench) -> Iterator[Row]:
             # Ranks and pixels are thousands, of which some are as near as the last bit: float32 adds in other orders.
             share = 0.99 if name in ("coco_retrieval", "ade20k") else 1.0
             ok = found.equal >= share and (bench.tiny or found.ratio > 1)
-            yield Row(f"published loop {name}", told, f"{share:.0%} equal, slower than ours", ok)
+            yield Row(f"published loop {name}", told, f"{share:.0%} equal, > 1 x", ok)
         except Exception as error:
             yield failed(f"published loop {name}", error)
         bench.drop()
@@ -228,28 +233,29 @@ def published(bench: Bench) -> Iterator[Row]:
 
 
 def out_of_memory(bench: Bench) -> Iterator[Row]:
-    for name in ("imagenet", "vqav2"):
+    for name, size in (("imagenet", 256), ("vqav2", 64)):
         try:
-            yield from _backs_off(bench, name, SLICES[name](bench, amount(bench, 256)))
+            yield from _backs_off(bench, name, amount(bench, size))
         except Exception as error:
             yield failed(f"out of memory {name}", error)
         bench.drop()
 
 
-def _backs_off(bench: Bench, name: str, work: Slice) -> Iterator[Row]:
-    size = 4 if bench.tiny else 128
+def _backs_off(bench: Bench, name: str, size: int) -> Iterator[Row]:
+    """Two batches of `size` where the first does not fit, against the same where it does."""
+    work = SLICES[name](bench, 2 * size)
     run_loop(bench, work, batch_size=size)  # libraries take what they keep
     held = _held(bench)
     plain, peak = _peak(bench, lambda: run_loop(bench, work, batch_size=size))
     room = int((peak - held) * 0.6)
-    with _room(bench, work, held + room):
+    with _room(bench, work, held + room, size):
         found, most = _peak(bench, lambda: run_loop(bench, work, batch_size=size))
     same = equal(plain.predictions, found.predictions)
     told = f"{same:.2%} equal; backed_off {found.backed_off}"
     if bench.cuda:
-        told += f"; {_gb(most - held)} of {_gb(peak - held)}"
+        told += f"; {_gb(most - held)} where it takes {_gb(peak - held)}"
     ok = same == 1 and found.backed_off and not plain.backed_off and most <= held + room
-    yield Row(f"out of memory {name}", told, "100% equal, True, in 60% of the room", ok)
+    yield Row(f"out of memory {name}", told, "100% equal, True, 60%", ok)
     if bench.cuda:
         left = _held(bench) - held
         free = torch.cuda.memory_reserved(bench.device) - held
@@ -258,19 +264,15 @@ def _backs_off(bench: Bench, name: str, work: Slice) -> Iterator[Row]:
 
 
 @contextmanager
-def _room(bench: Bench, work: Slice, limit: int) -> Iterator[None]:
-    """No more than `limit` bytes of the GPU. On the CPU, where no limit can be set, the model refuses the first batch
-    and whatever is as large."""
+def _room(bench: Bench, work: Slice, limit: int, size: int) -> Iterator[None]:
+    """No more than `limit` bytes of the GPU. On the CPU, where none can be set: no more than 60 % of `size` samples."""
     if not bench.cuda:
-        largest: list[int] = []
 
-        def encode(images: Tensor, of: Callable[[Tensor], Any]) -> Any:
-            largest.append(len(images))
-            if len(images) == largest[0]:
+        def refuse(states: Any, batch: Batch) -> None:
+            if len(batch.samples) > 0.6 * size:
                 raise torch.OutOfMemoryError("as if it did not fit")
-            return of(images)
 
-        with _encoding(bench.model(work.cards), encode):
+        with _before(bench.model(work.cards), work.task.capability, refuse):
             yield
         return
     torch.cuda.empty_cache()  # what is cached counts
@@ -337,12 +339,10 @@ def _typical(bench: Bench, work: Slice, precision: Precision) -> tuple[Told, int
     run_loop(bench, work, precision)
     others = _held(bench) - sum(p.nbytes for p in bench.model(work.cards).net.parameters())
     runs = [_peak(bench, lambda: run_loop(bench, work, precision)) for _ in range(1 if bench.tiny else 2)]
-    for told, _ in runs:
-        told.predictions  # noqa: B018 - raises where a sample failed
-        if told.backed_off:
-            raise RuntimeError("it ran out of memory")
+    if any(told.backed_off or not told.predictions for told, _ in runs):
+        raise RuntimeError("it ran out of memory")
     found, peak = min(runs, key=lambda run: run[0].seconds)
-    return found, peak - others
+    return found, peak - others if bench.cuda else 0
 
 
 def _row(name: str, precision: Precision, total: float, peak: int) -> Row:
@@ -378,9 +378,8 @@ def _compiled(bench: Bench, label: str, model: Any) -> Iterator[Row]:
         own = model.encode(images).float()
     drift = float((found - own).norm() / own.norm())
     rates = f"{count / plain:.0f} images/s, compiled {count / after:.0f} ({plain / after:.2f} x)"
-    told = f"{rates}, {drift:.3f} apart"
-    yield Row(f"torch.compile {label}", told, "<= 0.05 apart, no slower (0.95 x)", drift <= 0.05
-              and (bench.tiny or plain / after >= 0.95))  # fmt: skip
+    torch._dynamo.reset()  # it holds the model
+    yield Row(f"torch.compile {label}", f"{rates}, {drift:.3f} apart", "<= 0.05 apart", drift <= 0.05)
     yield Row(f"compiling {label}", f"{first - after:.1f} s")
 
 
@@ -399,7 +398,7 @@ def against_timm(bench: Bench) -> Iterator[Row]:
     theirs = _timm_rate(bench, size)
     waits = ours.phases["decode"] / ours.seconds
     told = f"{rate:.0f} images/s (waits for files {waits:.0%}), timm {theirs:.0f} ({rate / theirs:.2f} x)"
-    yield Row("DeiT-S against timm's loop", told, "no slower (0.95 x)", judged(bench, rate / theirs >= 0.95))
+    yield Row("DeiT-S against timm's loop", told, ">= 0.95 x", judged(bench, rate / theirs >= 0.95))
 
 
 def _timm_rate(bench: Bench, size: int) -> float:
@@ -509,7 +508,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vlbench-gpu-check-") as folder:
         bench = Bench(torch.device("cpu" if told.cpu else "cuda"), Path(folder), told.tiny)
-        print("  ".join(f"{h:{w}}" for h, w in zip(("check", "measured", "wanted", "ok"), WIDTHS, strict=True)).rstrip())
+        print(
+            "  ".join(f"{h:{w}}" for h, w in zip(("check", "measured", "wanted", "ok"), WIDTHS, strict=True)).rstrip()
+        )
         found = []
         for row in rows(bench, names):
             print(row, flush=True)

@@ -64,6 +64,9 @@ RECORDED = {
     "e.g. i.e. a.m. U.S. U.S u.s.a. Ph.D.": "e.g. i.e. a.m. u.s. u.s u.s.a. ph.d.",
     "Mr. Smith of St. Louis Inc. etc. vs. No. 5 no. five": "mr. smith of st. louis inc. etc. vs. no. 5 no five",
     "Mass. mass. Ill. ill. Oct. sat. fig. 3 fig. x": "mass. mass ill. ill oct. sat fig. 3 fig x",
+    "Sfc. Msgr. mlle. supt. attys. Bancorp. bhd. natl. mfg. MFG. pty. pp. 3": (
+        "sfc. msgr. mlle. supt. attys. bancorp. bhd. natl. mfg. mfg pty. pp. 3"
+    ),
     "vitamin C. b. x.": "vitamin c. b. x.",
     "It is a. The end": "it is a the end",
     "end.Next sentence.Then road!a etc.A": "end.next sentence.then road!a etc. a",

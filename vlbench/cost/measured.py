@@ -111,9 +111,10 @@ def _print(found: Sequence[tuple[Record, dict[str, Any]]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = Table("run", box=None, pad_edge=False, header_style="bold")
-    for name in ("p50 ms", "p95 ms", "", "samples/s", "batch", "", "MB at 1", "MB at batch"):
-        columns.add_column(name, justify="right")
+    columns = Table(box=None, pad_edge=False, header_style="bold")
+    columns.add_column("run", overflow="fold")
+    for name in ("p50 ms", "p95 ms", "", "samples/s", "batch", "", "MB at 1", "at batch"):
+        columns.add_column(name, justify="right", no_wrap=True)
     first = found[0][1]
     for record, entry in found:
         latency, rate, memory = entry["latency_ms"], entry["throughput"], entry["memory_mb"]
@@ -132,5 +133,4 @@ def _print(found: Sequence[tuple[Record, dict[str, Any]]]) -> None:
     console.print("±: half the interquartile range. Memory: " + first["memory_is"], style="dim", highlight=False)
     capabilities = dict.fromkeys(table("tasks").get(record.task).facts["capability"] for record, _ in found)
     for capability in capabilities:
-        console.print(f"{capability}: {STATED[capability].inferred}", style="dim", highlight=False)
-
+        console.print(f"{capability}: {STATED[capability].inferred}", style="dim", highlight=False, soft_wrap=True)

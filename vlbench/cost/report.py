@@ -136,7 +136,7 @@ def print_costs(words: Mapping[str, str], *, json: bool) -> None:
     console = Console()
     console.print(columns)
     for capability, sample in dict.fromkeys((one.capability, one.sample) for one in found):
-        console.print(f"{capability}: {sample}, teacher-forced", highlight=False, style="dim")
+        console.print(f"{capability}: {sample}", highlight=False, style="dim", soft_wrap=True)
     for name, why in skipped.items():
         console.print(f"{name} is left out: {why}", highlight=False, markup=False, style="dim")
 

@@ -141,17 +141,17 @@ def _segment(model: Model, count: int, train: bool) -> Batch:
 
 
 STATED: dict[str, Stated] = {
-    "classify": Stated("one image", "one image", _classify),
+    "classify": Stated(*["one image"] * 2, _classify),
     "segment": Stated("one window", "an image of one window, one scale, not flipped", _segment),
     "caption": Stated(
-        f"one image, one caption of {CAPTION} tokens",
+        f"one image, one caption of {CAPTION} tokens, teacher-forced",
         f"one image, a caption of {CAPTION} tokens written with 3 beams",
         _caption,
     ),
     "judge": Stated(*[f"two images, one sentence of {SENTENCE} tokens"] * 2, _judge),
     "answer": Stated(
-        f"one image, one question of {QUESTION} tokens, one answer of {ANSWER}",
-        f"one image, one question of {QUESTION} tokens, {RANKED} of {CANDIDATES:,} answers of {CANDIDATE} tokens ranked",
+        f"one image, one question of {QUESTION} tokens, one answer of {ANSWER}, teacher-forced",
+        f"one image, one question of {QUESTION} tokens, {RANKED} of {CANDIDATES:,} answers ranked, {CANDIDATE} tokens each",
         _answer,
     ),
     "match": Stated(

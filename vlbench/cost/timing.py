@@ -26,7 +26,9 @@ from .stated import STATED, infer
 
 GAIN = 1.05  # a doubled batch that is not so much faster a sample is the last one
 LARGEST = 4096  # samples a batch
-SHARE = 0.4  # of the free memory that a batch may take before a doubled one is not tried (a CPU kills, and tells nobody)
+SHARE = (
+    0.4  # of the free memory that a batch may take before a doubled one is not tried (a CPU kills, and tells nobody)
+)
 
 Report = Callable[[str, int, int], None]
 
@@ -119,9 +121,7 @@ def _saturated(model: Model, capability: str, how: How, floor: float | None, rep
     return {**{k: round(v, 4) if isinstance(v, float) else v for k, v in best.items()}, "ended_by": ended}
 
 
-def _timed(
-    model: Model, capability: str, count: int, how: How, patience: Patience
-) -> tuple[list[float], float | None]:
+def _timed(model: Model, capability: str, count: int, how: How, patience: Patience) -> tuple[list[float], float | None]:
     """Seconds of each pass of one batch, and the peak of memory in MB. Raises RunFailed where it does not fit."""
     with _told_when_full(how.device):
         batch = STATED[capability].make(model, count, False)

@@ -63,7 +63,7 @@ class LocalExecutor:
     def close(self) -> None:
         for slot in self._slots:
             slot.stop()
-        for slot in self._slots:
+        for _ in self._slots:
             self._todo.put(None)
         end = time.monotonic() + GRACE
         for slot in self._slots:

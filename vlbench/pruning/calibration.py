@@ -7,6 +7,7 @@ blocks get the position bias that block 0 computed (relative output error 0.37 o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from typing import Any, Literal
 
 import torch
@@ -48,29 +49,27 @@ def calibrate(
     room = room or Room.here(device)
     done, total = 0, sum(len(tower.blocks) for tower in structure.towers)
     finished: list[Finished] = []
-    for tower in structure.towers:
-        first = min(len(tower.blocks), max(0, skip - done))
-        done += first
-        if first == len(tower.blocks):
-            continue
-        last = tower is structure.towers[-1]
-        hidden = Activations(device, room)
-        calls = capture_tower(net, structure, tower, first, runs, finished, hidden)
-        for index, block in enumerate(tower.blocks[first:]):
-            at = {(number, i): call for number, run in enumerate(calls) for i, call in enumerate(run[index])}
-            if not at:
-                raise RunFailed(f"the task's loss never calls {block.path}, so that nothing is known of its inputs.")
-            with collected(net, block, gram=gram, dtype=dtype) as statistics:
-                _forward(net, block, at, hidden, keep=propagate == "dense")
-            refuse_damaged(block, statistics)
-            prune(block, statistics)
-            if propagate == "pruned" and not (last and index + 1 == len(tower.blocks) - first):
-                _forward(net, block, at, hidden, keep=True)
-            done += 1
-            progress(done, total)
-        finished.append(Finished(tower, hidden))
-    for one in finished:
-        one.outputs.close()
+    with ExitStack() as stack:
+        for tower in structure.towers:
+            first = min(len(tower.blocks), max(0, skip - done))
+            done += first
+            if first == len(tower.blocks):
+                continue
+            hidden = stack.enter_context(closing(Activations(device, room)))
+            calls = capture_tower(net, structure, tower, first, runs, finished, hidden)
+            for index, block in enumerate(tower.blocks[first:]):
+                at = {(number, i): call for number, run in enumerate(calls) for i, call in enumerate(run[index])}
+                if not at:
+                    raise RunFailed(f"the task's loss never calls {block.path}: nothing is known of its inputs.")
+                with collected(net, block, gram=gram, dtype=dtype) as statistics:
+                    _forward(net, block, at, hidden, keep=propagate == "dense")
+                refuse_damaged(block, statistics)
+                prune(block, statistics)
+                done += 1
+                if propagate == "pruned" and done < total:
+                    _forward(net, block, at, hidden, keep=True)
+                progress(done, total)
+            finished.append(Finished(tower, hidden))
 
 
 def collect(

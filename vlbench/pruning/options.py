@@ -113,8 +113,8 @@ class SampledOptions(ScoreOptions):
     statistics: Literal["float64", "float32"] = Field("float64", description="precision in which sums are kept")
     allocation: Literal["uniform", "ecoflap", "ecoflap-zeroth"] = Field(  # type: ignore[assignment]
         "uniform",
-        description="uniform: one ratio everywhere; global: one ranking over the model, see group; ecoflap: a ratio for "
-        "each block, by |weight * gradient|; ecoflap-zeroth: by differences of the loss, two passes a matrix",
+        description="uniform: one ratio everywhere; global: one ranking over the model, see group; ecoflap: a ratio "
+        "for each block, by |weight * gradient|; ecoflap-zeroth: by differences of the loss, two passes a matrix",
     )
     allocation_samples: int = Field(32, ge=1, description="ecoflap: how many of the samples give the gradients")
 

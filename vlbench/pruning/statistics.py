@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -68,8 +68,10 @@ class Statistics:
         self.samples += other.samples
 
     def clone(self) -> Statistics:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Statistics(**{k: v.clone() if isinstance(v, Tensor) else v for k, v in values.items()})
+        """A copy that goes its own way."""
+        tensors = (self.gram, self.gradient, self.gradient_square)
+        gram, gradient, square = (None if t is None else t.clone() for t in tensors)
+        return Statistics(self.square_sum.clone(), self.samples, gram, gradient, square)
 
 
 class Collector:
@@ -156,7 +158,7 @@ class Padding:
                 if isinstance(part, Shared) and part.mask is not None:
                     self.others.append((part.states, part.mask[:, 0, 0, :]))
                 elif isinstance(part, Tensor) and "mask" in name and "head" not in name:
-                    visible = _visible(part)
+                    visible = _visible(part, between=name == "attn_mask")
                     if "encoder" in name:
                         self.others += [(s, visible) for s in states]
                     else:
@@ -184,12 +186,14 @@ def _positional(module: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
     return dict(zip(names, args, strict=False))
 
 
-def _visible(mask: Tensor) -> Tensor:
-    """(batch, tokens), True = some query sees the token, from a mask of any usual shape: (B, K) of ones, booleans, or
-    numbers that are added to logits, (B, 1 or H, Q, K)."""
-    additive = mask.is_floating_point() and mask.ndim > 2
-    seen = mask > -9999.0 if additive else mask > 0
-    return seen.flatten(1, -2).any(1) if seen.ndim > 2 else seen
+def _visible(mask: Tensor, *, between: bool) -> Tensor:
+    """(batch, tokens), True = some query sees the token, from a mask of any usual shape: (B, K) of ones or booleans;
+    (Q, K) that is added to logits, or is `between` tokens by its name; (B, 1 or H, Q, K) of booleans or added."""
+    added = mask.is_floating_point() and (mask.ndim > 2 or bool((mask < 0).any()))
+    seen = mask > -9999.0 if added else mask > 0
+    if seen.ndim > 2:
+        return seen.flatten(1, -2).any(1)
+    return seen.any(0, keepdim=True) if added or between else seen
 
 
 def _fitting(mask: Tensor, x: Tensor) -> Tensor | None:

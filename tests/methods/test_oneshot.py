@@ -1,0 +1,175 @@
+"""Random, Taylor, OBD and magnitude: their formulas, their patterns, and where the target goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.pruning.toy import ToyJob, pruner, random_blocks, zeros
+from vlbench.errors import RunFailed, UserError
+from vlbench.plugins import table
+from vlbench.pruning.gates import Gates
+from vlbench.pruning.gradients import gradients
+
+NAMES = ("magnitude", "random", "wanda", "sparsegpt", "taylor", "obd")
+
+
+def toy(folder: Path, seed: int = 0, **towers: int) -> ToyJob:
+    net, structure = random_blocks((16, 12), (16, 12), (16, 8), towers=towers or None)
+    return ToyJob(net, structure, torch.randn(8, 3, 16, generator=torch.Generator().manual_seed(1)), folder, seed)
+
+
+def words(name: str) -> dict[str, Any]:
+    options = table("methods").get(name).load().Options.model_fields
+    return {"calibration_samples": 8} if "calibration_samples" in options else {}
+
+
+def apply(job: ToyJob, name: str, **more: Any) -> ToyJob:
+    torch.manual_seed(job.seed)
+    pruner(name, **words(name), **more).apply(job)
+    return job
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("sparsity", [0.5, 0.7, "2:4"])
+def test_every_method_makes_every_pattern(tmp_path: Path, name: str, sparsity: Any) -> None:
+    job = apply(toy(tmp_path), name, sparsity=sparsity)
+    for matrix, mask in job.state.masks.items():
+        weight = job.model.net.get_parameter(matrix)
+        assert torch.equal(weight == 0, ~mask)
+        if sparsity == "2:4":
+            assert bool((mask.view(-1, 4).sum(1) == 2).all())
+        else:
+            assert float((~mask).float().mean()) == pytest.approx(sparsity, abs=1 / mask.shape[1])
+    if name not in ("sparsegpt",):
+        cut = apply(toy(tmp_path / "cut"), name, sparsity=0.5, pattern="structured")
+        assert [p.shape[0] for p in cut.model.net.parameters()] == [6, 16, 6, 16, 4, 16]
+
+
+def test_random_follows_the_seed(tmp_path: Path) -> None:
+    same = [apply(toy(tmp_path / str(i), seed), "random").state.masks for i, seed in enumerate((0, 0, 1))]
+    assert all(torch.equal(same[0][n], same[1][n]) for n in same[0])
+    assert not any(torch.equal(same[0][n], same[2][n]) for n in same[0])
+
+
+def test_taylor_of_a_unit_is_the_gradient_of_its_gate(tmp_path: Path) -> None:
+    job = toy(tmp_path)
+    method, net = pruner("taylor", **words("taylor")), job.model.net
+    batch = job.calibration(8, 8)[0]
+    seen = gradients(net, list(job.structure.matrices), [(lambda: job.loss(batch), 8)])
+    gates = Gates(net, job.structure)
+    job.loss(batch).backward()
+    wanted = gates.take()
+    gates.remove()
+    for site in job.structure.sites:
+        found = method.importance(net, site, seen)
+        assert torch.allclose(found, wanted[site.name].abs(), rtol=1e-5, atol=1e-9)
+
+
+def test_taylor_and_obd_are_their_formulas(tmp_path: Path) -> None:
+    job = toy(tmp_path)
+    net, name = job.model.net, "1.fc2.weight"
+    grads: list[Tensor] = []
+    for batch in job.calibration(8, 1):
+        net.zero_grad()
+        job.loss(batch).backward()
+        grads.append(net.get_parameter(name).grad.double().clone())  # type: ignore[union-attr]
+    weight = net.get_parameter(name).detach().double()
+    net.zero_grad()
+    for method, score in (("taylor", (weight * sum(grads) / 8).abs()), ("obd", weight**2 * sum(g**2 for g in grads) / 8)):
+        done = apply(toy(tmp_path / method), method, sparsity=0.5)
+        lowest = score.flatten().argsort()[: score.numel() // 2]
+        mask = torch.ones(score.numel(), dtype=torch.bool)
+        mask[lowest] = False
+        assert torch.equal(done.state.masks[name], mask.view_as(score)), method
+
+
+def test_the_mean_gradient_does_not_depend_on_batches(tmp_path: Path) -> None:
+    masks = [apply(toy(tmp_path / str(b)), "taylor", gradient_batch=b).state.masks for b in (1, 3, 8)]
+    assert all(torch.equal(masks[0][n], other[n]) for other in masks[1:] for n in masks[0])
+
+
+def test_gradients_leave_no_trace(tmp_path: Path) -> None:
+    job = toy(tmp_path)
+    first = next(job.model.net.parameters())
+    first.requires_grad_(False)
+    before = {k: v.clone() for k, v in job.model.net.state_dict().items()}
+    gradients(job.model.net, ["1.fc1.weight"], [(lambda: job.loss(job.calibration(2)[0]), 2)])
+    assert all(p.grad is None for p in job.model.net.parameters())
+    assert [p.requires_grad for p in job.model.net.parameters()] == [False] + [True] * 5
+    assert all(torch.equal(v, before[k]) for k, v in job.model.net.state_dict().items())
+
+
+def test_a_gradient_that_is_not_finite_is_told(tmp_path: Path) -> None:
+    job = toy(tmp_path)
+    job.inputs = job.inputs * float("inf")
+    with pytest.raises(RunFailed, match=r"gradient of 0\.fc1\.weight is not finite"):
+        apply(job, "obd")
+
+
+def test_groups_rank_where_they_say(tmp_path: Path) -> None:
+    """A tower of small weights loses more than its share where the model is ranked as one, and no more by tower."""
+    found = {}
+    for group in ("matrix", "tower", "model"):
+        job = toy(tmp_path / group, vision=1, text=2)
+        job.model.net.get_parameter("0.fc1.weight").data.mul_(0.1)
+        apply(job, "magnitude", group=group)
+        found[group] = zeros(job.model.net, job.structure)
+    assert set(found["matrix"].values()) == {0.5}
+    assert found["tower"]["0.fc1.weight"] == 1.0
+    assert found["tower"]["0.fc2.weight"] == 0.0
+    assert found["model"]["0.fc1.weight"] > 0.9
+    sizes = {n: s[0] * s[1] for n, s in job.structure.matrices.items()}
+    assert sum(found["model"][n] * sizes[n] for n in sizes) == int(0.5 * sum(sizes.values()))
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "structured"])
+@pytest.mark.parametrize("name", ["magnitude", "wanda", "taylor"])
+def test_towers_have_their_ratios(tmp_path: Path, name: str, pattern: str) -> None:
+    """vision=0 leaves vision alone, bit for bit."""
+    job = toy(tmp_path, vision=1, text=2)
+    before = job.model.net.get_parameter("0.fc1.weight").detach().clone()
+    size = job.structure.size
+    apply(job, name, pattern=pattern, vision=0, language=0.5)
+    assert torch.equal(job.model.net.get_parameter("0.fc1.weight"), before)
+    left = sum(int(p.count_nonzero()) for p in job.model.net.parameters())
+    assert size - left == 0.5 * (2 * 12 * 16 + 2 * 8 * 16)
+
+
+@pytest.mark.parametrize("allocation", ["ecoflap", "ecoflap-zeroth"])
+def test_ecoflap_moves_ratios_and_keeps_the_target(tmp_path: Path, allocation: str) -> None:
+    job = apply(toy(tmp_path), "wanda", allocation=allocation, sparsity=0.5)
+    found = zeros(job.model.net, job.structure)
+    sizes = {n: s[0] * s[1] for n, s in job.structure.matrices.items()}
+    told = job.state.log["wanda"]["ratios"]
+    assert len({round(found[f"{i}.fc1.weight"], 2) for i in range(3)}) > 1
+    assert all(abs(found[n] - told[n]) < 1 / 8 for n in sizes)  # a row's count is whole
+    assert sum(told[n] * sizes[n] for n in sizes) == pytest.approx(0.5 * sum(sizes.values()), abs=1)
+    assert max(told.values()) <= 0.6 + 1e-9
+
+
+def test_damaged_inputs_and_missing_samples_are_told(tmp_path: Path) -> None:
+    job = toy(tmp_path)
+    job.inputs = job.inputs * float("nan")
+    with pytest.raises(RunFailed, match=r"the inputs of 0\.fc1\.weight \(block 0\) are not finite"):
+        apply(job, "wanda")
+
+
+@pytest.mark.parametrize("name", ["magnitude", "wanda", "sparsegpt", "obd"])
+def test_widths_without_the_pattern_are_refused_before_anything(tmp_path: Path, name: str) -> None:
+    net, structure = random_blocks((16, 6))
+    job = ToyJob(net, structure, torch.randn(2, 3, 16), tmp_path)
+    with pytest.raises(UserError, match=r"divisible by 4; these are not: 0\.fc2\.weight \(6 columns\)"):
+        pruner(name, sparsity="2:4").apply(job)
+    assert job.losses == 0
+
+
+def test_a_pattern_the_method_has_not_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = pruner("magnitude", pattern="structured")
+    monkeypatch.setattr(type(method), "patterns", ("unstructured",))
+    with pytest.raises(UserError, match="magnitude does not make pattern=structured: it makes unstructured"):
+        method.apply(toy(tmp_path))

@@ -1,0 +1,140 @@
+"""Wanda and its published variants, run as methods, against the originals' masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.pruning.toy import ToyJob, pruner, random_blocks, two_blocks
+
+PARTS = [(i, part) for i in (0, 1) for part in ("fc1", "fc2")]
+
+
+def run(arrays: Any, folder: Path, method: Any, towers: dict[str, int] | None = None) -> ToyJob:
+    net, structure = two_blocks(arrays, towers)
+    job = ToyJob(net, structure, torch.from_numpy(arrays["X"]).view(16, 8, 64), folder)
+    method.apply(job)
+    return job
+
+
+@pytest.mark.parametrize(("pattern", "sparsity"), [("u50", 0.5), ("2of4", "2:4")])
+def test_wanda_code_equals_the_original_over_two_blocks(shared: Path, tmp_path: Path, pattern: str, sparsity: Any) -> None:
+    arrays = np.load(shared / "oracles" / "pruners" / f"mlp2_sequential_{pattern}.npz")
+    job = run(arrays, tmp_path, pruner("wanda", "wanda-code", sparsity=sparsity, calibration_samples=16))
+    for i, part in PARTS:
+        found = job.model.net.get_parameter(f"{i}.{part}.weight")
+        assert torch.equal(found, torch.from_numpy(arrays[f"wanda_b{i}_{part}"]))
+
+
+@pytest.mark.parametrize(("pattern", "sparsity"), [("u50", 0.5), ("2of4", "2:4")])
+def test_magnitude_of_wandas_code(shared: Path, tmp_path: Path, pattern: str, sparsity: Any) -> None:
+    arrays = np.load(shared / "oracles" / "pruners" / f"mlp2_sequential_{pattern}.npz")
+    job = run(arrays, tmp_path, pruner("magnitude", "wanda-code", sparsity=sparsity))
+    for i, part in PARTS:
+        found = job.model.net.get_parameter(f"{i}.{part}.weight")
+        assert torch.equal(found, torch.from_numpy(arrays[f"mag_b{i}_{part}"]))
+
+
+@pytest.mark.parametrize(("pattern", "sparsity"), [("u50", 0.5), ("2of4", "2:4")])
+@pytest.mark.parametrize(("propagate", "key"), [("pruned", "plain"), ("dense", "lora")])
+def test_ressa_code_equals_the_original(
+    shared: Path, tmp_path: Path, propagate: str, key: str, pattern: str, sparsity: Any
+) -> None:
+    """Its vision pruner: whole matrices, strictly below the threshold, with both propagations."""
+    arrays = np.load(shared / "oracles" / "pruners" / f"ressa_vit_wanda_{pattern}.npz")
+    method = pruner("wanda", "ressa-code", sparsity=sparsity, calibration_samples=16, propagate=propagate)
+    job = run(arrays, tmp_path, method, {"vision": 2})
+    for i, part in PARTS:
+        wanted = torch.from_numpy(arrays[f"{key}_keep_b{i}_{part}"])
+        assert torch.equal(job.state.masks[f"{i}.{part}.weight"], wanted)
+
+
+def test_the_language_tower_of_those_recipes_is_compared_by_rows(tmp_path: Path) -> None:
+    net, structure = random_blocks((16, 12), (16, 12), towers={"vision": 1, "text": 1})
+    job = ToyJob(net, structure, torch.randn(8, 3, 16, generator=torch.Generator().manual_seed(1)), tmp_path)
+    pruner("wanda", "ressa-code", calibration_samples=8).apply(job)
+    by_row = {name: mask.sum(1).unique() for name, mask in job.state.masks.items()}
+    assert [len(by_row[f"{i}.fc1.weight"]) == 1 for i in (0, 1)] == [False, True]
+    exact = {n: int((~m).sum()) for n, m in job.state.masks.items()}
+    assert exact["0.fc1.weight"] == 96  # without ties "<" takes exactly int(size * sparsity)
+
+
+@pytest.mark.parametrize("pattern", ["u50", "2of4", "4of8"])
+def test_ties_and_zeros(shared: Path, tmp_path: Path, pattern: str) -> None:
+    """Of equal scores the left one goes. The code's topk leaves their order open: where masks differ, scores tie."""
+    arrays = np.load(shared / "oracles" / "pruners" / "ties_8x8.npz")
+    weight, inputs = torch.from_numpy(arrays["W"]), torch.from_numpy(arrays["X"])
+    sparsity: Any = 0.5 if pattern == "u50" else pattern.replace("of", ":")
+    from vlbench.pruning.statistics import Statistics
+
+    seen = Statistics.zeros(8, weight.device)
+    seen.add(inputs)
+    for name, key in (("wanda", "wanda"), ("magnitude", "mag")):
+        method = pruner(name, "wanda-code", sparsity=sparsity)
+        score = method.score(weight, seen)
+        from vlbench.pruning.masks import Keep
+
+        keep = Keep(0.5, method.options.group, method.options.rule, method.options.n_m)(score)
+        theirs = torch.from_numpy(arrays[f"{key}_{pattern}_W"])
+        ours = weight * keep
+        if pattern == "u50":
+            assert torch.equal(ours, theirs)
+            continue
+        m = method.options.n_m[1]
+        sort = lambda w: w.abs().view(-1, m).sort(1).values  # noqa: E731
+        assert torch.allclose(sort(ours), sort(theirs), atol=1e-6)  # the same weights up to ties
+
+
+def test_a_killed_calibration_goes_on_after_the_last_block(tmp_path: Path) -> None:
+    inputs = torch.randn(6, 3, 16, generator=torch.Generator().manual_seed(1))
+
+    def job(folder: Path) -> ToyJob:
+        net, structure = random_blocks((16, 12), (16, 8), (16, 12), (16, 12), towers={"vision": 2, "text": 2})
+        return ToyJob(net, structure, inputs, folder)
+
+    for name, words in (("wanda", {}), ("sparsegpt", {}), ("wanda", {"propagate": "dense", "group": "model"})):
+        folder = tmp_path / f"{name}{len(words)}"
+        whole = job(folder / "whole")
+        pruner(name, calibration_samples=6, **words).apply(whole)
+        method, seen = pruner(name, calibration_samples=6, **words), []
+        broken = job(folder / "broken")
+        plain = broken.progress
+
+        def progress(what: str, done: int, total: int, text: str = "", seen: list[int] = seen, plain: Any = plain) -> None:
+            seen.append(done)
+            if done == 3:
+                raise KeyboardInterrupt
+            plain(what, done, total, text)
+
+        broken.progress = progress  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            method.apply(broken)
+        again = job(folder / "broken")
+        blocks: list[int] = []
+        again.progress = lambda what, done, total, text="", blocks=blocks: blocks.append(done)  # type: ignore[method-assign]
+        pruner(name, calibration_samples=6, **words).apply(again)
+        assert blocks == [4]
+        for key, value in whole.model.net.state_dict().items():
+            assert torch.equal(again.model.net.state_dict()[key], value)
+
+
+def test_structured_wanda_cuts_what_it_silenced(tmp_path: Path) -> None:
+    """The next block has seen what the cut model computes, and widths follow the target."""
+    net, structure = random_blocks((16, 12), (16, 12))
+    job = ToyJob(net, structure, torch.randn(6, 3, 16, generator=torch.Generator().manual_seed(1)), tmp_path)
+    pruner("wanda", pattern="structured", sparsity=0.5, calibration_samples=6).apply(job)
+    assert [tuple(p.shape) for p in job.model.net.parameters()] == [(6, 16), (16, 6)] * 2
+    assert job.state.pattern == "structured"
+    first = job.state.cuts[0].sites["mlp.0"][1]
+    fresh, _ = random_blocks((16, 12), (16, 12))
+    x = job.inputs
+    hidden = torch.relu(fresh[0].fc1(x))  # type: ignore[index]
+    score = [
+        (fresh[0].fc1.weight.abs() * x.reshape(-1, 16).norm(dim=0)).square().sum(1),  # type: ignore[index]
+        (fresh[0].fc2.weight.abs() * hidden.reshape(-1, 12).norm(dim=0)).square().sum(0),  # type: ignore[index]
+    ]
+    assert sorted((score[0] + score[1]).topk(6).indices.tolist()) == first
