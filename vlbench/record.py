@@ -164,13 +164,14 @@ def _pack_rows(table: NDArray[np.float64]) -> bytes:
     rows, index = np.unique(table, axis=0, return_inverse=True)
     width = 1 if len(rows) < 256 else 4
     head = np.array([rows.shape[0], rows.shape[1], width], dtype="<u4").tobytes()
-    return bytes(head + rows.astype("<f8").tobytes() + index.reshape(-1).astype(f"<u{width}").tobytes())
+    parts: list[bytes] = [head, rows.astype("<f8").tobytes(), index.reshape(-1).astype(f"<u{width}").tobytes()]
+    return b"".join(parts)
 
 
 def _pack_columns(table: NDArray[np.float64]) -> bytes:
     whole = (table == table.round()).all(axis=0) & (np.abs(table).max(axis=0, initial=0) < 2**31)
-    columns = [c.astype("<i4" if w else "<f4").tobytes() for c, w in zip(table.T, whole, strict=True)]
-    return np.array([*table.shape, 0], dtype="<u4").tobytes() + whole.tobytes() + b"".join(columns)
+    columns: list[bytes] = [c.astype("<i4" if w else "<f4").tobytes() for c, w in zip(table.T, whole, strict=True)]
+    return b"".join([np.array([*table.shape, 0], dtype="<u4").tobytes(), whole.tobytes(), *columns])
 
 
 def unpack_scores(text: str) -> NDArray[np.float64]:

@@ -40,7 +40,7 @@ CLIP = ("clip-vit-b16", "clip-mini")
 FULL = (30522, (0, 100, 101, 102, 103), 1000)  # bert-base-uncased
 TINY = (53, (0, 1, 2, 3, 4), 5)  # the mini world's
 DISTINCT = 128  # photographs that are rendered; others are links to them, which are decoded like any file
-GRAIN = 7.0  # grey levels: makes a photograph of ImageNet's size as large a file as those are, 0.1 MB
+GRAIN = 12.0  # grey levels: makes a photograph of ImageNet's size as large a file as those are, 0.1 MB
 
 
 @dataclass

@@ -78,7 +78,7 @@ class Row:
 
 def amount(bench: Bench, count: int) -> int:
     """So many samples, and of tiny models a handful."""
-    return min(count, 6) if bench.tiny else count
+    return min(count, 4) if bench.tiny else count
 
 
 def judged(bench: Bench, ok: bool) -> bool | None:

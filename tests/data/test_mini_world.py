@@ -35,7 +35,7 @@ SMALL_COCO = (
     karpathy.CaptionSplit("train", "train2014", 4, first_image_id=1),
 )
 SMALL_FLICKR = (karpathy.CaptionSplit("test", "flickr30k-images", 7, first_image_id=3_000_000_001),)
-SMALL_NLVR = (nlvr2.NlvrSplit("train", "train", 12, 2), nlvr2.NlvrSplit("dev", "val", 2, 2))
+SMALL_NLVR = (nlvr2.NlvrSplit("train", "train", 12, 3), nlvr2.NlvrSplit("dev", "val", 2, 2))
 SMALL_ADE = (ade20k.AdeSplit("training", "ADE_train", "train", 12), ade20k.AdeSplit("validation", "ADE_val", "val", 5))
 
 
@@ -60,7 +60,7 @@ SMALL: dict[str, tuple[Callable[[Writer], None], str]] = {
         lambda writer: karpathy.write_splits(writer, "flickr30k", SMALL_FLICKR),
         "7f3571a7f576ea4f6d5deccae723dcf249e8ce59d741089b7bf5a2266aab393a",
     ),
-    "nlvr2": (write_small_nlvr, "3700cb847c70bfa87549d450dbe67c92bc9b8e789f7ae6224119514e065dc31f"),
+    "nlvr2": (write_small_nlvr, "8dc3e73775c0d8984031915479d9f66c6cadf500e052def292be0a73550f65b2"),
     "ade20k": (
         lambda writer: ade20k.write_splits(writer, SMALL_ADE),
         "ee2f9ee3c96edf7adb80a0e236976eacd2a97328dbec316544cf86a7e25832e2",

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from tests.pruning.toy import ToyJob, pruner, random_blocks, two_blocks
+from vlbench.pruning.masks import Keep
+from vlbench.pruning.statistics import Statistics
 
 PARTS = [(i, part) for i in (0, 1) for part in ("fc1", "fc2")]
 
@@ -22,7 +24,9 @@ def run(arrays: Any, folder: Path, method: Any, towers: dict[str, int] | None = 
 
 
 @pytest.mark.parametrize(("pattern", "sparsity"), [("u50", 0.5), ("2of4", "2:4")])
-def test_wanda_code_equals_the_original_over_two_blocks(shared: Path, tmp_path: Path, pattern: str, sparsity: Any) -> None:
+def test_wanda_code_equals_the_original_over_two_blocks(
+    shared: Path, tmp_path: Path, pattern: str, sparsity: Any
+) -> None:
     arrays = np.load(shared / "oracles" / "pruners" / f"mlp2_sequential_{pattern}.npz")
     job = run(arrays, tmp_path, pruner("wanda", "wanda-code", sparsity=sparsity, calibration_samples=16))
     for i, part in PARTS:
@@ -69,24 +73,19 @@ def test_ties_and_zeros(shared: Path, tmp_path: Path, pattern: str) -> None:
     arrays = np.load(shared / "oracles" / "pruners" / "ties_8x8.npz")
     weight, inputs = torch.from_numpy(arrays["W"]), torch.from_numpy(arrays["X"])
     sparsity: Any = 0.5 if pattern == "u50" else pattern.replace("of", ":")
-    from vlbench.pruning.statistics import Statistics
-
     seen = Statistics.zeros(8, weight.device)
     seen.add(inputs)
     for name, key in (("wanda", "wanda"), ("magnitude", "mag")):
         method = pruner(name, "wanda-code", sparsity=sparsity)
         score = method.score(weight, seen)
-        from vlbench.pruning.masks import Keep
-
         keep = Keep(0.5, method.options.group, method.options.rule, method.options.n_m)(score)
         theirs = torch.from_numpy(arrays[f"{key}_{pattern}_W"])
         ours = weight * keep
         if pattern == "u50":
             assert torch.equal(ours, theirs)
             continue
-        m = method.options.n_m[1]
-        sort = lambda w: w.abs().view(-1, m).sort(1).values  # noqa: E731
-        assert torch.allclose(sort(ours), sort(theirs), atol=1e-6)  # the same weights up to ties
+        in_groups = [w.abs().view(-1, method.options.n_m[1]).sort(1).values for w in (ours, theirs)]
+        assert torch.allclose(*in_groups, atol=1e-6)  # the same weights up to ties
 
 
 def test_a_killed_calibration_goes_on_after_the_last_block(tmp_path: Path) -> None:
@@ -104,7 +103,9 @@ def test_a_killed_calibration_goes_on_after_the_last_block(tmp_path: Path) -> No
         broken = job(folder / "broken")
         plain = broken.progress
 
-        def progress(what: str, done: int, total: int, text: str = "", seen: list[int] = seen, plain: Any = plain) -> None:
+        def progress(
+            what: str, done: int, total: int, text: str = "", seen: list[int] = seen, plain: Any = plain
+        ) -> None:
             seen.append(done)
             if done == 3:
                 raise KeyboardInterrupt

@@ -11,40 +11,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.nn.test_kinds import adopted, every_kind, kinds
+from tests.pruning.toy import random_blocks, two_blocks
 from vlbench.data.images import ImageStore
 from vlbench.data.mini import mini_root
 from vlbench.errors import RunFailed
 from vlbench.job import Job
 from vlbench.plugins import table
-from vlbench.pruning.calibration import Statistics, calibrate, collected
-from vlbench.pruning.masks import apply_masks, keep_fraction, keep_n_of_m
-from vlbench.structure import Block, Structure, Tower, ffn_site
+from vlbench.pruning.activations import Room
+from vlbench.pruning.calibration import Statistics, calibrate, collect, collected
+from vlbench.pruning.capture import Activations, capture_all, capture_tower
+from vlbench.pruning.masks import Keep, apply_masks, keep_fraction, keep_n_of_m
+from vlbench.structure import Block, Structure
 from vlbench.weights import locate
-
-
-class Residual(nn.Module):
-    """x + fc2(relu(fc1 x)), without biases: the originals' toy block."""
-
-    def __init__(self, up: Tensor, down: Tensor) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(64, 48, bias=False), nn.Linear(48, 64, bias=False)
-        self.fc1.weight.data, self.fc2.weight.data = up.clone(), down.clone()
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.fc2(torch.relu(self.fc1(x)))
-        return out
-
-
-def two_blocks(arrays: Mapping[str, np.ndarray]) -> tuple[nn.Module, Structure]:
-    def weight(key: str) -> Tensor:
-        return torch.from_numpy(arrays[key])
-
-    net = nn.Sequential(*(Residual(weight(f"b{i}_fc1"), weight(f"b{i}_fc2")) for i in (0, 1)))
-    blocks = []
-    for i in (0, 1):
-        site = ffn_site(net, f"mlp.{i}", modality="language", up=f"{i}.fc1", down=f"{i}.fc2", activation=torch.relu)
-        blocks.append(Block(str(i), (site,)))
-    return net, Structure((Tower("mlp", tuple(blocks)),))
 
 
 def walk(arrays: Mapping[str, np.ndarray], choose, propagate: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # type: ignore[no-untyped-def]
@@ -99,23 +78,130 @@ def test_inputs_that_are_not_finite_are_named() -> None:
         walk(arrays, lambda score: score > 0, "pruned")
 
 
-def test_dense_statistics_equal_those_of_plain_runs(tmp_path: Path) -> None:
-    """On BLIP with shared states: what the walk sees block by block is what hooks see in whole forward passes."""
+@pytest.fixture
+def vqa(tmp_path: Path) -> Job:
+    """BLIP with shared states, on the mini world."""
     cls = table("models").get("blip-vqa-mini").load()
     card = next(c for c in cls.cards if c.name == "blip-vqa-mini")
     model = cls.open(card, locate(card.checkpoint, card.revision, {}))
     task_class = table("tasks").get("vqav2").load()
     task = task_class(mini_root("vqav2"), task_class.Options())
-    job = Job(model, task, seed=0, folder=tmp_path, store=ImageStore(card.image))
-    runs = [partial(job.loss, batch) for batch in job.calibration(6, 1)]
-    structure = model.structure()
+    return Job(model, task, seed=0, folder=tmp_path, store=ImageStore(card.image))
+
+
+def test_dense_statistics_equal_those_of_plain_runs(vqa: Job) -> None:
+    """What the walk sees block by block is what hooks see in whole forward passes."""
+    runs = [partial(vqa.loss, batch) for batch in vqa.calibration(6, 1)]
+    structure = vqa.structure
     every = Block("", structure.sites)
-    with collected(model.net, every) as wanted, torch.no_grad():
+    with collected(vqa.model.net, every) as wanted, torch.no_grad():
         for run in runs:
             run()
-    seen: dict[str, Statistics] = {}
-    calibrate(model.net, structure, runs, lambda _, found: seen.update(found), propagate="dense")
+    seen = collect(vqa.model.net, structure, runs)
     assert list(seen) == list(structure.matrices)
     for name, found in seen.items():
         assert found.samples == wanted[name].samples > 0
         assert torch.allclose(found.square_sum, wanted[name].square_sum, rtol=1e-4)
+
+
+def test_batches_with_padding_give_the_statistics_of_single_samples(vqa: Job) -> None:
+    """Questions of four lengths in one batch; the decoder reads their padded states."""
+    single, batched = (
+        collect(vqa.model.net, vqa.structure, [partial(vqa.loss, b) for b in vqa.calibration(8, size)])
+        for size in (1, 4)
+    )
+    for name, seen in batched.items():
+        assert seen.samples == single[name].samples
+        assert torch.allclose(seen.square_sum, single[name].square_sum, rtol=1e-4), name
+
+
+def one_by_one(net: nn.Module, structure: Structure, runs: list, prune) -> None:  # type: ignore[no-untyped-def, type-arg]
+    """The plain walk: before each block the whole model is run anew, and its inputs are read off."""
+    for tower in structure.towers:
+        for block in tower.blocks:
+            with collected(net, block) as seen, torch.no_grad():
+                for run in runs:
+                    run()
+            prune(block, seen)
+
+
+@every_kind
+def test_the_walk_equals_running_the_model_anew_before_each_block(kind: kinds.Kind) -> None:
+    """For every attention kind, pruning half of each matrix on the way. The short captures must change nothing."""
+    found = []
+    for walk in (one_by_one, calibrate):
+        net = adopted(kind)
+        masks: dict[str, Tensor] = {}
+
+        def prune(
+            _: Block, seen: Mapping[str, Statistics], net: nn.Module = net, masks: dict[str, Tensor] = masks
+        ) -> None:
+            for name, one in seen.items():
+                score = net.get_parameter(name).detach().abs() * one.norm
+                masks[name] = keep_fraction(score, 0.5, "row")
+            apply_masks(net, {name: masks[name] for name in seen})
+
+        walk(net, kind.structure(net), [lambda net=net: kind.run(net)] * 2, prune)
+        found.append(masks)
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_captures_do_not_run_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first run blocks only hand on; a model whose blocks tell one another more is run as it is."""
+    net, structure = random_blocks((8, 6), (8, 6), towers={"vision": 1, "text": 1})
+    calls: list[int] = []
+    net[1].fc1.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[index]
+    runs = [lambda: net(torch.ones(1, 2, 8))] * 5
+    hidden = Activations(torch.device("cpu"), Room(0, 1e9))
+    capture_tower(net, structure, structure.towers[0], 0, runs, [], hidden)
+    assert len(calls) == 1
+    inner = type(net[0])
+    odd = inner.forward
+    monkeypatch.setattr(inner, "forward", lambda self, x: (odd(self, x), 1))
+    monkeypatch.setattr(type(net), "forward", lambda self, x: self[1](self[0](x)[0])[0])
+    calls.clear()
+    captured = capture_tower(net, structure, structure.towers[0], 0, runs, [], hidden)
+    assert len(calls) == 5
+    assert [len(run[0]) for run in captured] == [1] * 5
+    assert len(capture_all(net, structure.towers[0].blocks, runs[0])[0]) == 1
+
+
+def test_many_targets_from_one_calibration() -> None:
+    """With dense propagation, one walk's statistics give every target and pattern."""
+    inputs = [torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+
+    def walk(keep: Keep | None) -> dict[str, Tensor]:
+        net, structure = random_blocks((16, 16), (16, 16))
+        runs = [lambda x=x: net(x) for x in inputs]
+        found: dict[str, Tensor] = {}
+
+        def prune(_: Block, seen: Mapping[str, Statistics]) -> None:
+            assert keep is not None
+            found.update({n: keep(net.get_parameter(n).detach().abs() * s.norm.float()) for n, s in seen.items()})
+
+        calibrate(net, structure, runs, prune, propagate="dense")
+        return found
+
+    net, structure = random_blocks((16, 16), (16, 16))
+    once = collect(net, structure, [lambda x=x: net(x) for x in inputs])
+    for keep in (*(Keep(s, "row") for s in (0.5, 0.6, 0.7)), Keep(0.5, n_m=(2, 4)), Keep(0.5, n_m=(4, 8))):
+        alone = walk(keep)
+        for name, mask in alone.items():
+            assert torch.equal(mask, keep(net.get_parameter(name).detach().abs() * once[name].norm.float()))
+
+
+def test_activations_on_disk_change_nothing(tmp_path: Path) -> None:
+    inputs = [torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    found = []
+    for room in (Room(0, 1e9), Room(0, 500, tmp_path)):
+        net, structure = random_blocks((16, 12), (16, 12), towers={"vision": 1, "text": 1})
+        found.append(collect(net, structure, [lambda net=net, x=x: net(x) for x in inputs], room=room))
+    assert all(torch.equal(s.square_sum, found[1][n].square_sum) for n, s in found[0].items())
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_a_block_that_is_never_called_is_told() -> None:
+    net, structure = random_blocks((16, 12), (16, 12), towers={"vision": 1, "text": 1})
+    with pytest.raises(RunFailed, match="the task's loss never calls 1: nothing is known"):
+        calibrate(net, structure, [lambda: net[0](torch.ones(1, 2, 16))], lambda *_: None)  # type: ignore[index]

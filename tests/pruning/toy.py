@@ -31,27 +31,35 @@ class Residual(nn.Module):
         return out
 
 
-def chain_of(weights: list[tuple[Tensor, Tensor]], towers: Mapping[str, int] | None = None) -> tuple[nn.Module, Structure]:
+def chain_of(
+    weights: list[tuple[Tensor, Tensor]], towers: Mapping[str, int] | None = None
+) -> tuple[nn.Module, Structure]:
     """Residual blocks in a row. towers: name -> how many of them; a tower called vision is of that modality."""
     net = nn.Sequential(*(Residual(up, down) for up, down in weights))
     found, number = [], 0
     for name, count in (towers or {"mlp": len(weights)}).items():
         modality, blocks = ("vision" if name == "vision" else "language"), []
         for i in range(number, number + count):
-            site = ffn_site(net, f"{name}.{i}", modality=modality, up=f"{i}.fc1", down=f"{i}.fc2", activation=torch.relu)
+            site = ffn_site(
+                net, f"{name}.{i}", modality=modality, up=f"{i}.fc1", down=f"{i}.fc2", activation=torch.relu
+            )
             blocks.append(Block(str(i), (site,)))
         number += count
         found.append(Tower(name, tuple(blocks)))
     return net, Structure(tuple(found))
 
 
-def two_blocks(arrays: Mapping[str, np.ndarray], towers: Mapping[str, int] | None = None) -> tuple[nn.Module, Structure]:
+def two_blocks(
+    arrays: Mapping[str, np.ndarray], towers: Mapping[str, int] | None = None
+) -> tuple[nn.Module, Structure]:
     """The recorded model of mlp2_sequential_* and ressa_*."""
     pairs = [tuple(torch.from_numpy(arrays[f"b{i}_{part}"]) for part in ("fc1", "fc2")) for i in (0, 1)]
     return chain_of(pairs, towers)  # type: ignore[arg-type]
 
 
-def random_blocks(*sizes: tuple[int, int], towers: Mapping[str, int] | None = None, seed: int = 0) -> tuple[nn.Module, Structure]:
+def random_blocks(
+    *sizes: tuple[int, int], towers: Mapping[str, int] | None = None, seed: int = 0
+) -> tuple[nn.Module, Structure]:
     """sizes: (width, hidden) of every block; the widths are equal."""
     rng = torch.Generator().manual_seed(seed)
     pairs = [(torch.randn(h, w, generator=rng) / w**0.5, torch.randn(w, h, generator=rng) / h**0.5) for w, h in sizes]
@@ -69,7 +77,10 @@ class ToyJob(Job):
 
     def calibration(self, count: int, batch_size: int = 32) -> list[Any]:
         parts = self.inputs[:count].split(batch_size)
-        return [SimpleNamespace(x=x, samples=[SimpleNamespace(id=f"{n}.{i}") for i in range(len(x))]) for n, x in enumerate(parts)]
+        return [
+            SimpleNamespace(x=x, samples=[SimpleNamespace(id=f"{n}.{i}") for i in range(len(x))])
+            for n, x in enumerate(parts)
+        ]
 
     def loss(self, batch: Any) -> Tensor:
         self.losses += 1

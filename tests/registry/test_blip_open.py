@@ -75,8 +75,8 @@ def test_configuration_is_read_off_the_tensors(name: str, tmp_path: Path) -> Non
     found = cls.config_of(real, shapes_of(name, changed), tmp_path)
     assert found["vision_config"] == large
     assert found["text_config"] == {**text, **ids}
-    assert found.get("image_text_hidden_size", 99) == 99
-    assert found.get("merge_from", 3) == 3
+    told = {"blip-nlvr": {"merge_from": 3}, "blip-retrieval-coco": {"image_text_hidden_size": 99}}
+    assert found.items() >= told.get(name, {}).items()
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -96,8 +96,6 @@ def test_mini_configurations_build(name: str) -> None:
     cls, real = card_of(name)
     config = cls.architecture(real)
     folder = Path(table("models").get(name).file).parent / "mini" / name
-    if not (folder / "tokenizer.json").is_file():
-        pytest.skip(f"{name} has no tokenizer yet")
     model = cls.build(real, config, folder)
     assert model.net.config.text_config.vocab_size == model.enc + 1
     assert model.net.config.vision_config.image_size == real.image.size

@@ -38,12 +38,12 @@ def with_blank(entry: Entry, work: Callable[[Model], T]) -> T:
         try:
             return work(_build(family, card, config, folder, "meta"))
         except (NotImplementedError, RuntimeError, TypeError, ValueError):
-            with _NoProducts():
+            with _NoProducts():  # type: ignore[no-untyped-call]
                 return work(_build(family, card, config, folder, "cpu"))
 
 
 def _build(family: Any, card: Card, config: dict[str, Any], folder: Path, device: str) -> Model:
-    with torch.device(device), _NoRandom():
+    with torch.device(device), _NoRandom():  # type: ignore[no-untyped-call]
         model: Model = family.build(card, config, folder)
     model.net.eval()
     return model

@@ -140,23 +140,21 @@ def _segment(model: Model, count: int, train: bool) -> Batch:
     return _batch(model, _samples(count), list(windows), _one_image_each(count), options=options)
 
 
+_PAIR = f"two images, one sentence of {SENTENCE} tokens"
+_MATCHED = f"one image, one text of {CAPTION} tokens: both embedded, and the pair matched where the model does that"
 STATED: dict[str, Stated] = {
-    "classify": Stated(*["one image"] * 2, _classify),
+    "classify": Stated("one image", "one image", _classify),
     "segment": Stated("one window", "an image of one window, one scale, not flipped", _segment),
     "caption": Stated(
         f"one image, one caption of {CAPTION} tokens, teacher-forced",
         f"one image, a caption of {CAPTION} tokens written with 3 beams",
         _caption,
     ),
-    "judge": Stated(*[f"two images, one sentence of {SENTENCE} tokens"] * 2, _judge),
+    "judge": Stated(_PAIR, _PAIR, _judge),
     "answer": Stated(
         f"one image, one question of {QUESTION} tokens, one answer of {ANSWER}, teacher-forced",
-        f"one image, one question of {QUESTION} tokens, {RANKED} of {CANDIDATES:,} answers ranked, {CANDIDATE} tokens each",
+        f"one image, one question of {QUESTION} tokens, {RANKED} of {CANDIDATES:,} answers of {CANDIDATE} ranked",
         _answer,
     ),
-    "match": Stated(
-        *[f"one image, one text of {CAPTION} tokens: both embedded, and the pair matched where the model does that"]
-        * 2,
-        _match,
-    ),
+    "match": Stated(_MATCHED, _MATCHED, _match),
 }

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from ..cell import open_cell
 from ..evaluation.loop import Evaluator
@@ -36,17 +37,23 @@ from .pretrain import pretrain_vision
 
 
 class Recipe(Schedule):
-    """recipe.json: the schedule, and what it is trained on. init_std: of all matrices at the start (the libraries'
-    0.02 is made for width 768; at width 64 learning takes 2.5 times as long with it). vision_from: a mini model whose
-    image encoder is taken over (its heads share it). vision_steps: steps in which the vision tower first learns to
-    name the object on each patch. frozen_steps: steps after that in which it stays as it
-    is: trained together from the start, the text's first gradients undo what it has learned."""
+    """recipe.json: the schedule, and what it is trained on.
+
+    init_std: of all matrices at the start (the libraries' 0.02 is made for width 768; at width 64 learning takes 2.5
+    times as long with it). start_from: a mini model whose parameters are taken over where names and shapes agree, words
+    by their text; start_part: those whose names begin so; rename: part of a name there -> what it is called here, in
+    one or two places. vision_steps: steps in which the vision tower first learns to name the object on each patch.
+    frozen_steps: steps after that in which it stays as it is: trained together from the start, the text's first
+    gradients undo what it has learned.
+    """
 
     task: str
     seed: int = 0
     per_image: int = Field(4, ge=1)
     init_std: float = Field(0.1, gt=0)
-    vision_from: str = ""
+    start_from: str = ""
+    start_part: str = ""
+    rename: dict[str, list[str]] = {}
     vision_steps: int = Field(0, ge=0)
     frozen_steps: int = Field(0, ge=0)
     frozen_lr: float = Field(2e-3, gt=0)
@@ -67,7 +74,7 @@ def train(name: str, screen: Screen) -> Path:
     torch.manual_seed(recipe.seed)
     model: Model = cls.build(card, config, folder)
     initialise(model.net, recipe.init_std)
-    _take_over(model, recipe.vision_from)
+    _take_over(model, folder, recipe)
     _pretrain(model, recipe, screen)
     cell = open_cell(resolve({"task": recipe.task, "model": name, "checkpoint": str(folder)}))
     store = ImageStore(card.image)
@@ -127,14 +134,42 @@ def encoder_parameters(model: Model) -> frozenset[str]:
     return used
 
 
-def _take_over(model: Model, source: str) -> None:
-    """Copy the image encoder of another mini model."""
-    if not source:
+def _take_over(model: Model, folder: Path, recipe: Recipe) -> None:
+    """Start from another mini model, as recipe.start_from says. What it does not have stays as it was drawn."""
+    if not recipe.start_from:
         return
-    theirs, own, shared = read_weights(folder_of(source)), dict(model.net.named_parameters()), encoder_parameters(model)
+    source = folder_of(recipe.start_from)
+    own = dict(model.net.named_parameters())
     with torch.no_grad():
-        for name in shared:
-            own[name].copy_(theirs[name])
+        for key, value in read_weights(source).items():
+            if not key.startswith(recipe.start_part):
+                continue
+            for name in _renamed(key, recipe.rename):
+                if name.endswith("word_embeddings.weight") and name in own:
+                    _take_words(own[name], value, _words(folder), _words(source))
+                elif name in own and own[name].shape == value.shape:
+                    own[name].copy_(value)
+
+
+def _renamed(key: str, rename: Mapping[str, Sequence[str]]) -> list[str]:
+    """What a parameter is called here, without regard to `rename` where it says nothing of it."""
+    for part, places in rename.items():
+        if part in key:
+            return [key.replace(part, place) for place in places]
+    return [key]
+
+
+def _words(folder: Path) -> dict[str, int]:
+    """Word -> number, of a tokenizer in a model folder."""
+    found: dict[str, int] = read_json(folder / "tokenizer.json")["model"]["vocab"]
+    return found
+
+
+def _take_words(own: nn.Parameter, theirs: Tensor, words: Mapping[str, int], known: Mapping[str, int]) -> None:
+    """The rows of the words that both have, and of BLIP's two special ones, which come last."""
+    for word in words.keys() & known.keys():
+        own[words[word]] = theirs[known[word]]
+    own[-2:] = theirs[-2:]
 
 
 def _pretrain(model: Model, recipe: Recipe, screen: Screen) -> None:
@@ -194,7 +229,8 @@ On the select split (cut from train, not trained on):
 def _stages(recipe: Recipe) -> str:
     """What came before the last stage."""
     vision = f"{recipe.vision_steps} steps in which every patch names its object, " if recipe.vision_steps else ""
-    vision = f"image encoder taken over from {recipe.vision_from}, " if recipe.vision_from else vision
+    if recipe.start_from:
+        vision = f"started from {recipe.start_from}{' (' + recipe.start_part + '*)' if recipe.start_part else ''}, "
     frozen = f"{recipe.frozen_steps} steps on the task with the image encoder frozen, " if recipe.frozen_steps else ""
     return f"{vision}{frozen}{'then ' if vision or frozen else ''}"
 

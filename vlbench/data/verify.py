@@ -117,7 +117,7 @@ def verify(words: Mapping[str, str], screen: Screen, *, images: bool) -> list[Ro
     if words.get("suite", "full") not in ("mini", "full"):
         raise UserError(f"suite={words['suite']} should be mini or full.")
     if words.get("suite") == "mini":
-        return [_mini(entry.name, screen) for entry in _built(entries, names)]
+        return [_mini(world, tasks, screen) for world, tasks in _worlds(entries, names).items()]
     splits = _known_splits(words["split"].split(","), entries) if "split" in words else ()
     groups: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
@@ -253,33 +253,38 @@ def _some(items: Sequence[object]) -> str:
 
 
 def _mini_folder() -> Path:
-    from .mini import WORLD_VERSION, cache_folder
+    from .mini import cache_folder
+    from .writer import WORLD_VERSION
 
     return cache_folder() / f"mini-v{WORLD_VERSION}"
 
 
-def _built(entries: Sequence[Entry], names: Sequence[str]) -> list[Entry]:
-    """The tasks that the mini world has data for. Raises UserError where one was named that it has none for."""
-    from .mini import BUILDERS
+def _worlds(entries: Sequence[Entry], names: Sequence[str]) -> dict[str, list[str]]:
+    """World -> its tasks. Raises UserError where a task was named that suite=mini has no data for."""
+    from .mini import WORLDS
 
-    if lacking := [name for name in names if name not in BUILDERS]:
-        raise UserError(f"suite=mini has no data for task={lacking[0]}. {did_you_mean(lacking[0], BUILDERS)}")
-    return [entry for entry in entries if entry.name in BUILDERS]
+    if lacking := [name for name in names if name not in WORLDS]:
+        raise UserError(f"suite=mini has no data for task={lacking[0]}. {did_you_mean(lacking[0], WORLDS)}")
+    found: dict[str, list[str]] = defaultdict(list)
+    for entry in entries:
+        if entry.name in WORLDS:
+            found[WORLDS[entry.name]].append(entry.name)
+    return found
 
 
-def _mini(name: str, screen: Screen) -> Root:
+def _mini(world: str, tasks: list[str], screen: Screen) -> Root:
     """Build it anew beside itself, which checks the pinned digest, and compare every file."""
     from .mini import BUILDERS
 
-    folder = _mini_folder() / name
-    report = Split(name, "all")
-    root = Root(f"mini/{name}", str(folder), [name], asked=False)
+    folder = _mini_folder() / world
+    report = Split(world, "all")
+    root = Root(f"mini/{world}", str(folder), tasks, asked=False)
     if not folder.is_dir():
         root.folder = ""
         return root
-    with tempfile.TemporaryDirectory(prefix=f".{name}-verify-", dir=folder.parent) as draft:
-        new = Path(draft) / name
-        BUILDERS[name](new, screen.building)
+    with tempfile.TemporaryDirectory(prefix=f".{world}-verify-", dir=folder.parent) as draft:
+        new = Path(draft) / world
+        BUILDERS[world](new, screen.building)
         wanted, found = _below(new), _below(folder)
         differing = [path for path in wanted if path in found and not _same(new / path, folder / path)]
     root.images = report.images = sum(path.suffix.lower() in DRAWN for path in wanted)
@@ -301,7 +306,7 @@ def _below(folder: Path) -> set[Path]:
 
 
 def _same(new: Path, old: Path) -> bool:
-    """Equal bytes; of a picture, equal but for what versions of libjpeg differ by."""
+    """Equal bytes; of a picture equal pixels, of a JPEG but for what versions of libjpeg differ by."""
     if new.read_bytes() == old.read_bytes():
         return True
     if new.suffix.lower() not in DRAWN:
@@ -312,7 +317,8 @@ def _same(new: Path, old: Path) -> bool:
         a, b = decode(new).int(), decode(old).int()
     except OSError:
         return False
-    return a.shape == b.shape and int((a - b).abs().max()) <= ALIKE
+    most = 0 if new.suffix.lower() == ".png" else ALIKE
+    return a.shape == b.shape and int((a - b).abs().max()) <= most
 
 
 # Telling -----------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def tower_ratios(structure: Structure, options: ScoreOptions) -> dict[str, float
     sizes = structure.tower_sizes()
     rest = [tower.name for tower in structure.towers if tower.name not in given]
     if not rest:
-        return _agreed(given, sizes, target)
+        return _agreed(given, sizes, options)
     if options.budget == "parameters":
         left = target * structure.size - sum(ratio * sizes[name] for name, ratio in given.items())
         ratio = left / sum(sizes[name] for name in rest)
@@ -59,15 +59,29 @@ def _named(structure: Structure, ratios: Mapping[str, float]) -> dict[str, float
     return {t: ratios[t] if t in ratios else ratios[m] for t, m in towers.items() if t in ratios or m in ratios}
 
 
-def _agreed(given: Mapping[str, float], sizes: Mapping[str, int], target: float) -> dict[str, float]:
-    """All towers have their ratio: the target must be what they come to, by either budget."""
-    pruned = [ratio for ratio in given.values() if ratio > 0]
-    mean = sum(pruned) / max(1, len(pruned))
+def _agreed(given: Mapping[str, float], sizes: Mapping[str, int], options: ScoreOptions) -> dict[str, float]:
+    """All towers have their ratio: the target must be what they come to, by either budget. (A modality's ratio counts
+    once in the mean that stands for a target that was left out, however many towers it has.)"""
+    told, target = options.tower_ratios, options.fraction
     share = sum(ratio * sizes[name] for name, ratio in given.items()) / sum(sizes.values())
-    if min(abs(target - mean), abs(target - share)) > NEAR:
-        told = " ".join(f"{name}={ratio:g}" for name, ratio in given.items())
+    mean = _mean(given)
+    if min(abs(target - one) for one in (share, mean, _mean(told))) > NEAR:
+        words = " ".join(f"{name}={ratio:g}" for name, ratio in told.items())
         raise UserError(
-            f"{told} removes {share:.4g} of the prunable set (mean ratio {mean:.4g}), not sparsity={target:g}: leave "
+            f"{words} removes {share:.4g} of the prunable set (mean ratio {mean:.4g}), not sparsity={target:g}: leave "
             "sparsity= out, or one tower's ratio."
         )
     return dict(given)
+
+
+def _mean(ratios: Mapping[str, float]) -> float:
+    pruned = [ratio for ratio in ratios.values() if ratio > 0]
+    return sum(pruned) / max(1, len(pruned))
+
+
+COLLAPSED = 0.98  # a tower that has lost so much of its share of the prunable set answers nothing
+
+
+def collapsed(towers: Mapping[str, float]) -> list[str]:
+    """The towers that are as good as empty, of tower -> fraction of its share that is gone (a record's `towers`)."""
+    return [name for name, gone in towers.items() if gone >= COLLAPSED]

@@ -1,0 +1,36 @@
+"""Hidden states in host memory and on disk, by room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlbench.pruning.activations import VARIABLE, Activations, Room
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_has_no_room_comes_back_from_disk(tmp_path: Path, dtype: torch.dtype) -> None:
+    values = [torch.randn(2, 3, 4).to(dtype) for _ in range(4)]
+    held = Activations(CPU, Room(0, 2 * values[0].numel() * dtype.itemsize, tmp_path))
+    for i, value in enumerate(values):
+        held.put((i, 0), value)
+    assert held.counts() == {"cpu": 2, "disk": 2}
+    assert all(torch.equal(held.get((i, 0)), value) for i, value in enumerate(values))
+    held.put((0, 0), values[3])  # a freed place is used again
+    held.put((3, 0), values[0])
+    assert held.counts() == {"cpu": 2, "disk": 2}
+    assert torch.equal(held.get((3, 0)), values[0])
+    assert len(list(tmp_path.rglob("*.bin"))) == 2
+    held.close()
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_the_room_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "0.5")
+    assert Room.here(CPU).host == 2**29
+    monkeypatch.delenv(VARIABLE)
+    assert Room.here(CPU).host > 0
