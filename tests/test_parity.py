@@ -122,7 +122,7 @@ def test_the_interval_and_its_slack(published: float, agrees: bool) -> None:
 
 
 def test_the_interval_of_a_secondary_metric_is_its_own_columns() -> None:
-    """By hand: 75 % of four samples, se = sqrt(4/3 * 3/16) / 2, t(3) = 3.1824; as wide as clusters make the primary's."""
+    """By hand: 75 % of four samples, se = sqrt(4/3 * 3/16) / 2, t(3) = 3.1824; widened as the primary's is."""
     scores = [[1.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 0.0]]
     se = 100 * np.sqrt(4 / 3 * (3 * 0.0625 + 0.5625)) / 4
     for factor in (1.0, 2.0):

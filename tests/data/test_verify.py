@@ -129,7 +129,8 @@ class Own(Task):
         folder = self.root / "val" / "n90000000"
         there = folder / "val_0.png"
         label = LabelMap(folder / ("no_map.png" if split == "val" else "val_1.png"))
-        return [Sample("a", (there, folder / "gone.png"), target=label, cluster="x"), Sample("b", (there,), cluster="x")]
+        first = Sample("a", (there, folder / "gone.png"), target=label, cluster="x")
+        return [first, Sample("b", (there,), cluster="x")]
 
     def aggregate(self, samples, scores):
         return {}

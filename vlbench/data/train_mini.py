@@ -11,7 +11,6 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -53,7 +52,7 @@ class Recipe(Schedule):
     init_std: float = Field(0.1, gt=0)
     start_from: str = ""
     start_part: str = ""
-    rename: dict[str, list[str]] = {}
+    rename: Mapping[str, Sequence[str]] = Field(default_factory=dict)
     vision_steps: int = Field(0, ge=0)
     frozen_steps: int = Field(0, ge=0)
     frozen_lr: float = Field(2e-3, gt=0)
