@@ -40,6 +40,7 @@ class CocoCaption(Task):
     val2014 (or has them in images/)."""
 
     Options: ClassVar[type[TaskOptions]] = CocoCaptionOptions
+    mini: ClassVar[Mapping[str, Any]] = {"max_length": 26}  # its captions have up to 16 words and 4 signs
     metrics: ClassVar[Mapping[str, Literal["higher", "lower"]]] = dict.fromkeys(
         ("cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "meteor", "spice"), "higher"
     )

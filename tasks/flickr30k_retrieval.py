@@ -7,7 +7,8 @@ directions (see _recall.py). k_test is BLIP's.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -36,3 +37,4 @@ class Flickr30KRetrieval(Retrieval):
 
     Options: ClassVar[type[TaskOptions]] = Flickr30KRetrievalOptions
     dataset: ClassVar[Dataset] = "flickr30k"
+    mini: ClassVar[Mapping[str, Any]] = {"k_test": 32}  # of 600 images

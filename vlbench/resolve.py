@@ -63,6 +63,8 @@ class _Resolver:
             owners["task"] = task_class.Options
         complete = task_class is not None and bool(links) and len(methods) == len(links)
         values, recipe = self._recipe(words, links, methods, owners, model)
+        if task_class is not None and words.suite == "mini":
+            values["task"].update(task_class.mini)
         self._assign(values, owners, complete=complete)
         task_options = self._validated(task_class.Options, values["task"], "") if task_class else None
         split = self._split(words, task_class)

@@ -81,6 +81,8 @@ class Task(ABC):
     # False: the primary metric is 100 x the mean of a score's first number. True: it is corpus_metric() of the scores'
     # sum over the split (mIoU), and its interval comes from the bootstrap.
     corpus: ClassVar[bool] = False
+    # option -> value that takes the default's place in suite=mini, whose data sets are smaller than the real ones
+    mini: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, root: Path, options: TaskOptions) -> None:
         self.root, self.options = root, options

@@ -81,9 +81,21 @@ def test_every_mistake_is_told_at_once_and_nothing_is_run(lab: Lab) -> None:
     assert "there is no task 'imagnet'" in told
     assert "sed= is not known here. Did you mean 'seed'?" in told
     assert "sparsity= is not known here" in told
-    assert "put method=dense on a line of its own" in told
+    assert "on a line of its own" not in told, "what only some cells know cannot be told while others are unreadable"
     assert "upop_search does not make it" in told
     assert "method=upop sparsity=2:4" in told
+
+
+def test_dense_with_a_sparsity_is_told_what_to_do(lab: Lab) -> None:
+    told = lab.refused("sweep", "task=imagenet", "method=dense,magnitude", "sparsity=0.5")
+    assert "sparsity= is not known here" in told
+    assert "put method=dense on a line of its own" in told
+
+
+def test_a_word_of_one_task_in_a_line_of_two(lab: Lab) -> None:
+    told = lab.refused("sweep", "task=vqav2,imagenet", "decoding=generate")
+    assert "decoding= is not known here" in told
+    assert "put task=imagenet on a line of its own" in told
 
 
 def test_what_is_missing_is_told_with_who_needs_it(lab: Lab) -> None:

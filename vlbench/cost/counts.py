@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.images import ImageStore
-from ..model import Model
+from ..model import Batch, Matcher, Model
 from ..record import Parameters
 from ..task import Sample, Task
 from ..training.batches import collate
@@ -50,7 +52,8 @@ def count_macs(
             continue
         model.net.eval()
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            getattr(model, task.capability)(model.encode(batch.images), batch)
+            for method, seen in _passes(model, task, batch):
+                getattr(model, method)(model.encode(batch.images), seen)
         return int(counter.get_total_flops()) // 2
     return 0
 
@@ -62,3 +65,15 @@ def stated_macs(model: Model, capability: str) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         train(model, capability, batch)
     return int(counter.get_total_flops()) // 2
+
+
+def _passes(model: Model, task: Task, batch: Batch) -> list[tuple[str, Batch]]:
+    """The capability's methods with what each is given. Retrieval: embed, then re-rank the image's own texts."""
+    if task.capability != "match":
+        return [(task.capability, batch)]
+    found = [("embed", batch)]
+    if cast(Matcher, model).reranks and batch.options.get("k_test"):
+        sample = batch.samples[0]
+        pairs = {sample.id: np.arange(len(sample.texts))}
+        found.append(("match", replace(batch, options={**batch.options, "gallery": sample.texts, "pairs": pairs})))
+    return found

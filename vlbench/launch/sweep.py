@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..ui import Screen
 
 SHOWN = 3  # cells that a message names
+UNKNOWN = "is not known here"  # what resolve() says of a word that nothing in the cell takes
 FAILED = "failed: "  # begins the last line of a log whose cell failed
 
 
@@ -84,20 +85,23 @@ def _complaints(line: Line, cells: Sequence[dict[str, str]], wrong: dict[str, li
     told = []
     for sentence, bad in wrong.items():
         where = "" if len(bad) == len(cells) else f" ({_some([_varying(line, words) for words in bad])})"
-        told.append(f"{line.place + ': ' if line.place else ''}{sentence}{where}{_hint(cells, bad)}")
+        told.append(f"{line.place + ': ' if line.place else ''}{sentence}{where}{_hint(sentence, cells, bad)}")
     return told
 
 
-def _hint(cells: Sequence[dict[str, str]], bad: Sequence[dict[str, str]]) -> str:
-    """What to do about a word that only some methods of the line do not take."""
-    failing = list(dict.fromkeys(w.get("method", "dense") for w in bad))
-    others = {w.get("method", "dense") for w in cells} - set(failing)
-    if not others:
+def _hint(sentence: str, cells: Sequence[dict[str, str]], bad: Sequence[dict[str, str]]) -> str:
+    """What to do about a word that only some methods (tasks, models) of the line know."""
+    if UNKNOWN not in sentence:
         return ""
-    return (
-        f" Every word of a line goes to every cell of it: put method={','.join(failing)} on a line of its own "
-        "(vlbench sweep --file PATH)."
-    )
+    good = [words for words in cells if words not in bad]
+    for key in ("method", "task", "model"):
+        values = list(dict.fromkeys(words.get(key, "") for words in bad))
+        if good and all(values) and not {words.get(key) for words in good} & set(values):
+            return (
+                f" Every word of a line goes to every cell of it: put {key}={','.join(values)} on a line of its own "
+                "(vlbench sweep --file PATH)."
+            )
+    return ""
 
 
 def _varying(line: Line, words: dict[str, str]) -> str:
