@@ -172,6 +172,8 @@ def _print_options(part: Entry, shared: set[str]) -> None:
         text = _described(field)
         if name == "sparsity" and "n:m" in part.facts.get("patterns", ()):
             text += "; or a pattern like 2:4 (keeps 2 of 4)"
+        if name in getattr(part.load(), "mini", {}):
+            text += f"; in suite=mini {part.load().mini[name]}"
         rows.append((f"{part.name}.{name}=" if name in shared else f"{name}=", _default(field), text))
     names = max(len(row[0] + row[1]) for row in rows)
     _print_table([(name + default, text) for name, default, text in rows], indent=4, left=names)
@@ -225,7 +227,11 @@ def _answers(recipe: Any) -> list[str]:
 
     told: dict[str, list[str]] = {}
     for name in table("tasks").entries:
-        told.setdefault(_told(recipe(Context("full", name, "", 0.5))), []).append(name)
+        try:
+            values = _told(recipe(Context("full", name, "", 0.5)))
+        except UserError as error:
+            values = str(error)
+        told.setdefault(values, []).append(name)
     if len(told) == 1:
         return list(told)
     return [f"task={', '.join(tasks)}: {values}" for values, tasks in told.items()]

@@ -215,8 +215,8 @@ class Matcher(ABC):
         """[{"image": (d,) tensor, "texts": (len(sample.texts), d) tensor}] for each sample, of length one each."""
 
     def match(self, states: Any, batch: Batch) -> list[Tensor]:
-        """For each sample, the logits (len(pairs),) that its image and each of its candidate texts belong together, which
-        a ranking adds to their similarity (BLIP: the second of its matching head's two logits).
+        """For each sample, the logits (len(pairs),) that its image and each of its candidate texts belong together. A
+        ranking adds them to the similarities (BLIP: the second of its matching head's two logits).
 
         options: `gallery`, all texts of the split, and `pairs`, sample id -> int64 (k,) rows of the gallery.
         """

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -177,9 +177,16 @@ def precisely(device: torch.device, precision: Precision) -> Iterator[None]:
 @contextmanager
 def without_tf32() -> Iterator[None]:
     """float32 that is float32: on NVIDIA's cards torch rounds the factors of convolutions to 10 bits unless told."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    convolutions: Any = torch.backends.cudnn
+    products: Any = torch.backends.cuda.matmul
+    switch, plain = "allow_tf32", cast(Any, False)
+    if hasattr(products, "fp32_precision"):  # torch 2.9, which refuses to mix the two ways
+        convolutions, switch, plain = convolutions.conv, "fp32_precision", "ieee"
+    before = [(place, getattr(place, switch)) for place in (convolutions, products)]
+    for place, _ in before:
+        setattr(place, switch, plain)
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        for place, value in before:
+            setattr(place, switch, value)

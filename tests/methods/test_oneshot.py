@@ -176,3 +176,64 @@ def test_a_pattern_the_method_has_not_is_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(type(method), "patterns", ("unstructured",))
     with pytest.raises(UserError, match="magnitude does not make pattern=structured: it makes unstructured"):
         method.apply(toy(tmp_path))
+
+
+# A real language model ------------------------------------------------------------------------------------------------
+
+TEXT = """Once upon a time there was a little girl named Anna. She had a small red boat and a big brown dog. One day she
+went to the lake with her dog. The sun was warm and the water was blue. "Look, the boat can swim," said Anna. The dog
+wanted to play too, so he jumped into the lake. The boat began to rock, and a wave carried it away. Anna was sad. She
+sat down on the grass and cried. Then the dog swam out, took the boat in his mouth and brought it back. Anna was very
+happy. She hugged the dog and gave him a big bone. They went home together, and her mom made a cake for them. """
+MORE = """Tom liked to climb trees. In the garden there was a tall old tree with many apples. His sister Mia was too small
+to climb. "I want an apple," she said. Tom went up and up until he saw a shiny red apple. He reached out his hand, but
+the branch was thin and it began to bend. "Be careful!" said Mia. Tom was scared and held on to the tree. Their dad
+heard them and ran to get a long ladder. He helped Tom to come down. Tom gave the apple to Mia and they shared it. From
+that day on they always asked dad to help them when they wanted apples from the tall tree. """
+
+
+class Story:
+    """The 260 K-parameter Llama of TinyStories; calibrated on one text of ours, read on another."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer, LlamaForCausalLM
+
+        self.folder = folder
+        self.net = LlamaForCausalLM.from_pretrained(folder).eval()
+        words = AutoTokenizer.from_pretrained(folder)
+        ids = words(TEXT, return_tensors="pt").input_ids
+        self.samples = ids[0, : ids.shape[1] // 16 * 16].view(-1, 16)
+        self.read = words(MORE, return_tensors="pt").input_ids
+
+    def job(self, folder: Path) -> ToyJob:
+        from vlbench.nn import llama
+        from vlbench.structure import Structure
+
+        structure = Structure((llama.tower(llama.adopt(self.net)),))
+        job = ToyJob(self.net, structure, self.samples, folder)
+        job.loss = lambda batch: self.net(batch.x, labels=batch.x, use_cache=False).loss  # type: ignore[method-assign]
+        return job
+
+    def perplexity(self) -> float:
+        with torch.no_grad():
+            return float(self.net(self.read, labels=self.read, use_cache=False).loss.exp())
+
+
+@pytest.mark.slow
+def test_perplexity_of_a_real_language_model(shared: Path, tmp_path: Path) -> None:
+    """Every pruner hurts the more the more it takes, and those that look at inputs hurt less than magnitude."""
+    weights = shared / "data" / "weights_stories260k" / "hf"
+    found: dict[str, dict[float, float]] = {}
+    for name in NAMES:
+        found[name] = {0: Story(weights).perplexity()}
+        for sparsity in (0.3, 0.5, 0.7):
+            story = Story(weights)
+            more = {"calibration_samples": len(story.samples)} if words(name) else {}
+            torch.manual_seed(0)
+            pruner(name, sparsity=sparsity, **more).apply(story.job(tmp_path / f"{name}{sparsity}"))
+            found[name][sparsity] = story.perplexity()
+    print({n: {s: round(p, 1) for s, p in one.items()} for n, one in found.items()})
+    for one in found.values():
+        assert list(one.values()) == sorted(one.values())
+    for name in ("wanda", "sparsegpt"):
+        assert found[name][0.5] < found["magnitude"][0.5] < found["random"][0.5]

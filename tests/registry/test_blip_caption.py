@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BertTokenizer
 
 from tests.oracles import Oracle
-from tests.registry.test_blip import close, opened, recorded, unpadded
+from tests.registry.test_blip import close, opened, recorded, unpadded, vocabulary
 from vlbench.model import Batch
 from vlbench.nn.attend import Shared
 from vlbench.task import Sample
@@ -113,6 +114,14 @@ def test_a_caption_is_cut_where_the_prompt_ends(captioner: tuple[Oracle, Any]) -
     assert model.after_prompt(words("a picture of a dog , sitting"), prompt) == "a dog, sitting"
     assert model.after_prompt(words("a dog"), model.prompt_ids("")) == "a dog"
     assert model.after_prompt(torch.tensor(prompt), prompt) == ""
+
+
+def test_no_space_stays_before_an_apostrophe(captioner: tuple[Oracle, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers 4.15 cleaned decoded texts unasked, and metrics split "dog's" and "dog ' s" differently."""
+    _, model = captioner
+    words = [*vocabulary()[:-4], "'", "s"]
+    monkeypatch.setattr(model, "tokenizer", BertTokenizer(vocab={word: i for i, word in enumerate(words)}))
+    assert model.shown(torch.tensor(model.prompt_ids("the dog's ball"))) == "the dog's ball"
 
 
 def test_captions_are_cleaned_as_the_originals(captioner: tuple[Oracle, Any]) -> None:

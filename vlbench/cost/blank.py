@@ -34,7 +34,7 @@ def with_blank(entry: Entry, work: Callable[[Model], T]) -> T:
     family = entry.load()
     card: Card = next(c for c in family.cards if c.name == entry.name)
     config = family.architecture(card)
-    with _assets(card) as folder:
+    with assets(card) as folder:
         try:
             return work(_build(family, card, config, folder, "meta"))
         except (NotImplementedError, RuntimeError, TypeError, ValueError):
@@ -70,7 +70,7 @@ class _NoProducts(TorchDispatchMode):
 
 
 @contextmanager
-def _assets(card: Card) -> Iterator[Path]:
+def assets(card: Card) -> Iterator[Path]:
     """A folder with what a tokenizer is read from: the package's own for a mini card, placeholders otherwise."""
     if card.checkpoint.startswith("mini:"):
         from ..weights import locate

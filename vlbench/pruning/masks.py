@@ -34,7 +34,8 @@ def keep_fraction(score: Tensor, sparsity: float, group: Group = "matrix", rule:
     keep = flat > at
     tied = flat == at
     spare = count - (flat < at).sum(1, keepdim=True)  # how many of the tied still have to go, from the left
-    keep |= tied & (tied.cumsum(1) > spare)
+    if not torch.equal(tied.sum(1, keepdim=True), spare):  # else all go, and 8 bytes an entry need not be counted in
+        keep |= tied & (tied.cumsum(1) > spare)
     return keep.view_as(score)
 
 
