@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -179,7 +179,8 @@ def without_tf32() -> Iterator[None]:
     """float32 that is float32: on NVIDIA's cards torch rounds the factors of convolutions to 10 bits unless told."""
     convolutions: Any = torch.backends.cudnn
     products: Any = torch.backends.cuda.matmul
-    switch, plain = "allow_tf32", cast(Any, False)
+    switch: str = "allow_tf32"
+    plain: Any = False
     if hasattr(products, "fp32_precision"):  # torch 2.9, which refuses to mix the two ways
         convolutions, switch, plain = convolutions.conv, "fp32_precision", "ieee"
     before = [(place, getattr(place, switch)) for place in (convolutions, products)]

@@ -275,7 +275,7 @@ def captions(model: Any, work: Slice, read: Reader) -> list[Any]:
 
 
 def judgements(model: Any, work: Slice, read: Reader) -> list[Any]:
-    return [{"answer": naive.judge(model, *map(read, s.images), s.text)} for s in work.samples]
+    return [{"answer": naive.judge(model, read(s.images[0]), read(s.images[1]), s.text)} for s in work.samples]
 
 
 def classes(model: Any, work: Slice, read: Reader) -> list[Any]:

@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -345,7 +346,8 @@ def _retrieval(bench: Bench, name: str, precision: Precision) -> Iterator[Row]:
 
 def _typical(bench: Bench, work: Slice, precision: Precision) -> tuple[Told, int]:
     """The quicker of two runs after one that is not counted, and the bytes of the GPU that it takes with its model."""
-    run_loop(bench, work, precision)
+    if not bench.tiny:
+        run_loop(bench, work, precision)
     others = _held(bench) - sum(p.nbytes for p in bench.model(work.cards).net.parameters())
     runs = [_peak(bench, lambda: run_loop(bench, work, precision)) for _ in range(1 if bench.tiny else 2)]
     if any(told.backed_off or not told.predictions for told, _ in runs):
@@ -461,7 +463,7 @@ def _sparse(bench: Bench, label: str, shape: tuple[int, int]) -> Row:
     with torch.no_grad():
         packed = torch.sparse.to_sparse_semi_structured(weight)
         drift = _error(F.linear(x, packed, bias).float(), F.linear(x, weight, bias).float())
-        dense, sparse = (seconds(lambda w=w: F.linear(x, w, bias), bench.sync, inner=50) for w in (weight, packed))
+        dense, sparse = (seconds(partial(F.linear, x, w, bias), bench.sync, inner=50) for w in (weight, packed))
     told = f"{dense / sparse:.2f} x ({dense * 1e6:.0f} us to {sparse * 1e6:.0f} us), {drift:.4f} apart"
     return Row(f"2:4 linear {label}", told, "converts, <= 0.01 apart", drift <= 0.01)
 

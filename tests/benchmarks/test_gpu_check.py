@@ -18,7 +18,15 @@ Capture = pytest.CaptureFixture[str]
 def test_every_check_runs(capsys: Capture) -> None:
     assert gpu_check.main(["--cpu", "--tiny"]) == 0
     out = capsys.readouterr().out
-    for told in ("device", "torch.compile DeiT-S", "timm", "out of memory vqav2", "bf16 clip-mini", "2:4 linear"):
+    for told in (
+        "device",
+        "torch.compile DeiT-S",
+        "timm",
+        "out of memory vqav2",
+        "bf16 clip-mini",
+        "2:4 linear",
+        "fp32 without TF32",
+    ):
         assert told in out
     for task in evaluation.SLICES:
         assert f"published loop {task}" in out
@@ -38,10 +46,19 @@ def test_a_check_that_fails_says_why_and_the_table_goes_on(capsys: Capture, monk
     assert before.split() == ["before", "1", "-", "-"]
     assert error.startswith("broken ")
     assert "ValueError: the card is on fire, and so on" in error
-    assert [line.index("no error") for line in (error,)] == [heads.index("wanted")]
+    assert error.index("no error") == heads.index("wanted")
     assert error.endswith("NO")
     assert after.startswith("2:4 linear")
     assert last.startswith("3 rows, 1 failed")
+
+
+def test_a_packed_matrix_is_compared_with_the_masked_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which a CPU cannot pack: here it stays as it is, or loses its last row."""
+    monkeypatch.setattr(gpu_check, "TOKENS", (2, 8))
+    bench = Bench(torch.device("cpu"), tmp_path, tiny=True)
+    for pack, ok in ((lambda w: w, True), (lambda w: w.cumsum(0).diff(dim=0, append=w[-1:]), False)):
+        monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", pack)
+        assert gpu_check._sparse(bench, "16 to 32", (32, 16)).ok is ok
 
 
 def test_checks_end_within_their_time(tmp_path: Path) -> None:

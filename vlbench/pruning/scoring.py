@@ -240,9 +240,10 @@ class _Weights(_Work):
     def add(self, found: Mapping[str, Tensor]) -> None:
         for key, tensor in found.items():
             what, _, name = key.partition("/")
-            self.found[key] = tensor.cpu() if what == "mask" else tensor
             if self.at_once:
                 self._show(what, name, tensor)
+            if what != "weight" or not self.at_once:  # a second copy of the model's weights is not needed
+                self.found[key] = tensor.cpu() if what == "mask" else tensor
 
     def _show(self, what: str, name: str, tensor: Tensor) -> None:
         if what == "weight":
