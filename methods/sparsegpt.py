@@ -18,7 +18,7 @@ class SparseGPTOptions(CalibratedOptions):
     """A group is a row, or all rows, of one block of columns."""
 
     pattern: Literal["unstructured"] = "unstructured"
-    group: Literal["row", "matrix"] = "matrix"  # type: ignore[assignment]
+    group: Literal["row", "matrix"] = "matrix"
     damp: float = Field(0.01, ge=0, description="added to the diagonal of X X^T, as a part of its mean")
     block: int = Field(128, ge=1, description="columns whose mask is chosen together, and updated together")
 

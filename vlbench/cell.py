@@ -19,7 +19,7 @@ from .task import Sample, Task, digest_samples
 # Bumped only when a number can change: new values never mix with old ones, and old results stay valid otherwise.
 NUMERICS_VERSION = 1
 # What the dense cell shares with the cells that are compared with it: computed once for both.
-SHARED = ("samples", "settings", "split_digest", "weights_digest")
+SHARED = ("samples", "settings", "split_digest", "train_digest", "weights_digest")
 
 BuildProgress = Callable[[int, int], None]
 
@@ -96,7 +96,7 @@ class Cell:
             "suite": words.suite,
             "task": [spec.task.name, self.task.version, spec.task.digest()],
             "split": [self.split, self.split_digest],
-            "train": self._train_digest() if self.learns else None,
+            "train": self.train_digest if self.learns else None,
             "weights": self.weights_digest,
             "family": spec.model.digest(),
             "preprocessing": spec.model.facts["image"],
@@ -106,7 +106,8 @@ class Cell:
             "evaluation": self.evaluation,
         }
 
-    def _train_digest(self) -> str:
+    @cached_property
+    def train_digest(self) -> str:
         """Digest of what the chain may learn from, which must not be what is reported: refused here, before anything
         is written, because the identity is the first thing that a run asks for."""
         if self._world is not None:
@@ -174,7 +175,7 @@ def _find_weights(spec: Spec) -> Path:
     from .weights import locate
 
     checkpoint = spec.words.checkpoint or spec.model.facts["checkpoint"]
-    weights = locate(checkpoint, spec.model.facts.get("revision", "main"), _roots())
+    weights = locate(checkpoint, spec.model.facts.get("revision", "main"), named_roots())
     _refuse_damaged(weights)
     return weights
 
@@ -191,7 +192,7 @@ def _find_data(spec: Spec, progress: BuildProgress | None) -> Task:
     return task
 
 
-def _roots() -> Mapping[str, str]:
+def named_roots() -> Mapping[str, str]:
     """Name -> folder, as vlbench.toml says; else the folder of that name in VLBENCH_DATA."""
     told = dict(workspace().roots)
     data = Path(os.environ.get("VLBENCH_DATA") or os.devnull).expanduser()
@@ -209,7 +210,7 @@ def data_root(spec: Spec, progress: BuildProgress | None = None) -> Path:
         if spec.task.name not in WORLDS:
             raise UserError(f"suite=mini has no data for task={spec.task.name}: write suite=full.")
         return mini_root(spec.task.name, progress)
-    roots = _roots()
+    roots = named_roots()
     if name in roots:
         return Path(roots[name])
     needs = spec.task_class(Path(f"<{name}>"), spec.task_options).missing(spec.split)

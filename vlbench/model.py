@@ -189,7 +189,7 @@ class Judge(ABC):
 
 
 class Captioner(ABC):
-    """Capability `caption`. options: `beams`, `max_length` and `min_length` (tokens, the prompt's included), `prompt`."""
+    """Capability `caption`. options: `beams`; `max_length`, `min_length` in tokens, the prompt's included; `prompt`."""
 
     @abstractmethod
     def caption(self, states: Any, batch: Batch) -> list[Prediction]:

@@ -58,7 +58,8 @@ def run(place: Path, workers: int, *words: str) -> Path:
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m"]
     done = subprocess.run(
         [*(start if workers > 1 else [sys.executable, "-m"]), "vlbench.cli", "run", *cell, "--json", f"--runs={runs}"],
-        cwd=place, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True,
+        cwd=place, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return runs / str(json.loads(done.stdout)["cell"])

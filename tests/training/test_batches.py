@@ -23,7 +23,7 @@ class Numbered:
     spec = ImageSpec(2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
     def load(self, paths: list[Path]) -> list[Tensor]:
-        self.sizes = {p: (2, 2) for p in paths}
+        self.sizes = dict.fromkeys(paths, (2, 2))
         return [torch.full((3, 2, 2), int(p.name), dtype=torch.uint8) for p in paths]
 
 

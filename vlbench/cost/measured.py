@@ -65,13 +65,13 @@ def open_run(folder: Path, record: Record) -> Model:
     """The model that a finished run evaluated: its compressed one, or the dense one that it took."""
     if is_saved(folder / "model"):
         return load_model(folder / "model")[0]
-    from ..cell import _roots
+    from ..cell import named_roots
     from ..weights import file_digest, locate
 
     entry = table("models").get(record.model)
     cls = entry.load()
     checkpoint = read_json(folder / "cell.json")["words"]["checkpoint"] or entry.facts["checkpoint"]
-    weights = locate(checkpoint, entry.facts.get("revision", "main"), _roots())
+    weights = locate(checkpoint, entry.facts.get("revision", "main"), named_roots())
     if file_digest(weights) != record.weights_digest:
         raise UserError(f"{weights} are not the weights that {folder} was made with: run its command again.")
     model: Model = cls.open(next(card for card in cls.cards if card.name == entry.name), weights)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..cell import _roots
+from ..cell import named_roots
 from ..errors import UserError, did_you_mean
 from ..plugins import WORKSPACE_FILE, Entry, table, workspace
 from ..task import LabelMap, Sample, Task
@@ -68,8 +68,8 @@ class Root:
 
 def print_where(*, json: bool) -> None:
     """Every root that a task reads, the folder it stands for, and the tasks."""
-    roots = [Root(name, _roots().get(name, ""), tasks, asked=False) for name, tasks in _tasks_by_root().items()]
-    weights = _roots().get("weights", "")
+    roots = [Root(name, named_roots().get(name, ""), tasks, asked=False) for name, tasks in _tasks_by_root().items()]
+    weights = named_roots().get("weights", "")
     cache = str(_mini_folder())
     if json:
         rows = [{"root": r.name, "folder": r.folder, "tasks": r.tasks, "there": _there(r.folder)} for r in roots]
@@ -139,7 +139,7 @@ def _splits_of(cls: type[Task]) -> list[str]:
 def _verify_root(
     name: str, entries: Sequence[Entry], splits: Sequence[str], asked: bool, screen: Screen, images: bool
 ) -> Root:
-    root = Root(name, _roots().get(name, ""), [entry.name for entry in entries], asked)
+    root = Root(name, named_roots().get(name, ""), [entry.name for entry in entries], asked)
     if not root.folder:
         return root
     if not _there(root.folder):

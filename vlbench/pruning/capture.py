@@ -212,7 +212,7 @@ class _Shortcut:
             out = _hidden(args, kwargs) if outputs is None else outputs.get((number, next(count)))
             return (out,) if single else out
 
-        self.net.get_submodule(block.path).forward = forward  # type: ignore[method-assign]
+        self.net.get_submodule(block.path).forward = forward
 
 
 def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
