@@ -153,7 +153,7 @@ def _link_identity(link: LinkSpec) -> list[Any]:
     """Name, version and options; of an option that is a file or a model folder, the content."""
     from .weights import file_digest
 
-    options = link.options.model_dump(mode="json")
+    options = link.options.told()
     for name, value in link.options:
         if isinstance(value, Path):
             if not value.exists():

@@ -40,6 +40,11 @@ class MethodOptions(BaseModel):
     # Infinities and NaN pass ge= and gt=, and have no place in the JSON that a cell's identity is taken of.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    def told(self) -> dict[str, Any]:
+        """Option -> value in JSON, as identities and records have them (see `later`)."""
+        fields, values = type(self).model_fields, self.model_dump(mode="json")
+        return {k: v for k, v in values.items() if not (_is_later(fields[k]) and getattr(self, k) == fields[k].default)}
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in inspect.get_annotations(cls):
@@ -47,6 +52,11 @@ class MethodOptions(BaseModel):
             value = cls.__dict__.get(name)
             if inherited is not None and value is not None and not isinstance(value, FieldInfo):
                 setattr(cls, name, Field(value, description=inherited.description, **_range_of(inherited)))
+
+
+def _is_later(field: FieldInfo) -> bool:
+    extra = field.json_schema_extra
+    return isinstance(extra, Mapping) and bool(extra.get("later"))
 
 
 def _fields(cls: type) -> Mapping[str, FieldInfo]:
@@ -57,6 +67,12 @@ def _range_of(field: FieldInfo) -> dict[str, Any]:
     """The ge=, gt=, le=, lt=, multiple_of= of a field."""
     keys = ("ge", "gt", "le", "lt", "multiple_of")
     return {key: getattr(part, key) for part in field.metadata for key in keys if hasattr(part, key)}
+
+
+def later(default: Any, **about: Any) -> Any:
+    """A field for an option that came after results were published, whose default does what was done before: left at
+    it, the option enters neither identities nor records (`MethodOptions.told`), and the old results stay valid."""
+    return Field(default, json_schema_extra={"later": True}, **about)
 
 
 class PruneOptions(MethodOptions):

@@ -269,7 +269,7 @@ def _interval(task: Task, scores: Sequence[Score], clusters: Sequence[str]) -> I
 
 
 def _link(link: LinkSpec) -> Link:
-    return Link(name=link.entry.name, version=link.version, options=link.options.model_dump(mode="json"))
+    return Link(name=link.entry.name, version=link.version, options=link.options.told())
 
 
 def _own(cell: Cell) -> str:

@@ -186,7 +186,7 @@ wanted to play too, so he jumped into the lake. The boat began to rock, and a wa
 sat down on the grass and cried. Then the dog swam out, took the boat in his mouth and brought it back. Anna was very
 happy. She hugged the dog and gave him a big bone. They went home together, and her mom made a cake for them. """
 MORE = """Tom liked to climb trees. In the garden there was a tall old tree with many apples. His sister Mia was too
-small to climb. "I want an apple," she said. Tom went up and up until he saw a shiny red apple. He reached out his hand, but
+small to climb. "I want an apple," she said. Tom went up and up until he saw a red apple. He reached out his hand, but
 the branch was thin and it began to bend. "Be careful!" said Mia. Tom was scared and held on to the tree. Their dad
 heard them and ran to get a long ladder. He helped Tom to come down. Tom gave the apple to Mia and they shared it. From
 that day on they always asked dad to help them when they wanted apples from the tall tree. """

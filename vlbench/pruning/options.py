@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ..method import PruneOptions
+from ..method import PruneOptions, later
 
 
 class ScoreOptions(PruneOptions):
     """Options of pruners by score."""
 
-    pattern: Literal["unstructured", "structured"] = Field(
+    pattern: Literal["unstructured", "structured"] = later(
         "unstructured",
         description="unstructured: zeros (n:m where sparsity= is a pattern); structured: whole units are cut out",
     )
@@ -23,23 +23,23 @@ class ScoreOptions(PruneOptions):
         "code: of a matrix in vision and a row elsewhere, as ECoFLaP's and RESSA's code. Structured: row and matrix "
         "mean a site",
     )
-    rule: Literal["exact", "<=", "<"] = Field(
+    rule: Literal["exact", "<=", "<"] = later(
         "exact",
         description="exact: the count is met, of equal scores the left one goes; <= and <: the published comparisons "
         "with a threshold, one weight or all equal ones off",
     )
-    allocation: Literal["uniform"] = Field(
+    allocation: Literal["uniform"] = later(
         "uniform", description="uniform: one ratio everywhere; global: one ranking over the model, see group"
     )
-    vision: float | None = Field(None, ge=0, lt=1, description="ratio of the vision towers; 0 leaves them alone")
-    language: float | None = Field(None, ge=0, lt=1, description="ratio of the language towers; 0 leaves them alone")
-    towers: str = Field("", description="ratios of towers by name, like question:0.3,answer:0.6")
-    budget: Literal["parameters", "ratio"] = Field(
+    vision: float | None = later(None, ge=0, lt=1, description="ratio of the vision towers; 0 leaves them alone")
+    language: float | None = later(None, ge=0, lt=1, description="ratio of the language towers; 0 leaves them alone")
+    towers: str = later("", description="ratios of towers by name, like question:0.3,answer:0.6")
+    budget: Literal["parameters", "ratio"] = later(
         "parameters",
         description="what sparsity= means where towers differ: parameters: the fraction of the prunable set; ratio: "
         "the mean ratio of the towers that are pruned. Towers without a ratio share the rest",
     )
-    multiple_of: int = Field(1, ge=1, description="structured: round kept widths to a multiple of this")
+    multiple_of: int = later(1, ge=1, description="structured: round kept widths to a multiple of this")
 
     @model_validator(mode="before")
     @classmethod
@@ -110,13 +110,13 @@ class SampledOptions(ScoreOptions):
     """Options of pruners that look at training samples."""
 
     calibration_samples: int = Field(128, ge=1, description="training samples that are looked at")
-    statistics: Literal["float64", "float32"] = Field("float64", description="precision in which sums are kept")
-    allocation: Literal["uniform", "ecoflap", "ecoflap-zeroth"] = Field(  # type: ignore[assignment]
+    statistics: Literal["float64", "float32"] = later("float64", description="precision in which sums are kept")
+    allocation: Literal["uniform", "ecoflap", "ecoflap-zeroth"] = later(  # type: ignore[assignment]
         "uniform",
         description="uniform: one ratio everywhere; global: one ranking over the model, see group; ecoflap: a ratio "
         "for each block, by |weight * gradient|; ecoflap-zeroth: by differences of the loss, two passes a matrix",
     )
-    allocation_samples: int = Field(32, ge=1, description="ecoflap: how many of the samples give the gradients")
+    allocation_samples: int = later(32, ge=1, description="ecoflap: how many of the samples give the gradients")
 
     @model_validator(mode="after")
     def _one_spread(self) -> SampledOptions:
