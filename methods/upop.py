@@ -63,6 +63,11 @@ class SearchOptions(PruneOptions, Schedule):
         return value
 
 
+def _small_batches(context: Context) -> dict[str, Any]:
+    """As finetune has them: see there."""
+    return {"batch_size": 48} if context.task == "ade20k" else {}
+
+
 @method(
     "upop_search",
     title="UPop's unified progressive search, cut, not finetuned",
@@ -75,6 +80,7 @@ class UPopSearch(Method):
     """The first half of UPop; `upop` is this and finetune."""
 
     Options = SearchOptions
+    recipes = {"mini": _small_batches}  # noqa: RUF012
 
     def apply(self, job: Job) -> None:
         options: SearchOptions = self.options

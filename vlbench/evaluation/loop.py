@@ -17,6 +17,7 @@ from torch import Tensor
 from ..data.images import ImageStore, on_device
 from ..errors import RunFailed, UserError
 from ..model import Batch, Model, Prediction
+from ..nn.precision import plain_float32
 from ..storage import canonical
 from ..task import Sample, Task
 from .matching import PACKED, matched, pack
@@ -83,6 +84,7 @@ class Evaluator:
         todo = [b for b in mine if any(s.id not in predictions.lines for s in b)]
         total = sum(map(len, mine))
         done = total - sum(map(len, todo))
+        plain_float32()
         self.model.net.eval()
         self._method, self._options = method, options
         self._fits, self._limit = predictions.fits, predictions.limit

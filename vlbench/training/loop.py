@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import RunFailed
 from ..method import MethodOptions
 from ..model import Batch
+from ..nn.precision import plain_float32
 from ..storage import digest
 from ..weights import weights_digest
 from .batches import Batches
@@ -95,6 +96,7 @@ class Loop:
         # What a method's own backward left would be added to the first step, which after a kill is another one.
         self.net.zero_grad(set_to_none=True)
         was_training = self.net.training
+        plain_float32()
         self.net.train()
         for step in range(start, self.schedule.steps):
             self._step(step)
