@@ -122,7 +122,8 @@ def test_help_of_a_chain(lab: Lab) -> None:
     ):
         assert f"    {option}" in told
     assert "optimiser steps (>= 0)" in told
-    assert "recipe=upop-code  task=imagenet:" in told
+    assert "recipe=upop-code  task=ade20k, imagenet:" in told
+    assert "SGD" in told  # why the paper's settings for ade20k are not there
     assert "unit_cost=12:1" in told
     assert "unit_cost=36:1" in told
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -18,7 +17,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from .errors import RunFailed
+from .errors import RunFailed, UserError
 from .method import Chain, Context, Method, MethodOptions, PruneOptions, Recipe, Role
 from .model import Model
 from .plugins import Entry, table
@@ -102,12 +101,18 @@ def _check_options(entry: Entry, link: Entry) -> Iterator[str]:
 
 
 def _check_recipes(entry: Entry, cls: Any, links: Sequence[Entry]) -> Iterator[str]:
-    """Every recipe, for every task and a low and a high target, sets options that exist to values that are legal."""
+    """Every recipe, for every task and a low and a high target, sets options that exist to values that are legal, or
+    tells the user why it has none for the task."""
     owners = {link.name: link.load().Options for link in links}
     for name, recipe in cls.recipes.items():
         for suite, task, target in product(("mini", "full"), table("tasks").entries, (0.3, 0.75)):
             what, context = f"recipe={name} for task={task}", Context(suite, task, "", target)
-            values = _attempt(entry, what, partial(_values, recipe, context))
+            try:
+                values = _values(recipe, context)
+            except UserError:
+                continue
+            except Exception as error:
+                raise _failure(entry, f"{what} raises {type(error).__name__}: {error}") from error
             if wrong := unknown_recipe_keys(name, values, owners):
                 raise _failure(entry, wrong[0])
             for link, options in owners.items():

@@ -68,7 +68,9 @@ class _Resolver:
         self._assign(values, owners, complete=complete)
         task_options = self._validated(task_class.Options, values["task"], "") if task_class else None
         split = self._split(words, task_class)
-        options = [self._link_options(entry, methods[entry.name], values) for entry in links if entry.name in methods]
+        usable = [entry for entry in links if entry.name in methods]
+        options = [self._link_options(entry, methods[entry.name], values) for entry in usable]
+        self._zeros_last(usable, options)
         if self.errors or task is None or model is None or task_class is None or task_options is None:
             raise UserError("\n".join(dict.fromkeys(self.errors)))
         found = tuple(LinkSpec(e, methods[e.name], o) for e, o in zip(links, options, strict=True) if o is not None)
@@ -141,16 +143,21 @@ class _Resolver:
             self.errors.append(
                 f"method={name} has nothing to restore: write magnitude+{name}, or dense+{name} for the control."
             )
+        self.errors += [
+            f"{link.name} can only stand first in a chain." for link in links[1:] if link.facts["role"] == "baseline"
+        ]
+
+    def _zeros_last(self, links: list[Entry], options: list[MethodOptions | None]) -> None:
+        """Units cannot be cut where single weights are zero already."""
         masked = ""
-        for number, link in enumerate(links):
+        for link, chosen in zip(links, options, strict=True):
             patterns = link.facts.get("patterns", ())
-            if number and link.facts["role"] == "baseline":
-                self.errors.append(f"{link.name} can only stand first in a chain.")
-            if masked and tuple(patterns) == ("structured",):
+            cuts = getattr(chosen, "pattern", "structured") == "structured" and "structured" in patterns
+            if masked and cuts:
                 self.errors.append(
                     f"{link.name} removes whole units and cannot follow the zeros of {masked}: put it first."
                 )
-            if patterns and "structured" not in patterns:
+            if patterns and not cuts:
                 masked = link.name
 
     def _model(self, words: Words, task: Entry | None) -> Entry | None:

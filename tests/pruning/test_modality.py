@@ -42,6 +42,11 @@ def test_the_rest_comes_from_the_budget() -> None:
     assert ratios(sparsity=0.5, vision=0.2, budget="ratio") == {"vision": 0.2, "question": 0.65, "answer": 0.65}
 
 
+def test_a_tower_by_its_own_name_alone() -> None:
+    """0.25 * 0.2 + 0.75 * r = 0.5 for vision and answer."""
+    assert ratios(sparsity=0.5, towers="question:0.2") == {"vision": 0.6, "question": 0.2, "answer": 0.6}
+
+
 def test_language_alone_in_both_senses() -> None:
     """A target of the whole, or of the towers that are pruned."""
     assert ratios(sparsity=0.6, vision=0) == {"vision": 0, "question": 0.8, "answer": 0.8}

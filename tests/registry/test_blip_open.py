@@ -67,10 +67,10 @@ def test_configuration_is_read_off_the_tensors(name: str, tmp_path: Path) -> Non
     assert found["text_config"] == {**base["text_config"], **ids}
     assert found["vision_config"] == base["vision_config"]
     assert found["vision_config"]["image_size"] == real.image.size
-    large = {**base["vision_config"], "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
+    large = {**base["vision_config"], "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4100}
     large |= {"num_hidden_layers": 24, "patch_size": 14}
     text = {**base["text_config"], "encoder_hidden_size": 1024, "vocab_size": 100, "bos_token_id": 98}
-    text |= {"num_hidden_layers": 7, "max_position_embeddings": 77}
+    text |= {"num_hidden_layers": 7, "max_position_embeddings": 77, "intermediate_size": 3100}
     changed = {**base, "vision_config": large, "text_config": text, "image_text_hidden_size": 99, "merge_from": 3}
     found = cls.config_of(real, shapes_of(name, changed), tmp_path)
     assert found["vision_config"] == large
