@@ -28,6 +28,7 @@ from .leaderboard.statistics import bootstrap, interval, versus
 from .lease import lease
 from .model import Model
 from .provenance import provenance
+from .pruning.modality import collapsed
 from .pruning.saved import is_saved, load_model, save_model
 from .record import (
     Interval,
@@ -192,7 +193,7 @@ class Runner:
             parameters=parameters, macs=macs[0], macs_dense=macs[1], budget=state.budget,
             metric=task.metric, metrics=metrics, unmeasured=task.unmeasured(), interval=spread,
             vs_dense=self._versus(task, [s.id for s in samples], scores, clusters, dense, bad),
-            complete=not bad, flags=_flags(cell, model, bad), identity=cell.identity,
+            complete=not bad, flags=_flags(cell, model, bad, parameters), identity=cell.identity,
             provenance=provenance(seconds), phases=phases, scores=pack_scores(scores),
         )  # fmt: skip
 
@@ -277,7 +278,7 @@ def _own(cell: Cell) -> str:
     return cell.weights.stem if cell.spec.words.checkpoint else ""
 
 
-def _flags(cell: Cell, model: Model, bad: list[str]) -> list[str]:
+def _flags(cell: Cell, model: Model, bad: list[str], parameters: Parameters) -> list[str]:
     flags = []
     if cell.spec.words.limit:
         flags.append("limit")
@@ -287,7 +288,7 @@ def _flags(cell: Cell, model: Model, bad: list[str]) -> list[str]:
         flags.append("own checkpoint")
     elif f"{cell.spec.task.name}/{cell.split}" in model.card.trained_on:
         flags.append("contaminated")
-    return flags
+    return [*flags, *(f"modality collapse: {name}" for name in collapsed(parameters.towers))]
 
 
 def refuse_unwritable(folder: Path) -> None:
