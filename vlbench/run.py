@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from .cell import Cell, open_cell
-from .cost.counts import count_macs, count_parameters
+from .cost.counts import count_parameters, stated_macs
 from .data.images import ImageStore
 from .errors import RunFailed, UserError
 from .evaluation.loop import Evaluator
@@ -98,7 +98,7 @@ class Runner:
         write_json(folder / "cell.json", {"cell": cell.id, "words": words, "identity": cell.identity})
         store = ImageStore(model.card.image)
         dense_size = sum(p.numel() for p in model.net.parameters())
-        macs_dense = count_macs(model, cell.task, store, cell.samples, cell.settings)
+        macs_dense = _macs(model, cell.task)
         prunable = original.size
         towers = original.tower_sizes()
         model, state = self._compress(cell, folder, model, store)
@@ -109,7 +109,7 @@ class Runner:
         record = self._record(
             cell, model, state, lines, dense,
             parameters=count_parameters(model, dense=dense_size, prunable=prunable, towers=towers),
-            macs=(count_macs(model, cell.task, store, cell.samples, cell.settings), macs_dense),
+            macs=(_macs(model, cell.task), macs_dense),
             phases=phases, seconds=time.monotonic() - start,
         )  # fmt: skip
         write_record(folder / "result.json", record)
@@ -171,7 +171,7 @@ class Runner:
 
     def _record(
         self, cell: Cell, model: Model, state: Compression, lines: list[Line], dense: Record | None, *,
-        parameters: Parameters, macs: tuple[int, int], phases: dict[str, float], seconds: float,
+        parameters: Parameters, macs: tuple[int | None, int | None], phases: dict[str, float], seconds: float,
     ) -> Record:  # fmt: skip
         spec, task = cell.spec, cell.task
         bad = [line["id"] for line in lines if line["status"] != "ok"]
@@ -233,6 +233,15 @@ class Uploaded(Exception):  # noqa: N818
     def __init__(self, file: Path) -> None:
         super().__init__(str(file))
         self.file = file
+
+
+def _macs(model: Model, task: Task) -> int | None:
+    """Of the capability's stated sample (cost/stated.py), which no faster loop changes. None for a model that cannot be
+    given one: a family of one's own without `tokenizer`."""
+    try:
+        return stated_macs(model, task.capability)
+    except UserError:
+        return None
 
 
 def _has_baseline(cell: Cell) -> bool:

@@ -55,9 +55,9 @@ def _milliseconds(work: Callable[[], Tensor]) -> float:
     for _ in range(5):
         work()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()  # type: ignore[no-untyped-call]
+    start.record()
     for _ in range(REPEATS):
         work()
-    end.record()  # type: ignore[no-untyped-call]
+    end.record()
     torch.cuda.synchronize()
     return float(start.elapsed_time(end)) / REPEATS
