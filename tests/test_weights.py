@@ -23,7 +23,15 @@ from torch import nn
 
 from vlbench import weights
 from vlbench.errors import UserError
-from vlbench.weights import file_digest, load_into, locate, read_weights, save_tensors, weights_digest
+from vlbench.weights import (
+    checkpoint_digest,
+    file_digest,
+    load_into,
+    locate,
+    read_weights,
+    save_tensors,
+    weights_digest,
+)
 
 
 class Trap:
@@ -279,3 +287,17 @@ def test_what_is_passed_over_reaches_nothing(tmp_path: Path, program: bytes) -> 
         for name in whole.namelist():
             changed.writestr(name, b"\x80\x02" + program if name.endswith("data.pkl") else whole.read(name))
     assert "is refused" in sentence(tmp_path / "b.pth")
+
+
+def test_what_lies_beside_a_single_file_is_part_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "model.pth"
+    file.write_bytes(b"weights")
+    alone = checkpoint_digest(file)
+    assert alone == file_digest(file)
+    (tmp_path / "README.md").write_text("about")
+    assert checkpoint_digest(file) == alone
+    (tmp_path / "vocab.txt").write_text("a\nb")
+    first = checkpoint_digest(file)
+    (tmp_path / "vocab.txt").write_text("b\na")
+    assert len({alone, first, checkpoint_digest(file)}) == 3
+    assert checkpoint_digest(tmp_path) == file_digest(tmp_path)

@@ -73,9 +73,9 @@ class Cell:
 
     @cached_property
     def weights_digest(self) -> str:
-        from .weights import file_digest
+        from .weights import checkpoint_digest
 
-        return file_digest(self.weights)
+        return checkpoint_digest(self.weights)
 
     @property
     def learns(self) -> bool:

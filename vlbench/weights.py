@@ -230,6 +230,17 @@ def weights_digest(net: nn.Module) -> str:
     return sha.hexdigest()
 
 
+# What families read beside a checkpoint that is a single file, where it is there.
+BESIDE = ("config.json", "open_clip_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+
+
+def checkpoint_digest(path: Path) -> str:
+    """file_digest of a model folder, or of a single file together with what is read beside it."""
+    found = [path.parent / name for name in BESIDE] if path.is_file() else []
+    parts = [f"{file.name}\0{file_digest(file)}" for file in found if file.is_file()]
+    return hashlib.sha256("\n".join([file_digest(path), *parts]).encode()).hexdigest() if parts else file_digest(path)
+
+
 def file_digest(path: Path) -> str:
     """sha256 of a file's content; of a folder: of its files' names and contents, but for what is about the model and
     not of it (README.md, licences, hidden files), so that neither a model card nor the folder's name counts."""
