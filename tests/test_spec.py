@@ -69,7 +69,10 @@ def options(text: str) -> dict[str, dict[str, object]]:
         ("task=imagenet method=magnitude sparsity=4:4", "magnitude.sparsity=4:4 should be n:m with 0 < n < m"),
         ("task=imagenet method=magnitude ratio=1x", "magnitude: ratio=1x should be a number above 1, like 2x."),
         ("task=imagenet method=magnitude ratio=2x sparsity=0.5", "magnitude: give sparsity= or ratio=, not both."),
-        ("task=imagenet method=magnitude group=rows", "magnitude.group=rows should be 'row', 'matrix', 'tower', 'model' or 'code'."),
+        (
+            "task=imagenet method=magnitude group=rows",
+            "magnitude.group=rows should be 'row', 'matrix', 'tower', 'model' or 'code'."
+        ),
         ("task=imagenet method=uniform sparsity=2:4", "sparsity=2:4 is a pattern of single weights, and uniform"),
         ("task=imagenet method=upop sparsity=2:4", "or use magnitude"),
         ("task=imagenet method=uniform multiple_of=0", "uniform.multiple_of=0 should be greater than or equal to 1."),
