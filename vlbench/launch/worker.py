@@ -26,6 +26,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     faulthandler.enable(all_threads=False)
+    # A shell starts what it puts into the background with SIGINT ignored, which is inherited: the order to stop would
+    # go unheard, and the cell would keep its lease.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     requests: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     try:
