@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tests import naive
+from vlbench.data.maps import unpack_map
 from vlbench.model import Batch
 from vlbench.plugins import table
 from vlbench.task import Sample
@@ -119,6 +120,43 @@ def test_judgements_are_those_of_one_sentence_at_a_time() -> None:
     states = model.encode(images)
     found = [p["answer"] for p in model.judge(states, Batch(samples, images, torch.tensor(owner)))]
     assert found == [naive.judge(model, images[a], images[b], s) for (a, b), s in zip(owner, sentences, strict=True)]
+
+
+@torch.inference_mode()
+def test_classes_are_those_of_one_image_at_a_time() -> None:
+    model = mini("deit-mini")
+    images = pixels(model, 6)
+    samples = [Sample(str(i), ()) for i in range(6)]
+    found = model.classify(model.encode(images), Batch(samples, images, torch.arange(6)[:, None]))
+    for one, image in zip(found, images, strict=True):
+        logits = model.net(image[None])[0]
+        assert one["top5"] == [model.classes[i] for i in logits.argsort(descending=True, stable=True)[:5]]
+    assert len({one["top5"][0] for one in found}) > 1
+
+
+@torch.inference_mode()
+def test_maps_are_those_of_one_window_at_a_time() -> None:
+    """Windows of several images go through together; alone, each pixel is the mean of the windows that cover it."""
+    model = mini("segmenter-mini")
+    size = model.card.image.size
+    sizes = [(size, size), (size, size + 40), (size + 24, size)]
+    images = [torch.randn(3, *s, generator=torch.Generator().manual_seed(i)) for i, s in enumerate(sizes)]
+    samples = [Sample(str(i), ()) for i in range(3)]
+    batch = Batch(samples, images, torch.arange(3)[:, None], {"window": size, "stride": size - 16}, sizes)
+    for one, image in zip(model.segment(model.encode(images), batch), images, strict=True):
+        total, times = torch.zeros(model.config["classes"], *image.shape[1:]), torch.zeros(image.shape[1:])
+        for top in starts(image.shape[1], size):
+            for left in starts(image.shape[2], size):
+                window = image[None, :, top : top + size, left : left + size]
+                total[:, top : top + size, left : left + size] += model.net(window)[0]
+                times[top : top + size, left : left + size] += 1
+        assert np.array_equal(unpack_map(one["map"]), (total / times).argmax(0).numpy())
+
+
+def starts(length: int, size: int) -> list[int]:
+    """Where windows begin: every size - 16 pixels, the last one at the end."""
+    found = list(range(0, max(1, length - size + 1), size - 16))
+    return found if found[-1] + size >= length else [*found, length - size]
 
 
 def test_flops_of_a_vqa_question(tmp_path: Path) -> None:
