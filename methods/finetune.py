@@ -6,10 +6,11 @@ from typing import Any
 
 from vlbench.job import Job
 from vlbench.method import Context, Method, method
-from vlbench.training.loop import Schedule
+from vlbench.training.distill import DistilOptions
+from vlbench.training.tuning import TuneOptions, tuned
 
 
-class FinetuneOptions(Schedule):
+class FinetuneOptions(DistilOptions, TuneOptions):
     """Defaults suit the mini world; for full-size models give the paper's values or recipe=paper."""
 
     steps: int = 300
@@ -25,10 +26,14 @@ def small_batches(context: Context) -> dict[str, Any]:
 
 @method("finetune", title="Finetuning of the surviving weights", role="restorer", uses_seed=True)
 class Finetune(Method):
-    """AdamW on the task's loss over the train split. Zeros of a mask stay zero, removed units stay removed."""
+    """Training on the task's loss over the train split, or on the dense model's logits. Zeros of a mask stay zero,
+    removed units stay removed."""
 
     Options = FinetuneOptions
     recipes = {"mini": small_batches}  # noqa: RUF012
 
     def apply(self, job: Job) -> None:
-        job.train("finetune", self.options)
+        def train(job: Job, options: FinetuneOptions) -> None:
+            job.train("finetune", options, loss=options.objective(job))
+
+        tuned(job, "finetune", self.options, train)

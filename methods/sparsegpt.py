@@ -23,6 +23,10 @@ class SparseGPTOptions(CalibratedOptions):
     block: int = Field(128, ge=1, description="columns whose mask is chosen together, and updated together")
 
 
+# SparseGPT's own code; Wanda's and RESSA's copies of it give the same bits.
+CODE = {"group": "matrix", "rule": "<=", "damp": 0.01, "block": 128}
+
+
 @method(
     "sparsegpt",
     title="SparseGPT",
@@ -37,8 +41,10 @@ class SparseGPT(Reconstructor):
 
     Options = SparseGPTOptions
     recipes = {  # noqa: RUF012
-        "sparsegpt-code": {"group": "matrix", "rule": "<=", "damp": 0.01, "block": 128},
-        "ecoflap-code": {"group": "matrix", "rule": "<=", "damp": 0.01, "block": 128, "allocation": "ecoflap-zeroth"},
+        "sparsegpt-code": CODE,
+        "wanda-code": CODE,
+        "ressa-code": CODE,
+        "ecoflap-code": {**CODE, "allocation": "ecoflap-zeroth"},
     }
 
     def solve(self, weight: Tensor, statistics: Statistics, keep: Keep) -> tuple[Tensor, Tensor]:

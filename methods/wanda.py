@@ -32,4 +32,4 @@ class Wanda(ScorePruner):
 
     def score(self, weight: Tensor, statistics: Statistics | None) -> Tensor:
         assert statistics is not None
-        return weight.abs() * statistics.norm.to(weight.dtype)
+        return weight.abs().mul_(statistics.norm.to(weight.dtype))

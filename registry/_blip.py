@@ -21,6 +21,7 @@ from transformers import BlipConfig
 from vlbench.errors import UserError
 from vlbench.model import Card, Model, read_config
 from vlbench.nn import blip
+from vlbench.nn.stock import Stock
 from vlbench.pruning.shapes import fit_to, narrow
 from vlbench.weights import load_into, read_weights
 
@@ -28,6 +29,7 @@ from ._blip_keys import converted, is_original
 from ._blip_text import check_tokenizer, read_tokenizer
 
 Config = dict[str, Any]
+LOADERS = Path(__file__).parent / "loaders"
 HEAD = 64  # numbers a head in every released BLIP
 POSITIONS = "vision_model.embeddings.position_embedding"
 # BLIP-base: ViT-B/16 and configs/med_config.json, whose dropout the originals train with.
@@ -135,6 +137,10 @@ class Blip(Model):
 
     def save_assets(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(folder)
+
+    def stock(self) -> Stock:
+        """transformers' class of this head."""
+        return Stock.of({"class": type(self.net).__name__, "attention": blip.told(self.net)}, LOADERS / "blip.py")
 
     def encode(self, images: Tensor) -> Tensor:
         """(I, 3, H, W) -> (I, N, D) image tokens."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from transformers import BlipForQuestionAnswering, BlipTextLMHeadModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from vlbench.model import Answerer, Batch, Card, ImageSpec, Prediction, family
+from vlbench.model import Answerer, Batch, Card, ImageSpec, Outputs, Prediction, family
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.nn.beam import beam_search
@@ -24,6 +25,8 @@ LABEL_SMOOTHING = 0.1  # of BLIP's decoder, in training and in ranking (med.py)
 MAX_QUESTION = 35  # tokens
 MAX_WORDS = 50  # of a question
 ROWS = 8192  # question-candidate pairs scored in one pass
+
+Told = tuple[list[int], Tensor, Tensor]  # of answers of one length: their numbers, logits, and the tokens to tell
 
 
 @family(
@@ -81,15 +84,19 @@ class BlipVQA(Blip, Answerer):
         best = self.rank(questions, mask, self.candidate_ids(candidates), k).argmax(1)
         return [{"answer": candidates[i]} for i in best.tolist()]
 
-    def answer_loss(self, batch: Batch) -> Tensor:
+    def answer_outputs(self, batch: Batch) -> Outputs:
         """sum over answers of weight * nll (summed over tokens), a question's mean: BLIP's VQA loss."""
         states = self.encode(batch.images)
         questions, mask = self.question_states(states, [s.text for s in batch.samples], batch.owner[:, 0])
         pairs = [(i, a, w) for i, s in enumerate(batch.samples) for a, w in s.target.items()]
         owner = torch.tensor([p[0] for p in pairs], device=self.device)
         weight = torch.tensor([p[2] for p in pairs], device=self.device, dtype=questions.dtype)
-        nll = self.negative_log_likelihood(questions, mask, owner, self.candidate_ids([p[1] for p in pairs]))
-        return (weight * nll).sum() / len(batch.samples)
+        told = self.told(questions, mask, owner, self.candidate_ids([p[1] for p in pairs]))
+        share = weight[:, None] / len(batch.samples)
+        return Outputs(
+            lambda: (weight * self.negative_log_likelihood(told, questions)).sum() / len(batch.samples),
+            [(logits.transpose(1, 2), share[index]) for index, logits, _ in told],
+        )
 
     def question_states(self, states: Tensor, texts: list[str], owner: Tensor) -> tuple[Tensor, Tensor]:
         """(Q, L, H) states of the questions after attending to their images, and their mask (Q, L)."""
@@ -143,17 +150,23 @@ class BlipVQA(Blip, Answerer):
             cache.update(keys[row], values[row], layer)
         return _summed_nll(self.decode(ids[:, :-1], context, cache), ids[:, 1:])
 
-    def negative_log_likelihood(
+    def told(
         self, questions: Tensor, mask: Tensor, owner: Tensor, answers: list[list[int]]
-    ) -> Tensor:
-        """(P,) smoothed nll of each answer given the question it belongs to (owner, non-decreasing)."""
-        found = questions.new_zeros(len(answers))
-        for index, ids in by_length(answers, ROWS):
-            found[index] = self._nll(questions, mask, owner[index], ids.to(self.device)).to(found.dtype)
+    ) -> list[Told]:
+        """What the decoder tells of the answers given the questions they belong to (owner, non-decreasing), those of
+        one length together: (numbers of the answers, (R, L, vocabulary) logits, (R, L) next tokens)."""
+        found = []
+        for index, rows in by_length(answers, ROWS):
+            ids, context = rows.to(self.device), Shared.among(questions, owner[index], mask.bool())
+            found.append((index, self.decode(ids[:, :-1], context), ids[:, 1:]))
         return found
 
-    def _nll(self, questions: Tensor, mask: Tensor, owner: Tensor, ids: Tensor) -> Tensor:
-        return _summed_nll(self.decode(ids[:, :-1], Shared.among(questions, owner, mask.bool())), ids[:, 1:])
+    def negative_log_likelihood(self, told: Sequence[Told], questions: Tensor) -> Tensor:
+        """(P,) smoothed nll of each answer, in the type of the questions' states."""
+        found = questions.new_zeros(sum(len(index) for index, _, _ in told))
+        for index, logits, targets in told:
+            found[index] = _summed_nll(logits, targets).to(found.dtype)
+        return found
 
     def decode(self, ids: Tensor, context: Shared, cache: DynamicCache | None = None) -> Tensor:
         """(R, L) answer tokens -> (R, L, vocabulary) logits of the next token. cache: of the tokens before them."""

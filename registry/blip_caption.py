@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import BlipForConditionalGeneration
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from vlbench.model import Batch, Captioner, Card, ImageSpec, Prediction, family
+from vlbench.model import Batch, Captioner, Card, ImageSpec, Outputs, Prediction, family
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.nn.beam import beam_search
@@ -78,14 +78,22 @@ class BlipCaption(Blip, Captioner):
         captions = [self.after_prompt(one, prompt) for one in ids]
         return [{"caption": captions[i]} for i in row.tolist()]
 
-    def caption_loss(self, batch: Batch) -> Tensor:
+    def caption_outputs(self, batch: Batch) -> Outputs:
         """The mean over all target tokens: of the caption and its end, not of the prompt (BLIP's caption loss)."""
+        ids, wanted, told = self._wanted(batch)
+        logits = self.logits(ids, Shared(self.encode(batch.images), batch.owner[:, 0]))[:, :-1][told]
+        return Outputs(
+            lambda: F.cross_entropy(logits, wanted[told], label_smoothing=LABEL_SMOOTHING), [(logits, 1 / len(logits))]
+        )
+
+    def caption_terms(self, batch: Batch) -> int:
+        return int(self._wanted(batch)[2].sum())
+
+    def _wanted(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """(n, L) token ids, (n, L - 1) the next ones, and which of these the loss is of."""
         options = {**DEFAULTS, **batch.options}
         ids, targets = self.targets([s.target for s in batch.samples], options["prompt"])
-        logits = self.logits(ids, Shared(self.encode(batch.images), batch.owner[:, 0]))
-        wanted = targets[:, 1:]
-        told = wanted != IGNORED
-        return F.cross_entropy(logits[:, :-1][told], wanted[told], label_smoothing=LABEL_SMOOTHING)
+        return ids, targets[:, 1:], targets[:, 1:] != IGNORED
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """[DEC] and the prompt's words."""

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from vlbench.model import Batch, Card, ImageSpec, Judge, Prediction, family
+from vlbench.model import Batch, Card, ImageSpec, Judge, Outputs, Prediction, family
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
+from vlbench.nn.stock import Stock
 from vlbench.structure import Structure
 
-from ._blip import Blip, Config, blip_config
+from ._blip import LOADERS, Blip, Config, blip_config
 from ._blip_text import clean_caption
 
 MERGE_FROM = 6  # the first text layer with a merge_layer (models/nlvr_encoder.py)
@@ -71,15 +72,20 @@ class BlipNlvr(Blip, Judge):
         text = blip.text_tower(self.net, "text_encoder.encoder.layer", "text")
         return Structure((blip.vision_tower(self.net), text))
 
+    def stock(self) -> Stock:
+        """transformers has no class of this head: network.py has it."""
+        facts = {"attention": blip.told(self.net)}
+        return Stock.of(facts, LOADERS / "blip_nlvr.py", LOADERS / "blip_nlvr_network.py")
+
     def judge(self, states: Any, batch: Batch) -> list[Prediction]:
         """A sentence is true where the second logit is the larger one."""
         logits = self.logits(states, [s.text for s in batch.samples], batch.owner)
         return [{"answer": answer == 1} for answer in logits.argmax(1).tolist()]
 
-    def judge_loss(self, batch: Batch) -> Tensor:
+    def judge_outputs(self, batch: Batch) -> Outputs:
         logits = self.logits(self.encode(batch.images), [s.text for s in batch.samples], batch.owner)
         target = torch.tensor([int(s.target) for s in batch.samples], device=logits.device)
-        return F.cross_entropy(logits, target)
+        return Outputs(lambda: F.cross_entropy(logits, target), [(logits, 1 / len(logits))])
 
     def logits(self, states: Tensor, texts: list[str], owner: Tensor) -> Tensor:
         """(n, 2) logits of false and true. owner (n, 2): left and right image of each sentence."""

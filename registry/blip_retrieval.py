@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BlipForImageTextRetrieval
 
-from vlbench.model import Batch, Card, ImageSpec, Matcher, Prediction, family
+from vlbench.model import Batch, Card, ImageSpec, Matcher, Outputs, Pairs, Prediction, Views, both_ways, family
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.structure import Structure
@@ -115,19 +115,42 @@ class BlipRetrieval(Blip, Matcher):
             found[index] = logits.to(found.dtype)
         return list(found.split([len(of) for of in texts]))
 
-    def match_loss(self, batch: Batch) -> Tensor:
+    def match_outputs(self, batch: Batch) -> Outputs:
         """Contrastive loss plus matching loss, each over the batch alone."""
+        states, owner, ids, mask = self._trained(batch)
+        own = self._pairs_of(states, owner, ids, mask)
+        same = owner[:, None] == owner
+        similarity = own.images @ own.texts.t() / self.net.temp
+
+        def loss() -> Tensor:
+            contrastive = self.contrastive_loss(similarity, same)
+            return contrastive + self.matching_loss(states, owner, ids, mask, similarity, same)
+
+        return Outputs(loss, both_ways(similarity))
+
+    def match_momentum(self, batch: Batch, twin: Any) -> Views:
+        """As BLIP's code: the twin's features are queued, and the matching loss is over the batch alone."""
+        states, owner, ids, mask = self._trained(batch)
+        own = self._pairs_of(states, owner, ids, mask)
+        with torch.no_grad():
+            known = twin._pairs_of(twin.encode(batch.images), owner, ids, mask)
+        similarity = own.images @ own.texts.t() / self.net.temp
+        rest = self.matching_loss(states, owner, ids, mask, similarity, owner[:, None] == owner)
+        return Views(own, known, known, 1 / self.net.temp, rest)
+
+    def _trained(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """States of the images, the row of each sample's, token ids and mask of the captions; the temperature is
+        brought back to its range."""
         states = self.encode(batch.images)
-        owner = batch.owner[:, 0]
         with torch.no_grad():
             self.net.temp.clamp_(0.001, 0.5)
         ids, mask = self.padded(self.text_ids([s.texts[0] for s in batch.samples]))
+        return states, batch.owner[:, 0], ids, mask
+
+    def _pairs_of(self, states: Tensor, owner: Tensor, ids: Tensor, mask: Tensor) -> Pairs:
         out = self.net.text_encoder(input_ids=ids, attention_mask=mask, use_cache=False)
         text = F.normalize(self.net.text_proj(out.last_hidden_state[:, 0]), dim=-1)
-        image = self.image_features(states)[owner]
-        same = owner[:, None] == owner
-        similarity = image @ text.t() / self.net.temp
-        return self.contrastive_loss(similarity, same) + self.matching_loss(states, owner, ids, mask, similarity, same)
+        return Pairs(self.image_features(states)[owner], text)
 
     def contrastive_loss(self, similarity: Tensor, same: Tensor) -> Tensor:
         """Mean of both directions. similarity (n, n): images by texts; same: pairs of samples that show one image,

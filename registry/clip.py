@@ -15,8 +15,22 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from vlbench.errors import UserError
-from vlbench.model import Batch, Card, ImageSpec, Matcher, Model, Prediction, family, read_config
+from vlbench.model import (
+    Batch,
+    Card,
+    ImageSpec,
+    Matcher,
+    Model,
+    Outputs,
+    Pairs,
+    Prediction,
+    Views,
+    both_ways,
+    family,
+    read_config,
+)
 from vlbench.nn import open_clip as adopted
+from vlbench.nn.stock import Stock
 from vlbench.pruning.shapes import fit_to, narrow
 from vlbench.structure import Structure
 from vlbench.weights import load_into, locate
@@ -120,6 +134,9 @@ class CLIP(Model, Matcher):
     def structure(self) -> Structure:
         return Structure((adopted.vision_tower(self.net), adopted.text_tower(self.net)))
 
+    def stock(self) -> Stock:
+        return Stock.of({"attention": adopted.told(self.net)}, Path(__file__).parent / "loaders" / "clip.py")
+
     def encode(self, images: Tensor) -> Tensor:
         """(I, 3, H, W) -> (I, 1 + patches, D), normalised; the class token first."""
         visual = self.net.visual
@@ -135,16 +152,36 @@ class CLIP(Model, Matcher):
             found = found[0].cpu(), found[1].cpu()
         return [{"image": one, "texts": its} for one, its in zip(found[0], found[1].split(counts), strict=True)]
 
-    def match_loss(self, batch: Batch) -> Tensor:
+    def match_outputs(self, batch: Batch) -> Outputs:
         """Cross entropy over the batch in both directions. The texts of one image are right for one another."""
         owner = batch.owner[:, 0]
-        images = _directions(self.image_features(self.encode(batch.images)))[owner]
-        texts = self.text_features(self.tokens([s.texts[0] for s in batch.samples]))
-        scale = self.net.logit_scale.exp().clamp(max=LARGEST_SCALE)
-        logits = scale * images @ _directions(texts).T
+        own = self._pairs_of(batch, self._tokens_of(batch))
+        logits = self._scale() * own.images @ own.texts.T
         same = (owner[:, None] == owner).to(logits.dtype)
         target = same / same.sum(1, keepdim=True)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        return Outputs(
+            lambda: (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2, both_ways(logits)
+        )
+
+    def match_momentum(self, batch: Batch, twin: Any) -> Views:
+        """As UPop's code, where the queue takes the model's own features and not the twin's, and the twin's texts go
+        through the model's last norm."""
+        ids = self._tokens_of(batch)
+        own = self._pairs_of(batch, ids)
+        with torch.no_grad():
+            known = twin._pairs_of(batch, ids, self.net.ln_final)
+        return Views(own, known, own, self._scale())
+
+    def _tokens_of(self, batch: Batch) -> Tensor:
+        return self.tokens([s.texts[0] for s in batch.samples])
+
+    def _pairs_of(self, batch: Batch, ids: Tensor, norm: torch.nn.Module | None = None) -> Pairs:
+        images = _directions(self.image_features(self.encode(batch.images)))[batch.owner[:, 0]]
+        return Pairs(images, _directions(self.text_features(ids, norm)))
+
+    def _scale(self) -> Tensor:
+        scale: Tensor = self.net.logit_scale.exp().clamp(max=LARGEST_SCALE)
+        return scale
 
     def image_features(self, states: Tensor) -> Tensor:
         """(I, d), not normalised."""
@@ -156,13 +193,14 @@ class CLIP(Model, Matcher):
         ids: Tensor = self.tokenizer(list(texts)) if texts else torch.zeros(0, 1, dtype=torch.long)
         return ids.to(self.device)
 
-    def text_features(self, ids: Tensor) -> Tensor:
+    def text_features(self, ids: Tensor, norm: torch.nn.Module | None = None) -> Tensor:
         """(T, L) ids -> (T, d), not normalised: the state at the end of each text, which is its highest id (OpenAI's
-        rule) or the first `eos_id` (the mini vocabulary's ids are not in that order), as the configuration says."""
+        rule) or the first `eos_id` (the mini vocabulary's ids are not in that order), as the configuration says.
+        norm: takes the place of the model's last one."""
         net, length = self.net, ids.shape[1]
         mask = None if net.attn_mask is None else net.attn_mask[:length, :length]
         hidden = net.token_embedding(ids) + net.positional_embedding[:length]
-        hidden = net.ln_final(net.transformer(hidden, attn_mask=mask))
+        hidden = (norm or net.ln_final)(net.transformer(hidden, attn_mask=mask))
         pooled = text_global_pool(hidden, ids, net.text_pool_type, net.text_eos_id)
         project = net.text_projection
         features: Tensor = project(pooled) if isinstance(project, torch.nn.Linear) else pooled @ project

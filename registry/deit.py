@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlbench.model import Card, Classifier, ImageSpec, Model, family, read_config
 from vlbench.nn import timm as adopted
+from vlbench.nn.stock import Stock
 from vlbench.pruning.shapes import fit_to, narrow
 from vlbench.structure import Structure
 from vlbench.weights import load_into, locate, read_weights
@@ -103,6 +104,9 @@ class DeiT(Model, Classifier):
 
     def structure(self) -> Structure:
         return Structure((adopted.vision_tower(self.net),))
+
+    def stock(self) -> Stock:
+        return Stock.of({"attention": adopted.told(self.net)}, Path(__file__).parent / "loaders" / "deit.py")
 
     def encode(self, images: Tensor) -> Tensor:
         """(I, 3, H, W) -> (I, classes) logits."""

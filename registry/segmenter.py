@@ -13,8 +13,10 @@ from torch import Tensor
 
 from vlbench.data.maps import IGNORED, pack_map
 from vlbench.evaluation.windows import Sliding, best, class_maps
-from vlbench.model import Batch, Card, ImageSpec, Model, Prediction, Segmenter, family, read_config
+from vlbench.model import Batch, Card, ImageSpec, Model, Outputs, Prediction, Segmenter, family, read_config
 from vlbench.nn import segmenter as masks
+from vlbench.nn import timm as timm_nn
+from vlbench.nn.stock import Stock
 from vlbench.pruning.shapes import fit_to, narrow
 from vlbench.structure import Structure
 from vlbench.weights import load_into, locate, read_weights
@@ -115,6 +117,11 @@ class MaskSegmenter(Model, Segmenter):
     def structure(self) -> Structure:
         return masks.structure(self.net)
 
+    def stock(self) -> Stock:
+        folder = Path(__file__).parent / "loaders"
+        facts = {"attention": timm_nn.told(self.net)}
+        return Stock.of(facts, folder / "segmenter.py", folder / "segmenter_network.py")
+
     def encode(self, images: Any) -> Any:
         """A list of images: itself. (I, 3, S, S) crops: their tokens (I, 1 + patches, D), the class token first."""
         return images if isinstance(images, Sequence) else self.net.tokens(images)
@@ -131,13 +138,19 @@ class MaskSegmenter(Model, Segmenter):
             packed = list(pool.map(pack_map, (one.cpu().numpy() for one in found)))
         return [{"map": packed[row]} for row in batch.owner[:, 0].tolist()]
 
-    def segment_loss(self, batch: Batch) -> Tensor:
+    def segment_outputs(self, batch: Batch) -> Outputs:
         assert batch.maps is not None
+        maps, told = batch.maps, batch.maps != IGNORED
         size = self._size(batch)
         logits = self.net.spread(self.net.decode(self.encode(batch.images), size), size)[batch.owner[:, 0]]
-        return F.cross_entropy(
-            logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.maps, ignore_index=IGNORED
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return Outputs(
+            lambda: F.cross_entropy(logits, maps, ignore_index=IGNORED), [(logits, told / told.sum().clamp(min=1))]
         )
+
+    def segment_terms(self, batch: Batch) -> int:
+        assert batch.maps is not None
+        return int((batch.maps != IGNORED).sum())
 
     def sliding(self, options: Any) -> Sliding:
         """The task's settings; a window that is left out is the card's, and a stride that is left out a window."""

@@ -62,7 +62,14 @@ class NLVR2Options(TaskOptions):
     order_seed: int = Field(0, description="reference-random: which half")
 
 
-@task("nlvr2", title="NLVR2 visual reasoning over two images", capability="judge", metric="accuracy", version=1)
+@task(
+    "nlvr2",
+    title="NLVR2 visual reasoning over two images",
+    capability="judge",
+    metric="accuracy",
+    version=1,
+    chance=50.0,
+)
 class NLVR2(Task):
     """A sample's id is its identifier SPLIT-SET-PAIR-SENTENCE. Its cluster is the set of eight photographs that its
     sentence was written for: pairs of a set share sentences, photographs and the writer."""

@@ -75,7 +75,15 @@ class VQAv2Options(TaskOptions):
     images: Path | None = Field(None, description="folder of their images, named as in 000000000042.jpg")
 
 
-@task("vqav2", title="VQAv2 visual question answering", capability="answer", metric="accuracy", version=1, data="coco")
+@task(
+    "vqav2",
+    title="VQAv2 visual question answering",
+    capability="answer",
+    metric="accuracy",
+    version=1,
+    data="coco",
+    chance=25.98,  # "yes" to every question of test-standard (Goyal et al. 2017, arXiv 1612.00837)
+)
 class VQAv2(Task):
     """`root` holds the official files (or has them in annotations/) and the image folders (or in images/)."""
 

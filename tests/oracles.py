@@ -46,6 +46,7 @@ def open_blip_vqa(oracle: Oracle, config: Mapping[str, int], prefix: str, folder
 def blip_config(c: Mapping[str, int]) -> dict[str, Any]:
     """A configuration of transformers from the dims the recordings state."""
     return {
+        "image_text_hidden_size": c.get("embed", 256),
         "vision_config": {
             "hidden_size": c["vw"], "intermediate_size": c["vw"] * c["vmlp"], "num_hidden_layers": c["vd"],
             "num_attention_heads": c["vh"], "image_size": c["img"], "patch_size": c.get("patch", 16),

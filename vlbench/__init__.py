@@ -9,6 +9,8 @@ from pathlib import Path as _Path
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:
+    import pandas as _pandas
+
     from .model import Model
 
 __version__ = "0.1.0"
@@ -22,10 +24,26 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "tasks" / "__init__
 
 
 def load(folder: str | _Path) -> Model:
-    """The compressed model that a run saved (runs/RUN/model), ready to use: `.net` is the torch module.
+    """The compressed model of a run (runs/RUN/model) or of `vlbench export`, ready to use: `.net` is the torch module.
 
     Raises UserError where the folder is damaged or holds no compressed model.
     """
     from .pruning.saved import load_model
 
     return load_model(_Path(folder))[0]
+
+
+def results(runs: str | _Path = "runs", **words: str) -> _pandas.DataFrame:
+    """All rows of the leaderboards and of the user's own runs, one a configuration, as a pandas data frame: the columns
+    of the boards' CSV, and `cells` and `seed_values` (separated by blanks) and `local`.
+
+    words narrow them down: vlbench.results(task="vqav2", suite="mini"); suite, task, split, model, method, pattern,
+    sparsity. Raises UserError for a word that leaves no row.
+    """
+    from .errors import UserError, did_you_mean
+    from .leaderboard.frame import results as frame
+    from .leaderboard.select import FILTERS
+
+    if wrong := [word for word in words if word not in FILTERS]:
+        raise UserError(f"{wrong[0]}= is not known here. {did_you_mean(wrong[0], FILTERS)}")
+    return frame(_Path(runs), words)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .data.sources import Source, open_sources
 from .errors import UserError
 from .plugins import WORKSPACE_FILE, table, workspace
 from .spec import LinkSpec, Spec
@@ -32,6 +33,7 @@ class Cell:
     task: Task
     split: str
     weights: Path
+    sources: Mapping[str, Source] = field(default_factory=dict)  # link -> what it is calibrated on instead of train
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -80,7 +82,7 @@ class Cell:
     @property
     def learns(self) -> bool:
         """Whether a link reads the train split."""
-        return self.spec.uses_seed
+        return self.spec.learns
 
     @property
     def seed(self) -> int | None:
@@ -100,7 +102,7 @@ class Cell:
             "weights": self.weights_digest,
             "family": spec.model.digest(),
             "preprocessing": spec.model.facts["image"],
-            "chain": [_link_identity(link) for link in spec.links],
+            "chain": [_link_identity(link, self.sources.get(link.entry.name)) for link in spec.links],
             "seed": self.seed,
             "label": words.label,
             "evaluation": self.evaluation,
@@ -129,11 +131,8 @@ class Cell:
     def id(self) -> str:
         """Readable and unique: names for people, twelve hex digits of the identity for the machine."""
         spec = self.spec
-        parts = [spec.words.suite, spec.task.name, spec.model.name, spec.method, spec.target]
-        if self.seed is not None:
-            parts.append(f"s{self.seed}")
-        text = re.sub(r"[^\w.+-]", "_", "-".join(p.replace(":", "of") for p in parts if p))
-        return f"{text}-{digest(self.identity)[:12]}"
+        parts = (spec.words.suite, spec.task.name, spec.model.name, spec.method, spec.target)
+        return cell_id(parts, self.seed, self.identity)
 
     def dense(self) -> Cell:
         """The same cell with the model unchanged: the baseline."""
@@ -149,11 +148,29 @@ class Cell:
         return [link.entry.name for link in self.spec.links] == ["dense"]
 
 
-def _link_identity(link: LinkSpec) -> list[Any]:
-    """Name, version and options; of an option that is a file or a model folder, the content."""
+def cell_id(parts: Sequence[str], seed: int | None, identity: Mapping[str, Any]) -> str:
+    """Of suite, task, model, method and target."""
+    words = [*parts, *([] if seed is None else [f"s{seed}"])]
+    text = re.sub(r"[^\w.+-]", "_", "-".join(word.replace(":", "of") for word in words if word))
+    return f"{text}-{digest(identity)[:12]}"
+
+
+def told_options(link: LinkSpec, source: Source | None) -> dict[str, Any]:
+    """A link's options as records have them: where it is calibrated on other data, without their folder."""
+    told = link.options.told()
+    if source is not None:
+        told["calibration"] = source.name
+        told.pop("calibration_images", None)
+    return told
+
+
+def _link_identity(link: LinkSpec, source: Source | None) -> list[Any]:
+    """Name, version and options; of files, model folders and calibration data that options name, the content."""
     from .weights import file_digest
 
-    options = link.options.told()
+    options = told_options(link, source)
+    if source is not None:
+        options["calibration"] = source.digest
     for name, value in link.options:
         if isinstance(value, Path):
             if not value.exists():
@@ -166,9 +183,11 @@ def open_cell(spec: Spec, progress: BuildProgress | None = None) -> Cell:
     """Find data and weights. Raises UserError saying what goes where when something is missing."""
     if spec.words.suite == "mini":
         weights = _find_weights(spec)  # before the world is built, which takes a while
-        return Cell(spec, _find_data(spec, progress), spec.split, weights)
-    task = _find_data(spec, progress)  # before weights are fetched from the hub
-    return Cell(spec, task, spec.split, _find_weights(spec))
+        task = open_task(spec, progress)
+        return Cell(spec, task, spec.split, weights, open_sources(spec, task, lambda other: open_task(other, progress)))
+    task = open_task(spec, progress)  # before weights are fetched from the hub
+    sources = open_sources(spec, task, lambda other: open_task(other, progress))
+    return Cell(spec, task, spec.split, _find_weights(spec), sources)
 
 
 def _find_weights(spec: Spec) -> Path:
@@ -180,11 +199,11 @@ def _find_weights(spec: Spec) -> Path:
     return weights
 
 
-def _find_data(spec: Spec, progress: BuildProgress | None) -> Task:
+def open_task(spec: Spec, progress: BuildProgress | None = None) -> Task:
     """The task on its data folder, with nothing missing of what this cell reads."""
     root = data_root(spec, progress)
     task = spec.task_class(root, spec.task_options)
-    wanted = [spec.split, *([task.roles()["train"]] if spec.uses_seed else ())]
+    wanted = [spec.split, *([task.roles()["train"]] if spec.learns else ())]
     missing = list(dict.fromkeys(line for split in wanted for line in task.missing(split)))
     if missing:
         lines = [f"{spec.task.name} lacks data in {root}:", *missing, f"Put the files there, or {_remedy(spec)}"]

@@ -249,6 +249,9 @@ def time_(
     device: Annotated[str, typer.Option("--device", help="cpu or cuda; by default the GPU where there is one")] = "",
     precision: Annotated[str, typer.Option("--precision", help="fp32 or bf16")] = "fp32",
     compiled: Annotated[bool, typer.Option("--compile", help="compile the model's blocks with torch.compile")] = False,
+    accelerate: Annotated[
+        str, typer.Option("--accelerate", help="semi_structured: verify 2:4 masks and time their linears")
+    ] = "",
     json: Json = False,
 ) -> None:
     """Latency, throughput and memory of finished runs on this device: vlbench time RUN."""
@@ -260,7 +263,7 @@ def time_(
         raise UserError(f"--precision {precision} should be fp32 or bf16.")
     how = How(device_of(device), "bf16" if precision == "bf16" else "fp32", compiled)
     with Screen(quiet=json) as screen:
-        time_runs([_run_folder(name, runs) for name in names], how, screen, json=json)
+        time_runs([_run_folder(name, runs) for name in names], how, screen, json=json, accelerate=accelerate)
 
 
 @app.command()
@@ -268,13 +271,16 @@ def leaderboard(
     check: Annotated[bool, typer.Option("--check", help="write nothing; exit 1 where bytes differ")] = False,
     folder: Annotated[Path, typer.Option(help="the leaderboards folder")] = Path("leaderboards"),
 ) -> None:
-    """Regenerate leaderboards/<suite>/<task>.csv and .md from leaderboards/results."""
+    """Regenerate leaderboards/<suite>/<task>.csv, .md and index.html from leaderboards/results."""
     from .leaderboard import regenerate
 
     if not (folder / "results").is_dir():
         raise UserError(f"{folder / 'results'} does not exist: run this in the checkout, or give --folder.")
     if check:
-        differences = regenerate.check(folder / "results", folder)
+        try:
+            differences = regenerate.check(folder / "results", folder)
+        except UserError as error:  # of a result, not of the command's words
+            raise RunFailed(str(error)) from None
         if differences:
             raise RunFailed("\n".join(["leaderboards differ from their results:", *differences]))
         print("leaderboards are what their results say.")
@@ -284,17 +290,114 @@ def leaderboard(
 
 
 @app.command()
+def compare(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="ROW... [KEY=VALUE]", help="configs, runs or methods; task=, model=, margin=1.0 ..."),
+    ],
+    runs: Runs = RUNS,
+    json: Json = False,
+) -> None:
+    """Rows of one board on the same samples: vlbench compare dense upop@0.5 magnitude@0.5 task=vqav2 margin=1.0."""
+    from .leaderboard.compare import print_comparison
+    from .leaderboard.select import FILTERS
+
+    given, words = _names_and_words(names, (*FILTERS, "margin"))
+    print_comparison(given, words, runs, as_json=json)
+
+
+@app.command("table")
+def table_(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="task=, model=, pattern= ... and format=markdown, latex or csv"),
+    ] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Rows of the leaderboards for a page or a paper: vlbench table task=vqav2 format=latex."""
+    from .leaderboard.export import table_text
+    from .leaderboard.select import FILTERS
+
+    names, given = _names_and_words(words or [], (*FILTERS, "format"))
+    if names:
+        raise UserError(f"vlbench table takes words like task=vqav2 format=latex, not {names[0]!r}.")
+    print(table_text(given, runs), end="")
+
+
+def _names_and_words(arguments: list[str], known: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
+    """Names, and key=value words of which only `known` ones make sense here."""
+    from .errors import did_you_mean
+    from .spec import parse
+
+    words = parse([a for a in arguments if "=" in a])
+    if wrong := [key for key in words if key not in known]:
+        raise UserError(f"{wrong[0]}= is not known here. {did_you_mean(wrong[0], known)}")
+    return [a for a in arguments if "=" not in a], words
+
+
+@app.command()
+def plot(
+    words: Annotated[
+        list[str], typer.Argument(metavar="RUN", help="finished runs, or a board: task=NAME suite=mini model=NAME")
+    ],
+    runs: Runs = RUNS,
+    out: Annotated[Path, typer.Option("--out", help="the folder to write pictures into")] = Path("plots"),
+) -> None:
+    """Pictures (PNG, SVG, CSV) of finished runs, or of a board: vlbench plot RUN RUN, vlbench plot task=nlvr2."""
+    from .plots.command import plot as draw
+
+    files, left_out = draw(words, lambda name: _run_folder(name, runs), runs, out)
+    for sentence in left_out:
+        print(f"left out: {sentence}", file=sys.stderr)
+    for file in files:
+        print(f"wrote {file}")
+
+
+@app.command()
+def page(
+    names: Annotated[list[str], typer.Argument(metavar="RUN", help="finished runs: their names or folders")],
+    runs: Runs = RUNS,
+) -> None:
+    """A page to look into a finished run: its configuration, curves and samples, in RUN/page.html."""
+    from .pages.run import write_page
+
+    for name in names:
+        file, why = write_page(_run_folder(name, runs))
+        if why:
+            print(f"no samples: {why}", file=sys.stderr)
+        print(f"wrote {file}")
+
+
+@app.command()
 def submit(
-    name: Annotated[str, typer.Argument(metavar="RUN", help="a run's name or folder")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="RUN... [upload=DIR]", help="names or folders; upload=DIR alone: all runs")
+    ],
     runs: Runs = RUNS,
     folder: Annotated[Path, typer.Option(help="the leaderboards folder")] = Path("leaderboards"),
 ) -> None:
-    """Verify a finished run and copy its record to leaderboards/results."""
-    from .leaderboard.regenerate import submit as submit_run
+    """Verify finished runs and copy their records to leaderboards/results, or to a folder to hand in: upload=DIR."""
+    from .leaderboard.submission import submit as submit_run
+    from .leaderboard.submission import submit_all
 
-    if not folder.is_dir():
-        raise UserError(f"{folder} does not exist: run this in the checkout, or give --folder.")
-    print(f"wrote {submit_run(_run_folder(name, runs), folder / 'results')}; `vlbench leaderboard` makes the tables.")
+    given, words = _names_and_words(names, ("upload",))
+    if "upload" in words and not given:
+        return _submit_all(submit_all(runs, Path(words["upload"])))
+    if "upload" not in words and not folder.is_dir():
+        raise UserError(f"{folder} does not exist: run this in the checkout, or give --folder or upload=DIR.")
+    for name in given:
+        path = submit_run(_run_folder(name, runs), Path(words["upload"]) if "upload" in words else folder / "results")
+        print(f"wrote {path}; `vlbench leaderboard` makes the tables.")
+    return None
+
+
+def _submit_all(told: Iterator[tuple[str, bool]]) -> None:
+    fine = []
+    for line, good in told:
+        print(line, flush=True)
+        fine.append(good)
+    if not all(fine):
+        raise RunFailed(f"{fine.count(False)} of {len(fine)} runs were refused.")
 
 
 @app.command()
@@ -311,6 +414,21 @@ def score(
     if set(given) != {"file"}:
         raise UserError("vlbench score takes RUN and file=PATH.")
     print(f"wrote {enter_score(_run_folder(name, runs), Path(given['file']))}")
+
+
+@app.command()
+def export(
+    name: Annotated[
+        str, typer.Argument(metavar="RUN", help="the run: its name, the beginning of it, or its folder")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the folder to write, which must not exist")],
+    runs: Runs = RUNS,
+) -> None:
+    """A compressed model with a loader that needs no vlbench: vlbench export RUN DIR."""
+    from .export import export as write
+
+    for line in write(name, folder, runs):
+        print(line)
 
 
 def _run_folder(name: str, runs: Path) -> Path:

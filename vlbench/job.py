@@ -6,15 +6,21 @@ A job cannot reach the report split: the batches it hands out are checked agains
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .data.images import ImageStore
-from .errors import UserError
+from .data.sources import Source, refuse_few
+from .errors import RunFailed, UserError
+from .evaluation.loop import Evaluator
+from .evaluation.predictions import Predictions
 from .model import Batch, Model
 from .pruning.cut import Cut, Kept, cut
 from .pruning.masks import apply_masks
@@ -24,6 +30,9 @@ from .task import Role, Sample, Task
 from .training.batches import Batches, collate
 from .training.checkpoint import CheckpointStore
 from .training.loop import Hook, Loop, Schedule
+from .training.memory import recomputed
+
+EVALUATED_AT_ONCE = 64  # samples a batch of the select split
 
 Progress = Callable[[str, int, int, str], None]
 
@@ -45,6 +54,11 @@ class Compression:
     log: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def n_tuned(self) -> int:
+        """How many settings were tried on the select split, of the link where most were."""
+        return max((log.get("n_tuned", 1) for log in self.log.values()), default=1)
+
+    @property
     def budget(self) -> Budget:
         return Budget(steps=self.steps, samples_seen=self.samples_seen)
 
@@ -63,14 +77,19 @@ class Job:
         state: Compression | None = None,
         identity: Mapping[str, Any] | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
+        dense: Callable[[], Model] | None = None,
         checkpoint_seconds: float = 15.0,
         progress: Progress = _silent,
+        source: Source | None = None,
     ) -> None:
         self.model, self.task, self.seed, self.folder, self.images = model, task, seed, folder, store
         self.state = state or Compression()
         self.identity = dict(identity or {})
         self.precision, self.checkpoint_seconds, self._progress = precision, checkpoint_seconds, progress
+        self.source = source  # what calibration looks at in the place of train
         self._samples: dict[Role, list[Sample]] = {}
+        self._dense = dense
+        self._teacher: Model | None = None
 
     @property
     def structure(self) -> Structure:
@@ -100,13 +119,11 @@ class Job:
         )
 
     def calibration(self, count: int, batch_size: int = 32) -> list[Batch]:
-        """The first `count` samples of the seeded shuffle of train, one an image, as batches. Raises UserError where
-        train has fewer images."""
-        samples = list(self.batches(count, per_image=1).at(0).samples)[:count]
-        if len(samples) < count:
-            raise UserError(
-                f"{count} calibration samples were asked for, and train shows {len(samples)} images: ask for fewer."
-            )
+        """The first `count` samples of the seeded shuffle of train, or of the source that calibration= names, one an
+        image, as batches. Raises UserError where it has fewer images."""
+        found = self.samples("train") if self.source is None else self.source.samples
+        refuse_few(found, count, "train" if self.source is None else f"calibration={self.source.text}")
+        samples = Batches(found, self.images, size=count, seed=self.seed, per_image=1).chosen(0)[:count]
         parts = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
         return [collate(part, self.images, self.model.device) for part in parts]
 
@@ -115,14 +132,24 @@ class Job:
         loss: Tensor = getattr(self.model, self.task.capability + "_loss")(batch)
         return loss
 
-    def cut(self, keep: Kept, structure: Structure | None = None) -> None:
+    def teacher(self) -> Model:
+        """The dense model that the chain began with, frozen, in a copy of its own that is made once. Raises UserError
+        where this job does not know it."""
+        if self._teacher is None:
+            if self._dense is None:
+                raise UserError("there is no dense model to distil from here.")
+            self._teacher = self._dense()
+            self._teacher.net.eval().requires_grad_(False)
+        return self._teacher
+
+    def cut(self, keep: Kept, structure: Structure | None = None, *, kept_scale: bool = False) -> None:
         """Remove units for good. keep: units of the model as it is now, in the units of `structure` (the default one
-        of every site where it is left out)."""
+        of every site where it is left out). kept_scale: see `pruning.cut.cut`."""
         if self.state.masks:
             raise UserError("a structured pruner cannot follow an unstructured one: put it first in the chain.")
         structure = structure or self.structure
-        self.state.cuts.append(Cut.of(structure, keep))
-        cut(self.model.net, structure, keep)
+        self.state.cuts.append(Cut.of(structure, keep, kept_scale=kept_scale))
+        cut(self.model.net, structure, keep, kept_scale=kept_scale)
         self.state.pattern = "structured"
 
     def mask(self, masks: Mapping[str, Tensor], pattern: str) -> None:
@@ -132,26 +159,74 @@ class Job:
         structured = self.state.pattern == "structured"
         self.state.pattern = f"structured+{pattern}" if structured else pattern
 
-    def train(self, stage: str, schedule: Schedule, hooks: Sequence[Hook] = ()) -> list[float]:
-        """Train every parameter that requires a gradient on the task's loss; returns the losses.
+    def train(
+        self,
+        stage: str,
+        schedule: Schedule,
+        hooks: Sequence[Hook] = (),
+        loss: Callable[[Batch], Tensor] | None = None,
+    ) -> list[float]:
+        """Train every parameter that requires a gradient on the task's loss, or on `loss`; returns the losses.
 
-        Zeros of a mask stay zero. Resumes at the last saved step.
+        Zeros of a mask stay zero. Resumes at the last saved step. A loss that keeps something from step to step is a
+        Hook, too.
         """
         stream = self.batches(schedule.batch_size)
         store = CheckpointStore(
             self.folder / "checkpoint" / stage, {**self.identity, "stage": stage}, self.checkpoint_seconds
         )
+        kept: list[Hook] = [loss] if isinstance(loss, Hook) else []
         loop = Loop(
-            self.model.net, self.loss, stream, schedule, seed=self.seed, store=store, precision=self.precision,
-            hooks=[*hooks, KeepZeros(self.model.net, self.state.masks)],
+            self.model.net, loss or self.loss, stream, schedule, seed=self.seed, store=store, precision=self.precision,
+            hooks=[*hooks, *kept, KeepZeros(self.model.net, self.state.masks)], terms=self._terms,
             progress=lambda done, total, text: self._progress(stage, done, total, text),
         )  # fmt: skip
-        losses = loop.run()
+        with recomputed(self.model.net, self.structure) if schedule.checkpointing == "on" else nullcontext():
+            losses = loop.run()
         self.state.trained = True
         self.state.steps += schedule.steps
         self.state.samples_seen += schedule.steps * schedule.batch_size
         self.state.log[stage] = {**self.state.log.get(stage, {}), "loss": [round(x, 6) for x in losses]}
         return losses
+
+    def _terms(self, batch: Batch) -> int:
+        """How many terms the loss of a batch is the mean over."""
+        counted = getattr(self.model, self.task.capability + "_terms", None)
+        return int(counted(batch)) if counted is not None else len(batch.samples)
+
+    def trial(self, name: str) -> Job:
+        """A job on a copy of the model as it is now, with a folder of its own below checkpoint/: candidates that are
+        tried before one is chosen. What a trial trains enters its own budget, which is the caller's to count."""
+        model = copy(self.model)
+        model.net = deepcopy(self.model.net)
+        job = Job(
+            model, self.task, seed=self.seed, folder=self.folder / "checkpoint" / name, store=self.images,
+            state=Compression(masks=dict(self.state.masks), pattern=self.state.pattern),
+            identity={**self.identity, "trial": name}, precision=self.precision,
+            checkpoint_seconds=self.checkpoint_seconds, progress=self._progress, source=self.source,
+            dense=self.teacher if self._dense is not None else None,
+        )  # fmt: skip
+        job._samples = self._samples  # parsed once
+        return job
+
+    def evaluate_select(self) -> float:
+        """The task's primary metric on the select split, of the model as it is now; nothing of it stays on disk. Raises
+        UserError where files of the split are missing, and RunFailed where a sample of it fails."""
+        task, split = self.task, self.task.roles()["select"]
+        if missing := task.missing(split):
+            raise UserError("\n".join([f"{task.name} lacks data of the split {split}, which is chosen on:", *missing]))
+        samples = self.samples("select")
+        evaluator = Evaluator(
+            self.model, task, self.images, settings={**task.settings(split), "labelled": True},
+            batch_size=EVALUATED_AT_ONCE, precision=self.precision,
+            progress=lambda done, total, text: self._progress("evaluate select", done, total, text),
+        )  # fmt: skip
+        with TemporaryDirectory(prefix="vlbench-select-") as folder:
+            lines = evaluator.run(samples, Predictions(Path(folder) / "predictions.jsonl"))
+        failed = next((line for line in lines if line["status"] != "ok"), None)
+        if failed is not None:
+            raise RunFailed(f"sample {failed['id']} of {split} fails: {failed['error']}")
+        return float(task.aggregate(samples, [line["score"] for line in lines])[task.metric])
 
     def progress(self, what: str, done: int, total: int, text: str = "") -> None:
         self._progress(what, done, total, text)

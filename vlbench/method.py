@@ -29,6 +29,7 @@ from pydantic.fields import FieldInfo
 
 if TYPE_CHECKING:
     from .job import Job
+    from .structure import Structure
 
 Role = Literal["baseline", "pruner", "restorer"]
 
@@ -44,6 +45,15 @@ class MethodOptions(BaseModel):
         """Option -> value in JSON, as identities and records have them (see `later`)."""
         fields, values = type(self).model_fields, self.model_dump(mode="json")
         return {k: v for k, v in values.items() if not (_is_later(fields[k]) and getattr(self, k) == fields[k].default)}
+
+    def changed(self, *names: str) -> list[str]:
+        """Those of `names` that are not at their default: for options that have a meaning together with others only."""
+        fields = type(self).model_fields
+        return [name for name in names if getattr(self, name) != fields[name].default]
+
+    def refusal(self, capability: str) -> str:
+        """Why these options do not go with tasks of `capability`, in one sentence; empty where they do."""
+        return ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -144,6 +154,10 @@ class Method(ABC):
 
     def __init__(self, options: Any) -> None:
         self.options = options
+
+    def check(self, structure: Structure) -> None:
+        """Raise UserError for what cannot be done to a model of this structure. Asked of the first link of a chain
+        before anything is trained or written."""
 
     @abstractmethod
     def apply(self, job: Job) -> None:

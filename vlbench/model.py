@@ -8,6 +8,11 @@ cards. The engine knows capabilities, never families.
 
 Every capability has two stages, so that shared work is done once: `encode` runs once per distinct image, and the
 second stage (named after the capability) gets the states with the `owner` of each sample.
+
+For training a capability has `<capability>_outputs(batch)`, one forward from which both follow: the task's loss (which
+is `<capability>_loss(batch)`), and the logits that a student distils. Where a loss is not the mean over the samples,
+`<capability>_terms(batch)` says how many terms its mean has; one that is no mean at all says `loss_over_batch`.
+A capability with momentum encoders has `<capability>_momentum(batch, twin)`.
 """
 
 from __future__ import annotations
@@ -17,13 +22,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import UserError
+from .nn.stock import Stock
 from .structure import Structure
 from .task import Sample
 
@@ -50,7 +56,8 @@ class Card:
     """What a name stands for. Literal values only: `vlbench list` reads them without importing the file.
 
     checkpoint: a hub id, or "mini:NAME" for weights in the package. trained_on: task/split pairs the weights have
-    seen. published: "task/split/metric" -> number of the paper, what `vlbench check model=NAME` compares with.
+    seen; selected_on: those that this checkpoint was chosen by, among others of its training. published:
+    "task/split/metric" -> number of the paper, what `vlbench check model=NAME` compares with.
     default_for: tasks for which this is the suite's model when none is named. prunable: the prunable set in words.
     """
 
@@ -65,6 +72,7 @@ class Card:
     licence: str = ""
     source: str = ""
     trained_on: tuple[str, ...] = ()
+    selected_on: tuple[str, ...] = ()
     published: Mapping[str, float] = field(default_factory=dict)
     prunable: str = "every attention and feed-forward matrix of every tower"
 
@@ -87,6 +95,46 @@ class Batch:
     options: Mapping[str, Any] = field(default_factory=dict)
     sizes: Sequence[tuple[int, int]] = ()
     maps: Tensor | None = None
+
+
+class Outputs(NamedTuple):
+    """What one forward of a training batch gave.
+
+    loss: computes the task's loss from it, a scalar. logits: of every place where the loss tells a class, in parts of
+    one shape (R, classes, ...) each, with the weight of its places in the loss, (R, ...) or one number for all. Padding
+    weighs 0 or is left out, so that the weighted sum over all places is a mean like the loss.
+    """
+
+    loss: Callable[[], Tensor]
+    logits: Sequence[tuple[Tensor, Tensor | float]]
+
+
+class Pairs(NamedTuple):
+    """Features of the n samples of a training batch, each of length one: images (n, d) and texts (n, d)."""
+
+    images: Tensor
+    texts: Tensor
+
+
+class Views(NamedTuple):
+    """A training batch as a model and its momentum twin see it (training/momentum.py).
+
+    own: the model's features. twin: the twin's, without gradient. queued: those that later batches are compared with.
+    scale: what similarities are multiplied by, a scalar. rest: the loss besides the contrastive one.
+    """
+
+    own: Pairs
+    twin: Pairs
+    queued: Pairs
+    scale: Tensor
+    rest: Tensor | float = 0.0
+
+
+class Capability:
+    """Base of the capabilities. loss_over_batch: the loss compares the samples of a batch with one another, so that
+    parts of a batch have another gradient than the whole."""
+
+    loss_over_batch: ClassVar[bool] = False
 
 
 class Model(ABC):
@@ -125,8 +173,18 @@ class Model(ABC):
     def encode(self, images: Any) -> Any:
         """Stage one: normalised images (Batch.images) -> states, an index of which is one image."""
 
+    def image_tokens(self, batch: Batch) -> Tensor | None:
+        """(batch, tokens), True = a token of an image, in the order in which `<capability>_loss` lays them out, where
+        this model mixes images and text in one stream; None where each has its own tower."""
+        return None
+
     def save_assets(self, folder: Path) -> None:  # noqa: B027 - most models have none
         """Write what besides config and weights is needed to open the model (tokenizer files)."""
+
+    def stock(self) -> Stock | None:
+        """How the library that this model is built on opens it, cut as it is now, without vlbench; for
+        `vlbench export`. None: the family does not say."""
+        return None
 
     @property
     def device(self) -> torch.device:
@@ -137,7 +195,7 @@ class Model(ABC):
         return next(self.net.parameters()).dtype
 
 
-class Classifier(ABC):
+class Classifier(Capability, ABC):
     """Capability `classify`: images -> logits over `classes`."""
 
     classes: Sequence[str]
@@ -153,15 +211,19 @@ class Classifier(ABC):
         rows = batch.owner[:, 0].tolist()
         return [{"top5": [self.classes[i] for i in best[row]]} for row in rows]
 
-    def classify_loss(self, batch: Batch) -> Tensor:
+    def classify_outputs(self, batch: Batch) -> Outputs:
         """Cross entropy; sample.target is the class name."""
         index = {name: i for i, name in enumerate(self.classes)}
         logits = self.logits(self.encode(batch.images))[batch.owner[:, 0]]  # type: ignore[attr-defined]
         target = torch.tensor([index[s.target] for s in batch.samples], device=logits.device)
-        return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), target)
+        told = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return Outputs(lambda: F.cross_entropy(told, target), [(told, 1 / len(told))])
+
+    def classify_loss(self, batch: Batch) -> Tensor:
+        return self.classify_outputs(batch).loss()
 
 
-class Answerer(ABC):
+class Answerer(Capability, ABC):
     """Capability `answer`: a question about an image -> a short answer.
 
     options: `decoding` "rank" (over `candidates`, the `k_test` best by their first token) or "generate".
@@ -172,11 +234,14 @@ class Answerer(ABC):
         """[{"answer": text}] for each sample; sample.text is the question."""
 
     @abstractmethod
-    def answer_loss(self, batch: Batch) -> Tensor:
+    def answer_outputs(self, batch: Batch) -> Outputs:
         """Mean over samples of the weighted negative log likelihood; sample.target is {answer: weight}."""
 
+    def answer_loss(self, batch: Batch) -> Tensor:
+        return self.answer_outputs(batch).loss()
 
-class Judge(ABC):
+
+class Judge(Capability, ABC):
     """Capability `judge`: is a sentence about two images true? Both columns of batch.owner count: left, right."""
 
     @abstractmethod
@@ -184,11 +249,14 @@ class Judge(ABC):
         """[{"answer": bool}] for each sample; sample.text is the sentence."""
 
     @abstractmethod
-    def judge_loss(self, batch: Batch) -> Tensor:
+    def judge_outputs(self, batch: Batch) -> Outputs:
         """Cross entropy; sample.target is a bool."""
 
+    def judge_loss(self, batch: Batch) -> Tensor:
+        return self.judge_outputs(batch).loss()
 
-class Captioner(ABC):
+
+class Captioner(Capability, ABC):
     """Capability `caption`. options: `beams`; `max_length`, `min_length` in tokens, the prompt's included; `prompt`."""
 
     @abstractmethod
@@ -196,23 +264,32 @@ class Captioner(ABC):
         """[{"caption": text}] for each sample, the prompt's words left out."""
 
     @abstractmethod
-    def caption_loss(self, batch: Batch) -> Tensor:
+    def caption_outputs(self, batch: Batch) -> Outputs:
         """Cross entropy of the caption's tokens, those of the prompt `options` names left out; sample.target is the
         caption."""
 
+    @abstractmethod
+    def caption_terms(self, batch: Batch) -> int:
+        """How many tokens the loss is the mean over."""
 
-class Matcher(ABC):
+    def caption_loss(self, batch: Batch) -> Tensor:
+        return self.caption_outputs(batch).loss()
+
+
+class Matcher(Capability, ABC):
     """Capability `match`: which text belongs to which image (retrieval), in two passes over the images.
 
     `embed` maps images and texts into one space, where similarity is the dot product; `match`, where the model has it
     (`reranks`), scores the pairs that `embed` finds most alike, with both in view. A sample is an image with its texts.
     """
 
+    loss_over_batch: ClassVar[bool] = True
     reranks: ClassVar[bool] = False
 
     @abstractmethod
     def embed(self, states: Any, batch: Batch) -> list[Prediction]:
-        """[{"image": (d,) tensor, "texts": (len(sample.texts), d) tensor}] for each sample, of length one each."""
+        """[{"image": (d,) tensor, "texts": (len(sample.texts), d) tensor}] for each sample, of length one each. An image
+        may have several vectors, (v, d): its similarity is that of the most alike."""
 
     def match(self, states: Any, batch: Batch) -> list[Tensor]:
         """For each sample, the logits (len(pairs),) that its image and each of its candidate texts belong together. A
@@ -223,12 +300,20 @@ class Matcher(ABC):
         raise NotImplementedError(f"{type(self).__name__} does not re-rank")
 
     @abstractmethod
-    def match_loss(self, batch: Batch) -> Tensor:
+    def match_outputs(self, batch: Batch) -> Outputs:
         """The contrastive loss over the batch (and that of re-ranking where there is one); sample.texts holds one
-        caption, and samples that show the same image are no negatives of one another."""
+        caption, and samples that show the same image are no negatives of one another. The logits are the similarities
+        of images by texts and of texts by images (`both_ways`)."""
+
+    def match_loss(self, batch: Batch) -> Tensor:
+        return self.match_outputs(batch).loss()
+
+    def match_momentum(self, batch: Batch, twin: Any) -> Views:
+        """What loss=momentum compares, where the family has it. twin: a Matcher like this one, whose weights follow."""
+        raise UserError(f"{type(self).__name__} has no momentum encoders: leave loss=momentum away.")
 
 
-class Segmenter(ABC):
+class Segmenter(Capability, ABC):
     """Capability `segment`: a class for every pixel. Images keep their aspect ratio (ImageSpec resize="keep").
 
     options: `window` and `stride` in pixels of the resized image, `scales` (of the resized image) and `flip`.
@@ -239,11 +324,24 @@ class Segmenter(ABC):
         """[{"map": text}] for each sample: class numbers at the file's own size, as vlbench.data.maps packs them."""
 
     @abstractmethod
-    def segment_loss(self, batch: Batch) -> Tensor:
+    def segment_outputs(self, batch: Batch) -> Outputs:
         """Cross entropy over the pixels of batch.maps that are not 255."""
 
+    @abstractmethod
+    def segment_terms(self, batch: Batch) -> int:
+        """How many pixels have a class."""
 
-CAPABILITIES: dict[str, type] = {
+    def segment_loss(self, batch: Batch) -> Tensor:
+        return self.segment_outputs(batch).loss()
+
+
+def both_ways(similarity: Tensor) -> list[tuple[Tensor, Tensor | float]]:
+    """Similarities (n, n), images by texts, as a contrastive loss reads them: the mean of both directions."""
+    weight = 1 / (2 * len(similarity))
+    return [(similarity, weight), (similarity.t(), weight)]
+
+
+CAPABILITIES: dict[str, type[Capability]] = {
     "classify": Classifier,
     "answer": Answerer,
     "judge": Judge,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import UserError, did_you_mean
+from .flags import agrees
 from .leaderboard.statistics import interval
 from .plugins import Entry, table
 from .record import Interval, Record, unpack_scores
@@ -18,7 +19,6 @@ from .run import Runner, refuse_unwritable
 from .ui import Screen
 
 KEYS = ("model", "limit", "precision", "batch_size", "checkpoint")
-ROUNDING = 0.15  # percent points: published numbers have one decimal, and other libraries resize images
 SAME = 1e-6  # percent points between a metric and the mean of a column of scores
 
 
@@ -36,7 +36,7 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        return self.low - ROUNDING <= self.published <= self.high + ROUNDING
+        return agrees(self.published, self.low, self.high)
 
     def told(self) -> str:
         gap = self.value - self.published

@@ -71,6 +71,9 @@ class _Resolver:
         usable = [entry for entry in links if entry.name in methods]
         options = [self._link_options(entry, methods[entry.name], values) for entry in usable]
         self._zeros_last(usable, options)
+        if task_class is not None:
+            told = {e.name: o.refusal(task_class.capability) for e, o in zip(usable, options, strict=True) if o}
+            self.errors += [f"{name}.{why}." for name, why in told.items() if why]
         if self.errors or task is None or model is None or task_class is None or task_options is None:
             raise UserError("\n".join(dict.fromkeys(self.errors)))
         found = tuple(LinkSpec(e, methods[e.name], o) for e, o in zip(links, options, strict=True) if o is not None)

@@ -16,26 +16,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .cell import Cell, open_cell
+from .cell import Cell, open_cell, told_options
 from .cost.counts import count_parameters, stated_macs
 from .data.images import ImageStore
+from .data.sources import refuse_too_few
 from .errors import RunFailed, UserError
 from .evaluation.loop import Evaluator
 from .evaluation.predictions import PASSES, Line, Predictions, discard, read_predictions
+from .flags import flags_of, parity_flags
 from .job import Compression, Job
 from .launch.world import ALONE, World
 from .leaderboard.statistics import bootstrap, interval, versus
 from .lease import lease
+from .method import Method
 from .model import Model
 from .provenance import provenance
-from .pruning.modality import collapsed
-from .pruning.saved import is_saved, load_model, save_model
+from .pruning.saved import is_saved, load_model, manifest_digest, open_checkpoint, save_model
 from .record import (
     Interval,
     Link,
     Parameters,
     Record,
     VersusDense,
+    pack_clusters,
     pack_scores,
     read_record,
     unpack_scores,
@@ -70,10 +73,20 @@ class Runner:
         self.world.share(DONE if found else "")
         if found is not None:
             return found
+        self._check(cell)
         dense = self.cell(cell.dense()) if _has_baseline(cell) else None
         with lease(folder, lambda: (folder / "result.json").is_file(), self.screen.say) as mine:
             self.world.share("" if mine else DONE)
             return self._work(cell, folder, dense) if mine else read_record(folder / "result.json")
+
+    def _check(self, cell: Cell) -> None:
+        """What the first link cannot do to this model, or with so few samples, is told before the dense model is
+        evaluated, which may take hours. (Where that is done, _work asks the method, before it writes anything.)"""
+        refuse_too_few(cell.spec, cell.task, cell.sources)
+        first = cell.spec.links[0]
+        dense = self.runs / cell.dense().id / "result.json"
+        if first.method.check is not Method.check and _has_baseline(cell) and not dense.is_file():
+            first.method(first.options).check(self._build(cell)[0].structure())
 
     def _follow(self, cell: Cell, folder: Path) -> Record:
         """What the other workers do of a cell: their share of the evaluation. The leading one tells when."""
@@ -93,15 +106,18 @@ class Runner:
 
     def _work(self, cell: Cell, folder: Path, dense: Record | None) -> Record:
         start = time.monotonic()
-        model, original = self._build(cell)  # first: weights that do not fit leave nothing behind
+        model, state = self._build(cell)  # first: weights that do not fit leave nothing behind
+        original = model.structure()
+        first = cell.spec.links[0]
+        first.method(first.options).check(original)
         words = cell.spec.words.model_dump()
         write_json(folder / "cell.json", {"cell": cell.id, "words": words, "identity": cell.identity})
         store = ImageStore(model.card.image)
         dense_size = sum(p.numel() for p in model.net.parameters())
-        macs_dense = _macs(model, cell.task)
+        macs_dense = macs_of(model, cell.task)
         prunable = original.size
         towers = original.tower_sizes()
-        model, state = self._compress(cell, folder, model, store)
+        model, state = self._compress(cell, folder, model, state, store)
         self.world.share()
         lines, phases = self._evaluate(cell, folder, model, store)
         if not cell.settings["labelled"]:
@@ -109,31 +125,29 @@ class Runner:
         record = self._record(
             cell, model, state, lines, dense,
             parameters=count_parameters(model, dense=dense_size, prunable=prunable, towers=towers),
-            macs=(_macs(model, cell.task), macs_dense),
+            macs=(macs_of(model, cell.task), macs_dense),
             phases=phases, seconds=time.monotonic() - start,
         )  # fmt: skip
         write_record(folder / "result.json", record)
         self.world.share()
         return record
 
-    def _build(self, cell: Cell) -> tuple[Model, Any]:
-        """The dense model on its device, and its structure before anything was done to it."""
-        entry = cell.spec.model
-        cls = entry.load()
-        card = next(c for c in cls.cards if c.name == entry.name)
-        model: Model = cls.open(card, cell.weights)
+    def _build(self, cell: Cell) -> tuple[Model, Compression]:
+        """The dense model on its device (of a compressed checkpoint, that), and what is to be saved with it."""
+        model, state = open_model(cell)
         model.net.to("cuda" if torch.cuda.is_available() else "cpu")
-        return model, model.structure()
+        return model, state
 
-    def _compress(self, cell: Cell, folder: Path, model: Model, store: ImageStore) -> tuple[Model, Compression]:
+    def _compress(
+        self, cell: Cell, folder: Path, model: Model, state: Compression, store: ImageStore
+    ) -> tuple[Model, Compression]:
         """Apply each link of the chain, resuming after the last one that was finished."""
         links = cell.spec.links
         if cell.is_dense:
-            return model, Compression()
+            return model, state
         stages = [folder / "checkpoint" / f"after-{i}-{link.entry.name}" for i, link in enumerate(links)]
         stages[-1] = folder / "model"
         done = max((i + 1 for i, stage in enumerate(stages) if is_saved(stage)), default=0)
-        state = Compression()
         if done:
             model, state = load_model(stages[done - 1])
             model.net.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -143,8 +157,9 @@ class Runner:
         for link, stage in list(zip(links, stages, strict=True))[done:]:
             job = Job(
                 model, cell.task, seed=cell.spec.words.seed, folder=folder, store=store, state=state,
-                identity={"cell": cell.id}, precision=cell.spec.words.precision,
+                identity=_described(cell), precision=cell.spec.words.precision, dense=lambda: self._build(cell)[0],
                 checkpoint_seconds=self.checkpoint_seconds, progress=self.screen.progress,
+                source=cell.sources.get(link.entry.name),
             )  # fmt: skip
             _seed(cell.spec.words.seed)
             link.method(link.options).apply(job)
@@ -180,21 +195,28 @@ class Runner:
             raise RunFailed(f"all {len(lines)} samples failed, the first with: {lines[0].get('error')}")
         samples, scores = [s for s, _ in good], [score for _, score in good]
         clusters = [s.cluster for s in samples]
-        metrics, spread = task.aggregate(samples, scores), _interval(task, scores, clusters)
+        metrics, spread = task.aggregate(samples, scores), interval_of(task, scores, clusters)
         return Record(
             cell=cell.id, suite=spec.words.suite, task=spec.task.name, task_version=task.version,
             split=cell.split, split_digest=cell.split_digest, samples=len(lines),
             clusters=spread.clusters,
             model=spec.model.name, label=spec.words.label or _own(cell), weights_digest=cell.weights_digest,
             method=spec.method, recipe=spec.recipe,
-            chain=[_link(link) for link in spec.links],
+            chain=[_link(cell, link) for link in spec.links],
             pattern=state.pattern, trained=state.trained, seed=cell.seed, sparsity_target=spec.target,
             evaluation=cell.evaluation,
             parameters=parameters, macs=macs[0], macs_dense=macs[1], budget=state.budget,
-            metric=task.metric, metrics=metrics, unmeasured=task.unmeasured(), interval=spread,
+            n_tuned=state.n_tuned, metric=task.metric, metrics=metrics, unmeasured=task.unmeasured(), interval=spread,
             vs_dense=self._versus(task, [s.id for s in samples], scores, clusters, dense, bad),
-            complete=not bad, flags=_flags(cell, model, bad, parameters), identity=cell.identity,
+            complete=not bad,
+            flags=[
+                *flags_of(cell, model.card, bad, parameters, state.n_tuned),
+                *parity_flags(cell, model.card, task.metric, spread, dense),
+            ],
+            identity=cell.identity,
             provenance=provenance(seconds), phases=phases, scores=pack_scores(scores),
+            sample_clusters=pack_clusters(clusters),
+            model_digest="" if cell.is_dense else manifest_digest(self.runs / cell.id / "model"),
         )  # fmt: skip
 
     def _versus(
@@ -214,9 +236,7 @@ class Runner:
         found = _table(list(theirs))
         if told.shape != found.shape or not np.allclose(found, told, rtol=1e-6, atol=1e-5):
             raise UserError(f"{file} does not say what its result.json says: delete that folder and run again.")
-        if task.corpus:
-            return bootstrap(_table(scores), found, clusters, task.corpus_metric)
-        return versus(percent(scores), 100 * found[:, 0], clusters)
+        return difference_of(task, scores, found, clusters)
 
     def _upload(self, cell: Cell, folder: Path, lines: list[Line]) -> Record:
         """A split without labels ends with the server's file instead of a record."""
@@ -235,7 +255,13 @@ class Uploaded(Exception):  # noqa: N818
         self.file = file
 
 
-def _macs(model: Model, task: Task) -> int | None:
+def open_model(cell: Cell) -> tuple[Model, Compression]:
+    """The dense model, on the CPU, and what must be saved again with what is made of it (`open_checkpoint`)."""
+    cls = cell.spec.model.load()
+    return open_checkpoint(cls, next(c for c in cls.cards if c.name == cell.spec.model.name), cell.weights)
+
+
+def macs_of(model: Model, task: Task) -> int | None:
     """Of the capability's stated sample (cost/stated.py), which no faster loop changes. None for a model that cannot be
     given one: a family of one's own without `tokenizer`."""
     try:
@@ -271,33 +297,42 @@ def _table(scores: Sequence[Score]) -> NDArray[np.float64]:
     return np.array([s if isinstance(s, list) else [s] for s in scores], dtype=np.float64)
 
 
-def _interval(task: Task, scores: Sequence[Score], clusters: Sequence[str]) -> Interval:
+def difference_of(
+    task: Task, scores: Sequence[Score], dense: NDArray[np.float64], clusters: Sequence[str]
+) -> VersusDense:
+    """Paired, of the primary metric. dense: (samples, statistics)."""
+    if task.corpus:
+        return bootstrap(_table(scores), dense, clusters, task.corpus_metric)
+    return versus(percent(scores), 100 * dense[:, 0], clusters)
+
+
+def interval_of(task: Task, scores: Sequence[Score], clusters: Sequence[str]) -> Interval:
     """Of a mean: cluster-robust; of a corpus metric: by the bootstrap."""
     if task.corpus:
         return bootstrap(_table(scores), None, clusters, task.corpus_metric)
     return interval(percent(scores), clusters)
 
 
-def _link(link: LinkSpec) -> Link:
-    return Link(name=link.entry.name, version=link.version, options=link.options.told())
+def _link(cell: Cell, link: LinkSpec) -> Link:
+    name = link.entry.name
+    return Link(name=name, version=link.version, options=told_options(link, cell.sources.get(name)))
+
+
+def _described(cell: Cell) -> dict[str, Any]:
+    """What a checkpoint must agree on: the cell, and in words what it is, for the sentence where it does not."""
+    words = cell.spec.words
+    told = {"cell": cell.id, "task": words.task, "model": cell.spec.model.name, "seed": cell.seed}
+    for link in cell.spec.links:
+        options = told_options(link, cell.sources.get(link.entry.name))
+        told.update({f"{link.entry.name}.{name}": value for name, value in options.items()})
+    return told
 
 
 def _own(cell: Cell) -> str:
-    """Own weights are never mixed with the card's: without label= they carry the file's name."""
-    return cell.weights.stem if cell.spec.words.checkpoint else ""
-
-
-def _flags(cell: Cell, model: Model, bad: list[str], parameters: Parameters) -> list[str]:
-    flags = []
-    if cell.spec.words.limit:
-        flags.append("limit")
-    if bad:
-        flags.append(f"{len(bad)} errors")
-    if cell.spec.words.label or cell.spec.words.checkpoint:
-        flags.append("own checkpoint")
-    elif f"{cell.spec.task.name}/{cell.split}" in model.card.trained_on:
-        flags.append("contaminated")
-    return [*flags, *(f"modality collapse: {name}" for name in collapsed(parameters.towers))]
+    """Own weights are never mixed with the card's: without label= they carry the file's name, or the run's."""
+    if not cell.spec.words.checkpoint:
+        return ""
+    return cell.weights.absolute().parent.name if is_saved(cell.weights) else cell.weights.stem
 
 
 def refuse_unwritable(folder: Path) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from .errors import UserError
 from .method import Method, MethodOptions, PruneOptions
 from .plugins import Entry, table
+from .pruning.options import SampledOptions
 from .task import Task, TaskOptions
 
 
@@ -46,6 +47,11 @@ class LinkSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "version", self.entry.digest() or str(self.method.version))
 
+    @property
+    def calibration(self) -> str:
+        """The task or file that it is calibrated on in the place of the task's train split, or nothing."""
+        return self.options.calibration if isinstance(self.options, SampledOptions) else ""
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -72,6 +78,11 @@ class Spec:
     @property
     def uses_seed(self) -> bool:
         return any(link.method.uses_seed for link in self.links)
+
+    @property
+    def learns(self) -> bool:
+        """Whether a link reads the task's train split."""
+        return any(link.method.uses_seed and not link.calibration for link in self.links)
 
     @property
     def target(self) -> str:

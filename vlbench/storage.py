@@ -31,13 +31,18 @@ def digest(value: Any) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
+    """write_bytes of the text in UTF-8, its line ends as they are."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write under a temporary name, fsync, rename: readers see the old file or the new one. Raises UserError where
     the folder cannot be written or the disk is full."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
+        with temporary.open("wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)

@@ -51,7 +51,8 @@ class Site:
     unit: what one unit is ("dim": one dimension of every head; "rope pair"; "head"; "kv group"; "neuron").
     variants: the same place with another legal unit. refusals: unit -> why this layer cannot be cut so.
     after_cut(module, kept): tells the module which units are left where shapes alone do not say it (rotary pairs,
-    head counts).
+    head counts). rescale(module, kept): makes the softmax scale 1/sqrt(kept head size), in the attention classes where
+    published code comes to it by cutting; nothing that keeps the function calls it.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Site:
     variants: tuple[Site, ...] = ()
     refusals: Mapping[str, str] = field(default_factory=dict)
     after_cut: AfterCut | None = None
+    rescale: AfterCut | None = None
 
     @property
     def units(self) -> int:
@@ -179,6 +181,7 @@ def attention_site(
     refusals: Mapping[str, str] | None = None,
     set_heads: AfterCut | None = None,
     after_cut: AfterCut | None = None,
+    rescale: AfterCut | None = None,
 ) -> Site:
     """Describe one attention layer. Widths are read from the weights, so a cut layer describes itself as well.
 
@@ -204,7 +207,7 @@ def attention_site(
             collect.rows(rows, _per_head(within, n, width), gated=True)
         collect.columns(output, _per_head(within, heads, width))
         unit = "rope pair" if rope else "dim"
-        sites.append(Site(name, "attention", modality, unit, collect.take(), after_cut=after_cut))
+        sites.append(Site(name, "attention", modality, unit, collect.take(), after_cut=after_cut, rescale=rescale))
     if set_heads is not None:
         unit = "head" if kv_heads == heads else "kv group"
         span = torch.arange(kv_heads * width, device="cpu").view(kv_heads, width)
@@ -290,6 +293,15 @@ def count_setter(path: str, attribute: str) -> AfterCut:
         setattr(module.get_submodule(path), attribute, int(kept.numel()))
 
     return set_count
+
+
+def scale_setter(path: str, attribute: str = "scale") -> AfterCut:
+    """A `rescale` that writes 1/sqrt(kept) into the softmax scale of the layer at `path`."""
+
+    def set_scale(module: nn.Module, kept: Tensor) -> None:
+        setattr(module.get_submodule(path), attribute, int(kept.numel()) ** -0.5)
+
+    return set_scale
 
 
 def blocks_named(module: nn.Module, prefix: str) -> Iterator[tuple[int, str, nn.Module]]:

@@ -156,11 +156,13 @@ def task(
     metric: str,
     version: int,
     data: str = "",
+    chance: float = 0.0,
 ) -> Callable[[T], T]:
     """Register a Task. All arguments must be literals: `vlbench list tasks` reads them without importing the file.
 
     version is bumped when a number could change. data: the name of the root in vlbench.toml that holds the files
-    (several tasks may share one), the task's name where it is left out.
+    (several tasks may share one), the task's name where it is left out. chance: what the best constant answer scores in
+    the primary metric, in percent, where that is more than a few (vlbench/convergence.py asks).
     """
 
     def register(cls: T) -> T:

@@ -230,12 +230,16 @@ def weights_digest(net: nn.Module) -> str:
     return sha.hexdigest()
 
 
+MANIFEST = "vlbench.json"  # of a compressed model's folder
 # What families read beside a checkpoint that is a single file, where it is there.
 BESIDE = ("config.json", "open_clip_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 
 def checkpoint_digest(path: Path) -> str:
-    """file_digest of a model folder, or of a single file together with what is read beside it."""
+    """file_digest of a model folder, or of a single file together with what is read beside it. Of a compressed model,
+    that of its manifest, which has the digests of its files: what lies there besides (a loader) does not count."""
+    if (path / MANIFEST).is_file():
+        return file_digest(path / MANIFEST)
     found = [path.parent / name for name in BESIDE] if path.is_file() else []
     parts = [f"{file.name}\0{file_digest(file)}" for file in found if file.is_file()]
     return hashlib.sha256("\n".join([file_digest(path), *parts]).encode()).hexdigest() if parts else file_digest(path)

@@ -28,7 +28,7 @@ from .ui import Screen
 CLASSES = 4  # of the data made here
 IMAGES = 12  # a class, in train and select
 # Options that say how long a method works, and values that keep it short; others keep their defaults.
-SHORT = {"steps": "2", "warmup": "0", "batch_size": "8", "samples": "8", "calibration": "8", "calibration_samples": "8"}
+SHORT = {"steps": "2", "warmup": "0", "batch_size": "8", "samples": "8", "calibration_samples": "8"}
 
 
 @dataclass
@@ -96,7 +96,7 @@ class Workshop:
         self.runs += 1
         return Job(
             outcome.model, self.task, seed=seed, folder=self.folder / f"run-{self.runs}", store=self.store,
-            state=outcome.state, identity={"check": self.runs}, progress=self.screen.progress,
+            state=outcome.state, identity={"check": self.runs}, progress=self.screen.progress, dense=self.model,
         )  # fmt: skip
 
     def outputs(self, model: Model) -> Tensor:

@@ -18,7 +18,7 @@ from vlbench.evaluation.loop import Evaluator
 from vlbench.evaluation.matching import candidates, pack, unpack
 from vlbench.evaluation.predictions import Predictions
 from vlbench.launch.world import ALONE, World
-from vlbench.model import Batch, Card, ImageSpec, Matcher, Model
+from vlbench.model import Batch, Card, ImageSpec, Matcher, Model, Outputs
 from vlbench.task import Sample, Task
 
 SPEC = ImageSpec(4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -63,7 +63,7 @@ class Known(Matcher):
             found.append(torch.from_numpy(LOGITS[row, columns]))
         return found
 
-    def match_loss(self, batch: Batch) -> Tensor:
+    def match_outputs(self, batch: Batch) -> Outputs:
         raise NotImplementedError
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vlbench.leaderboard.statistics import interval, versus
-from vlbench.record import Budget, Link, Parameters, Record, pack_scores
+from vlbench.record import Budget, Link, Parameters, Record, pack_clusters, pack_scores
 from vlbench.storage import digest
 
 SAMPLES, PER_IMAGE = 1500, 5
@@ -58,6 +58,7 @@ def record(
         "vs_dense": None if method == "dense" else versus(100 * mine, 100 * dense[: len(mine)], clusters),
         "complete": True, "flags": [], "identity": {"numerics_version": 1},
         "provenance": {"torch": "2.8.0"}, "phases": {"encode": 1.5}, "scores": pack_scores(mine.tolist()),
+        "sample_clusters": pack_clusters(clusters),
         **changes,
     }  # fmt: skip
     name = [

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlbench.errors import UserError
-from vlbench.leaderboard.rows import COLUMNS, load_results, merge, rows
+from vlbench.leaderboard.rows import COLUMNS, load_results, merge, rows, rows_of
 from vlbench.leaderboard.tables import csv_text, markdown
 from vlbench.record import Record, write_record
 
@@ -155,6 +155,50 @@ def test_two_results_of_one_cell_must_agree(tmp_path):
     save(tmp_path, [other], names=["third"])
     with pytest.raises(UserError, match=r"first\.json and .*third\.json"):
         load_results(tmp_path)
+
+
+def test_two_machines_may_differ_in_the_last_digit(tmp_path):
+    mine = record("wanda", sparsity=0.5)
+    nearly = mine.model_copy(update={"vs_dense": mine.vs_dense.model_copy(update={"p": mine.vs_dense.p * (1 + 1e-11)})})
+    for folder, names in (("a", ["first", "second"]), ("b", ["second", "first"])):
+        save(tmp_path / folder, [mine, nearly], names=names)
+    kept = load_results(tmp_path / "a")
+    assert len(kept) == 1
+    assert load_results(tmp_path / "b") == kept
+    other = mine.vs_dense.model_copy(update={"delta": mine.vs_dense.delta + 1e-6})
+    save(tmp_path / "a", [mine.model_copy(update={"vs_dense": other})], names=["third"])
+    with pytest.raises(UserError, match=r"third\.json are different results"):
+        load_results(tmp_path / "a")
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.permutations(BOARD), st.permutations(BOARD), st.integers(0, len(BOARD)))
+def test_merging_does_not_depend_on_the_order(committed, local, size):
+    """Nor on which of equal results is the local one: only the marks do."""
+    some = [r for r in BOARD if r in local[:size]]
+    one, marked = merge(committed, [r for r in local if r in some])
+    two, same = merge(BOARD, some)
+    assert marked == same
+    assert rows(one) == rows(two) == rows(BOARD)
+    assert marked == {row.config for row, records in rows_of(BOARD) if any(r in some for r in records)}
+
+
+def test_rows_of_gives_each_row_its_records():
+    found = rows_of(reversed(board()))
+    assert [row for row, _ in found] == rows(board())
+    assert [r.seed for r in next(rs for row, rs in found if row.method == "upop")] == [0, 1, 2]
+    assert sum(len(rs) for _, rs in found) == len(board())
+
+
+def test_scores_may_stay_on_the_disk(tmp_path):
+    save(tmp_path, board())
+    light = load_results(tmp_path, scores=False)
+    assert rows(light) == rows(load_results(tmp_path))
+    assert all(len(r.scores) == 64 for r in light)
+    changed = board()[0].model_copy(update={"scores": record("x", values=[1.0]).scores})
+    save(tmp_path, [changed], names=["other"])
+    with pytest.raises(UserError, match="different results"):
+        load_results(tmp_path, scores=False)
 
 
 def test_two_cells_for_one_configuration_and_seed_must_agree():

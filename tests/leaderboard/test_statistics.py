@@ -193,6 +193,42 @@ def test_bootstrap_edges():
         bootstrap(a, None, one, lambda sums: sums[:, 0] * np.nan, B=50)
 
 
+def rare_classes(images: int, classes: int = 40) -> np.ndarray:
+    """(images, 2 * classes): pixels right and pixels of each class; an image shows three of them."""
+    rng = np.random.default_rng(images)
+    table = np.zeros((images, 2, classes))
+    for image in range(images):
+        shown = rng.choice(classes, 3, replace=False)
+        table[image, 1, shown] = 100
+        table[image, 0, shown] = np.where(shown < 5, 99, rng.integers(0, 10, 3))
+    return table.reshape(images, -1)
+
+
+def mean_ratio(sums: np.ndarray) -> np.ndarray:
+    """As mIoU: the mean over the classes that are there at all, and 0 for one that is labelled but never right."""
+    right, there = np.split(sums, 2, axis=1)
+    return 100 * np.divide(right, there, out=np.zeros_like(right), where=there > 0).sum(axis=1) / right.shape[1]
+
+
+def test_the_interval_holds_its_own_value_where_resampling_is_biased():
+    """Where classes are missing in most resamples, the plain percentile interval excludes the value."""
+    table = rare_classes(20)
+    draws = np.concatenate([mean_ratio(chunk) for chunk in resample(table, 2000, 2024)])
+    found = bootstrap(table, None, [""] * 20, mean_ratio, B=2000)
+    assert np.percentile(draws, 97.5) < found.value
+    assert found.low < found.value < found.high
+    assert found.high - found.low == pytest.approx(np.diff(np.percentile(draws, [2.5, 97.5]))[0], rel=1e-9)
+    paired = bootstrap(table, table * 0.5, [""] * 20, mean_ratio, B=2000)
+    assert paired.low <= paired.delta <= paired.high
+
+
+def test_a_small_bias_is_left_alone(data):
+    """Below a quarter of a standard error the draws are as they were drawn: the recorded protocol."""
+    draws = np.random.default_rng(0).normal(0.2, 1, 4000)
+    assert np.array_equal(statistics.centred(draws, 0.0, 9), draws)
+    assert statistics.centred(draws, -0.2, 9).mean() == pytest.approx(-0.2, abs=1e-12)
+
+
 # --- over seeds -----------------------------------------------------------------------------------
 
 

@@ -37,12 +37,13 @@ def test_single_linears_of_the_original(shared: Path, pattern: str, dtype: torch
     assert float((weight - torch.from_numpy(oracle["sgpt_W"])).abs().max()) < 5e-7
 
 
+@pytest.mark.parametrize("recipe", ["sparsegpt-code", "wanda-code", "ressa-code"])
 @pytest.mark.parametrize("pattern", ["u50", "2of4"])
-def test_two_blocks_of_the_original(shared: Path, tmp_path: Path, pattern: str) -> None:
+def test_two_blocks_of_the_original(shared: Path, tmp_path: Path, pattern: str, recipe: str) -> None:
     arrays = np.load(shared / "oracles" / "pruners" / f"mlp2_sequential_{pattern}.npz")
     net, structure = two_blocks(arrays)
     job = ToyJob(net, structure, torch.from_numpy(arrays["X"]).view(16, 8, 64), tmp_path)
-    pruner("sparsegpt", "sparsegpt-code", sparsity=PATTERNS[pattern], calibration_samples=16).apply(job)
+    pruner("sparsegpt", recipe, sparsity=PATTERNS[pattern], calibration_samples=16).apply(job)
     for name, mask in job.state.masks.items():
         block, part, _ = name.split(".")
         wanted = torch.from_numpy(arrays[f"sgpt_b{block}_{part}"])

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.methods.upop_code import code_options, code_search
 from tests.oracles import Oracle, open_blip_vqa
 from vlbench.model import Batch
 from vlbench.nn import timm as adopted
@@ -52,9 +53,7 @@ def search_deit(oracle: Oracle) -> tuple[torch.nn.Module, Structure, Any, dict[i
     """Our search over the recorded batches; gates and summed gradients at every update."""
     net = tiny_deit(oracle.tensors("init/"))
     structure = Structure((adopted.vision_tower(net),))
-    options = upop.SearchOptions(sparsity=0.5, steps=20, interval=4, unit_cost="12:1", budget="code")
-    cost = {s.name: 12.0 if s.kind == "attention" else 1.0 for s in structure.sites}
-    search = upop.Search(Gates(net, structure), structure, options, cost)
+    search = code_search(Gates(net, structure), structure, code_options("imagenet", sparsity=0.5, steps=20, interval=4))
     decays = [p for n, p in net.named_parameters() if p.ndim > 1 and n not in ("pos_embed", "cls_token")]
     others = [p for n, p in net.named_parameters() if p.ndim <= 1 or n in ("pos_embed", "cls_token")]
     groups = [{"params": decays, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
@@ -188,11 +187,7 @@ def test_blip_vqa_trajectory_equals_the_original(shared: Path, tmp_path: Path) -
     dims |= {"heads": 2, "positions": weights["text_encoder.embeddings.position_embeddings.weight"].shape[0]}
     model = open_blip_vqa(oracle, dims, "init/", tmp_path)
     structure = model.structure()
-    options = upop.SearchOptions(
-        sparsity=0.5, steps=60, interval=1000, unit_cost="36:1", budget="code", update_at_zero=True
-    )
-    cost = {s.name: 36.0 if s.kind == "attention" else 1.0 for s in structure.sites}
-    search = upop.Search(Gates(model.net, structure), structure, options, cost)
+    search = code_search(Gates(model.net, structure), structure, code_options("vqav2", sparsity=0.5, steps=60))
     optimiser = torch.optim.AdamW(model.net.parameters(), lr=1e-3, weight_decay=0.05)
     names, model.net.training = blip_names(structure), True
     w_sp = {"attention": oracle.facts["w_attn"], "ffn": oracle.facts["w_mlp"]}
@@ -213,3 +208,17 @@ def test_blip_vqa_trajectory_equals_the_original(shared: Path, tmp_path: Path) -
             recorded = masks_of(oracle, step, names)
             for name, gate in search.gates.value.items():
                 assert torch.equal(gate.detach(), recorded[name].double())
+    assert_scales_of_kept_widths(model, structure, search)
+
+
+def assert_scales_of_kept_widths(model: Any, structure: Structure, search: Any) -> None:
+    """As the code leaves it: BERT's attention divides by the root of what it kept, the ViT's of the whole head."""
+    search.gates.remove()
+    whole = {name: layer.scale for name, layer in model.net.named_modules() if hasattr(layer, "scale")}
+    cut(model.net, structure, search.kept, kept_scale=search.options.softmax_scale == "kept")
+    for site in structure.sites:
+        if site.kind == "attention":
+            path = site.slices[0].param.rsplit(".", 2)[0]
+            kept = len(search.kept[site.name]) ** -0.5
+            scale = model.net.get_submodule(path).scale
+            assert scale == pytest.approx(whole[path] if site.modality == "vision" else kept), site.name

@@ -12,17 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.methods.upop_code import code_options, code_search
 from tests.oracles import Oracle, blip_config
 from tests.registry.test_blip import recorded, vocabulary
+from tests.registry.test_clip import assert_as_recorded, assert_same_outputs, opened, site_of
+from vlbench.job import Compression
 from vlbench.model import Batch, Card, ImageSpec
 from vlbench.nn.attend import Shared
 from vlbench.plugins import table
+from vlbench.pruning.cut import Cut, cut
 from vlbench.pruning.gates import Gates
+from vlbench.pruning.saved import load_model, save_model
 from vlbench.structure import Structure
 from vlbench.task import Sample
 from vlbench.weights import load_into
 
-upop = importlib.import_module("vlbench.methods.upop")
 keys = importlib.import_module("vlbench.registry._blip_keys")
 Names = Mapping[str, str]
 
@@ -66,10 +70,7 @@ def follow(
 ) -> None:  # fmt: skip
     """Search as the original did, comparing gradients and gates wherever they were recorded."""
     structure = model.structure()
-    ratio = {"attention": float(options.unit_cost.split(":")[0]), "ffn": 1.0}
-    search = upop.Search(
-        Gates(model.net, structure), structure, options, {s.name: ratio[s.kind] for s in structure.sites}
-    )
+    search = code_search(Gates(model.net, structure), structure, options)
     model.net.training = True
     seen = {k.split("/")[1] for k in oracle.arrays.files if k.startswith("grad/")}
     updates = 0
@@ -111,9 +112,7 @@ def test_nlvr2_end_to_end(shared: Path, tmp_path: Path) -> None:
         out = model.net.text_encoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=sides, use_cache=False)
         return F.cross_entropy(model.net.cls_head(out.last_hidden_state[:, 0]), at["y"])
 
-    options = upop.SearchOptions(
-        sparsity=0.5, steps=120, interval=50, unit_cost="36:1", budget="code", update_at_zero=True
-    )
+    options = code_options("nlvr2", sparsity=0.5, steps=120)
     optimiser = torch.optim.AdamW(model.net.parameters(), lr=1e-3, weight_decay=0.05)
     w_sp = {"attention": oracle.facts["w_sp_attn"], "ffn": oracle.facts["w_sp_mlp"]}
     follow(oracle, model, names, options, optimiser, loss_of, w_sp)
@@ -139,10 +138,8 @@ def test_captions_end_to_end(shared: Path, tmp_path: Path, name: str) -> None:
         return model.caption_loss(Batch(samples, images, torch.arange(len(texts))[:, None], {"prompt": prompt}))
 
     facts = oracle.facts
-    options = upop.SearchOptions(
-        sparsity=facts["p"], steps=facts["steps"], interval=facts["interval"], unit_cost="36:1", budget="code",
-        update_at_zero=True,
-    )  # fmt: skip
+    options = code_options("coco_caption", sparsity=facts["p"], steps=facts["steps"])
+    assert options.interval == facts["interval"]
     optimiser = torch.optim.AdamW(model.net.parameters(), lr=1e-3, weight_decay=0.05)
     follow(oracle, model, names, options, optimiser, loss_of, {"attention": facts["w_attn"], "ffn": facts["w_mlp"]})
     for key, wanted in zip(facts["final_stats_names"], oracle["final_stats"], strict=True):
@@ -180,7 +177,7 @@ def test_segmenter_end_to_end(shared: Path) -> None:
         samples = [Sample(str(i), ()) for i in range(len(at["im"]))]
         return model.segment_loss(Batch(samples, at["im"], torch.arange(len(at["im"]))[:, None], maps=at["seg"]))
 
-    options = upop.SearchOptions(sparsity=0.3, steps=24, interval=5, unit_cost="12:1", budget="code")
+    options = code_options("ade20k", sparsity=0.3, steps=24, interval=5)
     groups: list[dict[str, Any]] = [{"params": [], "weight_decay": 1e-4}, {"params": [], "weight_decay": 0.0}]
     for name, parameter in model.net.named_parameters():  # timm's rule: no decay of vectors and of learned tokens
         free = parameter.ndim == 1 or name.endswith(("pos_embed", "cls_token", "cls_emb"))
@@ -192,37 +189,63 @@ def test_segmenter_end_to_end(shared: Path) -> None:
             assert torch.allclose(model.net.state_dict()[key], value, rtol=0, atol=1e-9), key
 
 
-def test_clip_gates_follow_from_the_recorded_gradients(shared: Path) -> None:
-    """In float32 two implementations' gradients differ; the same gradients must give the same gates."""
-    oracle = Oracle(shared / "oracles" / "upop" / "clip_p50_f32.npz")
-    found = {
-        k.removeprefix("grad/0000/"): oracle[k].flatten() for k in oracle.arrays.files if k.startswith("grad/0000/")
-    }
-    kinds = {key: "attention" if key.endswith("attn.alpha") else "ffn" for key in found}
+def recorded_gradients(file: Path) -> tuple[Oracle, dict[str, Tensor]]:
+    """The recording, and the masks of its search at 1, by the original's names."""
+    oracle = Oracle(file)
+    names = [k.removeprefix("grad/0000/") for k in oracle.arrays.files if k.startswith("grad/0000/")]
+    return oracle, {key: torch.ones(oracle[f"grad/0000/{key}"].numel()) for key in names}
+
+
+def follow_gradients(oracle: Oracle, masks: dict[str, Tensor], options: Any) -> None:
+    """The recorded sums of gradients must give the recorded masks, bit for bit."""
 
     class Gate:
-        value = {key: torch.ones_like(v) for key, v in found.items()}  # noqa: RUF012
+        value = masks
 
         def set(self, gates: Mapping[str, Tensor]) -> None:
             self.value = dict(gates)
 
     class Site:
         def __init__(self, name: str) -> None:
-            self.name, self.kind = name, kinds[name]
+            self.name, self.kind = name, "attention" if name.endswith(("attn.alpha", "self.alpha")) else "ffn"
 
     class Sites:
-        sites = tuple(Site(key) for key in found)
+        sites = tuple(Site(key) for key in masks)
 
-    steps = oracle.facts["updates"][-1][0] + 1
-    options = upop.SearchOptions(
-        sparsity=0.5, steps=steps, interval=10, unit_cost="36:1", budget="code", update_at_zero=True
-    )
     gates: Any = Gate()
     structure: Any = Sites()
-    search = upop.Search(gates, structure, options, {k: 36.0 if v == "attention" else 1.0 for k, v in kinds.items()})
+    search = code_search(gates, structure, options)
     for step, ratio in oracle.facts["updates"]:
-        search.total = {key: oracle[f"grad/{step:04d}/{key}"].flatten().double() for key in found}
+        search.total = {key: oracle[f"grad/{step:04d}/{key}"].flatten().double() for key in masks}
         search.after_step(step)
         assert search.updates[-1][1] == pytest.approx(ratio, abs=1e-15)
         for key, gate in gates.value.items():
-            assert torch.equal(gate.float(), oracle[f"alpha/{step:04d}/{key}"].flatten()), (step, key)
+            assert torch.equal(gate.float(), oracle[f"alpha/{step:04d}/{key}"].flatten().float()), (step, key)
+
+
+def test_clip_gates_follow_from_the_recorded_gradients(shared: Path) -> None:
+    """In float32 two implementations' gradients differ; the same gradients must give the same gates."""
+    oracle, masks = recorded_gradients(shared / "oracles" / "upop" / "clip_p50_f32.npz")
+    steps = oracle.facts["updates"][-1][0] + 1
+    follow_gradients(oracle, masks, code_options("coco_retrieval", sparsity=0.5, steps=steps, interval=10))
+
+
+@pytest.mark.parametrize("name", recorded("search_retrieval"))
+def test_retrieval_gates_follow_from_the_recorded_gradients(shared: Path, name: str) -> None:
+    """Vision, text and cross-attention ranked together; the loss and its momentum twin are of loss=momentum."""
+    oracle, masks = recorded_gradients(shared / "oracles" / "models" / f"{name}.npz")
+    options = code_options("coco_retrieval", sparsity=oracle.facts["p"], steps=oracle.facts["steps"])
+    assert options.interval == oracle.facts["interval"]
+    follow_gradients(oracle, masks, options)
+
+
+def test_cut_clip_divides_by_the_root_of_its_kept_heads(shared: Path, tmp_path: Path) -> None:
+    """The recorded dense weights and masks, cut with softmax_scale=kept, give the original's compressed model."""
+    oracle = Oracle(shared / "oracles" / "models" / "clip_compressed_a.npz")
+    model = opened(tmp_path, oracle.tensors("dense/"))
+    keep = {site_of(k): v.flatten().nonzero().flatten() for k, v in oracle.tensors("mask/").items()}
+    state = Compression(cuts=[Cut.of(model.structure(), keep, kept_scale=True)], pattern="structured")
+    cut(model.net, model.structure(), keep, kept_scale=True)
+    assert_as_recorded(model, oracle, "out")
+    save_model(tmp_path / "saved", model, state)
+    assert_same_outputs(load_model(tmp_path / "saved")[0], model, oracle)

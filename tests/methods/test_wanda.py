@@ -125,6 +125,22 @@ def test_a_killed_calibration_goes_on_after_the_last_block(tmp_path: Path) -> No
             assert torch.equal(again.model.net.state_dict()[key], value)
 
 
+def test_dead_columns_go_first_from_the_left(tmp_path: Path) -> None:
+    """Inputs that are always 0 say that nothing is lost; where more than the target are dead, the left ones go."""
+    net, structure = random_blocks((16, 12))
+    inputs = torch.randn(8, 3, 16, generator=torch.Generator().manual_seed(1))
+    inputs[:, :, [0, 3, 15]] = 0
+    job = ToyJob(net, structure, inputs, tmp_path)
+    pruner("wanda", sparsity=0.25, calibration_samples=8).apply(job)
+    mask = job.state.masks["0.fc1.weight"]
+    assert not bool(mask[:, [0, 3, 15]].any())
+    assert (~mask).sum(1).tolist() == [4] * 12
+    inputs[:, :, :12] = 0
+    job = ToyJob(random_blocks((16, 12))[0], structure, inputs, tmp_path / "more")
+    pruner("wanda", sparsity=0.5, calibration_samples=8).apply(job)
+    assert torch.equal(job.state.masks["0.fc1.weight"], (torch.arange(16) >= 8).expand(12, 16))
+
+
 def test_structured_wanda_cuts_what_it_silenced(tmp_path: Path) -> None:
     """The next block has seen what the cut model computes, and widths follow the target."""
     net, structure = random_blocks((16, 12), (16, 12))

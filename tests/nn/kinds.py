@@ -14,17 +14,24 @@ from transformers import (
     BlipForQuestionAnswering,
     BlipTextConfig,
     BlipTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
     LlamaConfig,
     LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
-from transformers.models.blip_2.configuration_blip_2 import Blip2QFormerConfig
-from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel
-from transformers.models.instructblip.configuration_instructblip import InstructBlipQFormerConfig
-from transformers.models.instructblip.modeling_instructblip import InstructBlipQFormerModel
+from transformers.models.blip_2.configuration_blip_2 import Blip2QFormerConfig, Blip2VisionConfig
+from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2VisionModel
+from transformers.models.instructblip.configuration_instructblip import (
+    InstructBlipQFormerConfig,
+    InstructBlipVisionConfig,
+)
+from transformers.models.instructblip.modeling_instructblip import InstructBlipQFormerModel, InstructBlipVisionModel
 
-from vlbench.nn import blip, llama, open_clip, qformer, t5
+from vlbench.nn import blip, blip2_vision, clip_vision, llama, open_clip, opt, qformer, t5
 from vlbench.nn import timm as timm_nn
 from vlbench.structure import Structure
 
@@ -171,6 +178,47 @@ def run_llama(net: nn.Module) -> Tensor:
     return torch.cat([plain, net(tokens(2, 7), mask(7, 4), use_cache=False).logits])
 
 
+def opt_model() -> nn.Module:
+    config = OPTConfig(
+        vocab_size=VOCABULARY, hidden_size=24, word_embed_proj_dim=24, ffn_dim=32, num_hidden_layers=2,
+        num_attention_heads=3, max_position_embeddings=64, dropout=0.0, attention_dropout=0.1, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return ready(OPTForCausalLM(config))
+
+
+def run_opt(net: nn.Module) -> Tensor:
+    """With and without padding: transformers then passes a mask, or trusts `is_causal`."""
+    plain = net(tokens(2, 7), use_cache=False).logits
+    return torch.cat([plain, net(tokens(2, 7), mask(7, 4), use_cache=False).logits])
+
+
+_VISION = {
+    "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 16,
+    "patch_size": 8, "attention_dropout": 0.1,
+}  # fmt: skip
+
+
+def blip2_vision_model() -> nn.Module:
+    return ready(Blip2VisionModel(Blip2VisionConfig(**_VISION)))
+
+
+def instruct_vision_model() -> nn.Module:
+    return ready(InstructBlipVisionModel(InstructBlipVisionConfig(**_VISION)))
+
+
+def clip_vision_model() -> nn.Module:
+    return ready(CLIPVisionModel(CLIPVisionConfig(**_VISION, hidden_act="quick_gelu")))
+
+
+def run_vision(net: nn.Module) -> Tensor:
+    return net(floats(net, 2, 3, 16, 16)).last_hidden_state
+
+
+def blip2_vision_structure(net: nn.Module) -> Structure:
+    return Structure((blip2_vision.vision_tower(net, "encoder.layers"),))
+
+
 _QFORMER = {
     "vocab_size": VOCABULARY, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3,
     "num_attention_heads": 3, "encoder_hidden_size": 20, "cross_attention_frequency": 2,
@@ -228,6 +276,13 @@ KINDS = (
     Kind("t5", lambda: t5_model("gated-gelu"), t5.adopt, t5_structure, run_t5),
     Kind("t5_plain", lambda: t5_model("relu"), t5.adopt, t5_structure, run_t5),
     Kind("llama", llama_model, llama.adopt, lambda net: Structure((llama.tower(net),)), run_llama),
+    Kind("opt", opt_model, opt.adopt, lambda net: Structure((opt.tower(net),)), run_opt),
+    Kind("blip2_vision", blip2_vision_model, blip2_vision.adopt, blip2_vision_structure, run_vision),
+    Kind("instruct_vision", instruct_vision_model, blip2_vision.adopt, blip2_vision_structure, run_vision),
+    Kind(
+        "clip_vision", clip_vision_model, clip_vision.adopt,
+        lambda net: Structure((clip_vision.tower(net, "encoder.layers", 2),)), run_vision,
+    ),
     Kind("blip2_qformer", blip2_qformer, qformer.adopt, qformer_structure, run_blip2_qformer),
     Kind("instruct_qformer", instruct_qformer, qformer.adopt, qformer_structure, run_instruct_qformer),
 )  # fmt: skip

@@ -1,18 +1,23 @@
-"""Every attention kind, cut and saved here, computes the same bits when another process builds, cuts and loads it."""
+"""Every attention kind and every mini model, compressed and saved here, computes the same bits when another process
+builds, cuts and loads it."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import vlbench
+from tests import minis, stock_runs
 from tests.nn.kinds import KINDS, Kind
 from vlbench.pruning.cut import Cut, cut
-from vlbench.pruning.saved import distinct_tensors
+from vlbench.pruning.saved import distinct_tensors, save_model
 from vlbench.weights import load_into
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,13 +56,44 @@ def load_and_compare(root: Path) -> None:
         print(kind.name, same)
 
 
-def test_reload_in_a_fresh_process_is_bit_exact(tmp_path: Path) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def test_reload_in_a_fresh_process_is_bit_exact(tmp_path: Path, one_thread: None) -> None:
     for kind in KINDS:
         save(kind, tmp_path / kind.name)
-    torch.set_num_threads(threads)
-    code = f"import pathlib, tests.nn.test_fresh_process as t; t.load_and_compare(pathlib.Path({str(tmp_path)!r}))"
+    assert told_elsewhere("load_and_compare", tmp_path) == {kind.name: "True" for kind in KINDS}
+
+
+def load_minis(root: Path) -> None:
+    """What the other process does of the mini models: the largest difference of each from what was recorded."""
+    torch.set_num_threads(1)
+    for folder in sorted(root.iterdir()):
+        model, wanted = vlbench.load(folder), load_file(folder / "wanted.st")
+        found = stock_runs.outputs(model.card.name, model.net)
+        print(folder.name, max(float((found[key] - one).abs().max()) for key, one in wanted.items()))
+
+
+def test_every_head_reloads_in_a_fresh_process_bit_for_bit(tmp_path: Path, one_thread: None) -> None:
+    for name in minis.names():
+        for way in minis.WAYS:
+            model, state = minis.compressed(name, way)
+            folder = tmp_path / f"{name}@{way}"
+            save_model(folder, model, state)
+            stock_runs.save(stock_runs.outputs(name, model.net), folder / "wanted.st")
+    found = told_elsewhere("load_minis", tmp_path)
+    assert found == {f"{name}@{way}": "0.0" for name in minis.names() for way in minis.WAYS}
+
+
+def told_elsewhere(function: str, root: Path) -> dict[str, str]:
+    """What a function of this file prints in a process of its own: lines of two words."""
+    code = f"import pathlib, tests.nn.test_fresh_process as t; t.{function}(pathlib.Path({str(root)!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [word for kind in KINDS for word in (kind.name, "True")]
+    words = done.stdout.split()
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

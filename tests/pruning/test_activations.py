@@ -34,3 +34,22 @@ def test_the_room_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Room.here(CPU).host == 2**29
     monkeypatch.delenv(VARIABLE)
     assert Room.here(CPU).host > 0
+
+
+def test_what_is_put_is_copied_and_takes_over_the_memory_of_what_was_there() -> None:
+    """One block's activations in all, whatever the allocator does; neither the caller's tensor nor a view of the old
+    value is written through."""
+    held = Activations(CPU, Room(0, 1e9))
+    first, second = torch.randn(1, 3, 3), torch.randn(1, 3, 3)
+    before = first.clone()
+    held.put((0, 0), first)
+    place = held.get((0, 0)).data_ptr()
+    held.put((0, 0), second)
+    assert held.get((0, 0)).data_ptr() == place
+    assert torch.equal(held.get((0, 0)), second)
+    assert torch.equal(first, before)
+    held.put((0, 0), held.get((0, 0)).transpose(1, 2))
+    assert torch.equal(held.get((0, 0)), second.transpose(1, 2))
+    held.put((0, 0), torch.ones(1, 2, 3))  # another length
+    assert held.get((0, 0)).shape == (1, 2, 3)
+    assert held.counts() == {"cpu": 1}

@@ -201,6 +201,30 @@ def test_activations_on_disk_change_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.bin"))
 
 
+@pytest.mark.parametrize("propagate", ["pruned", "dense"])
+def test_modalities_of_a_mixed_stream_are_separable(propagate: str) -> None:
+    """Two runs with other layouts of image and text tokens, and one of text alone: norms of each, in both blocks."""
+    inputs = [torch.randn(1, n, 16, generator=torch.Generator().manual_seed(n)) for n in (5, 3, 4)]
+    masks = [torch.tensor([[1, 1, 0, 0, 0]]).bool(), torch.tensor([[0, 1, 0]]).bool(), None]
+    net, structure = random_blocks((16, 12), (16, 12))
+    found: dict[str, Statistics] = {}
+    calibrate(
+        net, structure, [lambda x=x: net(x) for x in inputs], lambda _, seen: found.update(seen),  # type: ignore[misc]
+        propagate=propagate, image_tokens=masks,  # type: ignore[arg-type]
+    )  # fmt: skip
+    with torch.no_grad():
+        hidden = [net[0](x) for x in inputs]  # type: ignore[index]
+    for name, streams in (("0.fc1.weight", inputs), ("1.fc1.weight", hidden)):
+        vision = sum(x[m].double().square().sum(0) for x, m in zip(streams, masks, strict=True) if m is not None)
+        everything = sum(x.double().square().sum((0, 1)) for x in streams)
+        seen = found[name]
+        assert seen.vision is not None
+        assert seen.text is not None
+        assert torch.allclose(seen.vision.square_sum, vision)  # type: ignore[arg-type]
+        assert torch.allclose(seen.text.square_sum, everything - vision)
+        assert (seen.samples, seen.vision.samples) == (3, 2)
+
+
 def test_a_block_that_is_never_called_is_told() -> None:
     net, structure = random_blocks((16, 12), (16, 12), towers={"vision": 1, "text": 1})
     with pytest.raises(RunFailed, match="the task's loss never calls 1: nothing is known"):

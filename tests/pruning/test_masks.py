@@ -62,3 +62,27 @@ def test_n_of_m_drops_the_left_of_equal_scores() -> None:
 def test_widths_not_divisible_are_refused() -> None:
     with pytest.raises(UserError, match="not divisible by 4"):
         keep_n_of_m(torch.zeros(2, 6), 2, 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 5), st.integers(1, 4), st.sampled_from([(1, 2), (2, 4), (1, 4), (4, 8), (3, 16)]), st.integers(0, 3)
+)
+def test_n_of_m_is_the_plain_rule(rows: int, groups: int, pattern: tuple[int, int], levels: int) -> None:
+    """Sort each group by (score, column), drop the first m - n."""
+    n, m = pattern
+    rng = torch.Generator().manual_seed(rows * 31 + groups)
+    score = torch.randint(0, levels + 1, (rows, groups * m), generator=rng).float()
+    wanted = torch.ones(rows, groups, m, dtype=torch.bool)
+    for row in range(rows):
+        for group, values in enumerate(score[row].view(groups, m).tolist()):
+            wanted[row, group, sorted(range(m), key=lambda i, v=values: (v[i], i))[: m - n]] = False
+    assert torch.equal(keep_n_of_m(score, n, m), wanted.view(rows, -1))
+
+
+def test_precisions_agree() -> None:
+    """numpy's partition in single and double precision, torch's kthvalue in half."""
+    score = torch.randint(0, 50, (300, 40), generator=torch.Generator().manual_seed(0))
+    for group in ("row", "matrix"):
+        masks = [keep_fraction(score.to(t), 0.45, group) for t in (torch.float32, torch.float64, torch.bfloat16)]  # type: ignore[arg-type]
+        assert all(torch.equal(masks[0], other) for other in masks[1:])

@@ -95,6 +95,25 @@ def test_halves_merged_are_the_whole() -> None:
     assert torch.allclose(halves[0].gradient, torch.full((2, 6), (3 * 3 + 5 * 5) / 8))  # type: ignore[arg-type]
 
 
+def test_vision_and_text_tokens_of_one_stream_are_told_apart() -> None:
+    """Of two samples with padding; what is not vision's is text's, and workers' parts add up."""
+    x = torch.randn(2, 5, 6)
+    image = torch.tensor([[1, 1, 0, 0, 0], [1, 0, 0, 0, 1]], dtype=torch.bool)
+    real = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]], dtype=torch.bool)
+    whole, one, other = (Statistics.zeros(6, x.device, gram=True) for _ in range(3))
+    assert whole.text is None
+    whole.add(x, real, image)
+    one.add(x[:1], real[:1], image[:1])
+    other.add(x[1:], real[1:], image[1:])
+    one.merge(other)
+    for seen in (whole, one, whole.clone()):
+        for part, tokens in ((seen.vision, image & real), (seen.text, ~image & real)):
+            assert part is not None
+            assert part.samples == 2
+            assert torch.allclose(part.square_sum, x[tokens].double().square().sum(0))
+            assert torch.allclose(part.gram, x[tokens].double().T @ x[tokens].double())  # type: ignore[arg-type]
+
+
 def test_a_matrix_of_inputs_is_one_sample_and_precision_is_as_asked() -> None:
     seen = Statistics.zeros(3, torch.device("cpu"), dtype=torch.float32)
     seen.add(torch.ones(7, 3))

@@ -70,7 +70,9 @@ class ToyJob(Job):
     """A job whose calibration samples are the rows of `inputs` (samples, tokens, width); the loss is a mean square."""
 
     def __init__(self, net: nn.Module, structure: Structure, inputs: Tensor, folder: Path, seed: int = 0) -> None:
-        model: Any = SimpleNamespace(net=net, structure=lambda: structure, device=torch.device("cpu"))
+        model: Any = SimpleNamespace(
+            net=net, structure=lambda: structure, device=torch.device("cpu"), image_tokens=lambda batch: None
+        )
         task: Any = SimpleNamespace(capability="toy")
         super().__init__(model, task, seed=seed, folder=folder, store=None, identity={"toy": 1})  # type: ignore[arg-type]
         self.inputs, self.losses = inputs, 0

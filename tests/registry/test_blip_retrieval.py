@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from tests.registry.test_blip import close, opened, recorded
 from vlbench.model import Batch
 from vlbench.nn.attend import Shared
 from vlbench.task import Sample
+from vlbench.training.momentum import Momentum, MomentumOptions, Queue
+
+keys = importlib.import_module("vlbench.registry._blip_keys")
 
 
 @pytest.fixture(scope="module", params=recorded("blip_retrieval_eval"))
@@ -111,6 +115,44 @@ def test_matching_loss_equals_the_original(
         states = model.encode(oracle["in/train_images"].double())
         loss = model.matching_loss(states, owner, ids, mask, torch.zeros(len(idx), len(idx)), idx[:, None] == idx)
     assert close(loss, oracle[f"out/train_{ranks}_rank/loss_itm"])
+
+
+@pytest.mark.parametrize("ranks", ["all", "same"])
+def test_momentum_loss_equals_the_original(
+    matcher: tuple[Oracle, Any], monkeypatch: pytest.MonkeyPatch, ranks: str
+) -> None:
+    """One step past the first epoch, with a twin that has moved away and a queue that knows some of the images. Its
+    features go to the front of the queue."""
+    oracle, model = matcher
+    momentum, batch = following(oracle, model)
+    negatives = iter(oracle[f"out/train_{ranks}_rank/negatives"])
+    monkeypatch.setattr(model, "draw", lambda weights: next(negatives))
+    with torch.no_grad():
+        loss = momentum(batch)
+    told = oracle.tensors(f"out/train_{ranks}_rank/")
+    assert close(loss, told["loss_ita"] + told["loss_itm"], 1e-10)
+    queue = momentum.queue
+    assert queue is not None
+    assert close(queue.images, told["image_queue_after"].t())
+    assert close(queue.texts, told["text_queue_after"].t())
+    assert torch.equal(queue.numbers, told["idx_queue_after"][0])
+    assert queue.next == int(told["ptr_after"])
+
+
+def following(oracle: Oracle, model: Any) -> tuple[Momentum, Batch]:
+    """The recorded twin, queue and batch. Images are named by their numbers, which the queue holds as well."""
+    rows, numbers = oracle["in/train_text_rows"].tolist(), oracle["in/train_idx"].tolist()
+    texts = [oracle.facts["texts"][row] for row in rows]
+    samples = [Sample(str(i), (Path(str(n)),), texts=(t,)) for i, (n, t) in enumerate(zip(numbers, texts, strict=True))]
+    train = [Sample(str(n), (Path(str(n)),)) for n in range(oracle.facts["config"]["queue"])]
+    options = MomentumOptions(steps=1, lr=1.0, loss="momentum", momentum=oracle.facts["momentum"])
+    momentum = Momentum(model, "match", options, train, epoch=1, seed=0)
+    twin = {k.replace("_m.", "."): v for k, v in oracle.tensors("sd_m/").items() if "_m." in k}
+    momentum.twin.net.load_state_dict({k: v.double() for k, v in keys.converted(twin).items()}, strict=False)
+    queued = {k: oracle[f"sd_m/{k}_queue"] for k in ("image", "text", "idx")}
+    momentum.queue = Queue(queued["image"].t().double(), queued["text"].t().double(), queued["idx"][0].clone())
+    momentum.seen = 1
+    return momentum, Batch(samples, oracle["in/train_images"].double(), torch.arange(len(rows))[:, None])
 
 
 def trained(oracle: Oracle, owner: list[int]) -> Batch:

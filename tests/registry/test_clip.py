@@ -31,6 +31,7 @@ from vlbench.structure import Structure, check_structure
 from vlbench.task import Sample
 from vlbench.training.batches import Batches
 from vlbench.training.loop import Loop, Schedule
+from vlbench.training.momentum import Momentum, MomentumOptions, Queue
 
 clip = importlib.import_module("vlbench.registry.clip")
 clip_keys = importlib.import_module("vlbench.registry._clip_keys")
@@ -313,6 +314,44 @@ def test_the_loss_is_the_papers_but_for_texts_of_one_image(words: Path, owner: l
         right = [k for k, other in enumerate(owner) if other == image]
         total -= (logits.log_softmax(1)[i, right].mean() + logits.log_softmax(0)[right, i].mean()).item() / 6
     assert model.match_loss(three).item() == pytest.approx(total, abs=1e-5)
+
+
+def test_the_momentum_loss_equals_the_original(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue takes the model's features, which the twin's equal here."""
+    oracle = Oracle(shared / "oracles" / "models" / "clip_retrieval_eval_a.npz")
+    model = opened(tmp_path, oracle.tensors("sd/"))
+    momentum, one = following(oracle, model)
+    monkeypatch.setattr(model, "tokens", lambda texts: oracle["in/text_ids"][: len(texts)])
+    with torch.no_grad():
+        assert momentum(one).item() == pytest.approx(float(oracle["out/train_loss"]), abs=1e-5)
+    assert momentum.queue is not None
+    assert worst(momentum.queue.images, oracle["out/image_queue_after"].T) <= FEATURES
+
+
+def following(oracle: Oracle, model: Any) -> tuple[Momentum, Batch]:
+    """The recorded queue and batch, after the first epoch. Images are named by their numbers."""
+    numbers = oracle["in/train_idx"].tolist()
+    train = [Sample(str(n), (Path(str(n)),)) for n in range(30)]
+    options = MomentumOptions(steps=1, lr=1.0, loss="momentum")
+    momentum = Momentum(model, "match", options, train, epoch=1, seed=0)
+    queued = {k: oracle[f"in/{k}_queue"] for k in ("image", "text", "idx")}
+    momentum.queue = Queue(queued["image"].T.clone(), queued["text"].T.clone(), queued["idx"][0].clone())
+    momentum.seen = 1
+    samples = [Sample(str(i), (Path(str(n)),), texts=("",)) for i, n in enumerate(numbers)]
+    return momentum, Batch(samples, oracle["in/images"], torch.arange(len(numbers))[:, None])
+
+
+@torch.no_grad()
+def test_the_momentum_loss_queues_what_the_model_sees_and_norms_the_twins_texts_with_the_models(words: Path) -> None:
+    """As the original, whose twin has a norm of its own that it does not use."""
+    model, one = mini(words), batch(["a red circle", "a small square"], [0, 1], 2)
+    momentum = Momentum(model, "match", MomentumOptions(steps=1, lr=1.0, loss="momentum"), one.samples, epoch=1, seed=0)
+    momentum.twin.net.ln_final.weight.mul_(-1)
+    momentum.twin.net.visual.proj.mul_(-1)
+    views = model.match_momentum(one, momentum.twin)
+    assert worst(views.twin.texts, views.own.texts) == 0
+    assert worst(views.twin.images, -views.own.images) <= 1e-6
+    assert views.queued == views.own
 
 
 def test_images_and_texts_get_gradients(words: Path) -> None:

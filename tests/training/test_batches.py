@@ -14,7 +14,7 @@ from vlbench.data.images import ImageStore
 from vlbench.errors import RunFailed
 from vlbench.model import ImageSpec
 from vlbench.task import Sample
-from vlbench.training.batches import Batches, collate
+from vlbench.training.batches import Batches, collate, divided
 
 
 class Numbered:
@@ -97,3 +97,22 @@ def test_a_training_image_that_does_not_decode_is_named(tmp_path: Path) -> None:
     rows = [Sample(n, (tmp_path / n,)) for n in ("good.png", "bad.png")]
     with pytest.raises(RunFailed, match=r"bad\.png does not decode"):
         Batches(rows, ImageStore(ImageSpec(8)), size=2, seed=0).at(0)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("listed", [False, True])
+def test_parts_of_a_batch_have_its_samples_once_and_their_own_images(parts: int, listed: bool) -> None:
+    rows = samples([2, 1, 2])
+    batch = collate([rows[i] for i in (0, 1, 2, 4, 3)], STORE, torch.device("cpu"))
+    batch.maps = torch.arange(5 * 4).view(5, 2, 2)
+    if listed:
+        batch.images = list(batch.images)
+    found = divided(batch, parts)
+    assert len(found) == min(parts, 5)
+    assert [s.id for part in found for s in part.samples] == [s.id for s in batch.samples]
+    assert max(len(p.samples) for p in found) - min(len(p.samples) for p in found) <= 1
+    assert torch.equal(torch.cat([p.maps for p in found if p.maps is not None]), batch.maps)
+    for part in found:
+        assert len(part.images) == len(part.sizes) == len({s.images[0] for s in part.samples})
+        for sample, (row,) in zip(part.samples, part.owner.tolist(), strict=True):
+            assert round(float(part.images[row][0, 0, 0]) * 255) == int(sample.images[0].name)

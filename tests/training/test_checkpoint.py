@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -69,10 +70,21 @@ def test_a_truncated_or_missing_file_is_told(tmp_path: Path, name: str, part: fl
 
 
 def test_another_cells_state_is_refused(tmp_path: Path) -> None:
-    saved(tmp_path, cell="x", stage="search", seed=0)
-    other = CheckpointStore(tmp_path / "checkpoint" / "search", {"cell": "x", "stage": "search", "seed": 1})
-    with pytest.raises(UserError, match=r"belongs to other settings \(seed changed\)"):
+    """Every difference is told, with both values."""
+    saved(tmp_path, cell="x", **{"finetune.lr": 0.001, "finetune.clip": 0.5})
+    new = {"cell": "y", "finetune.lr": 0.0005, "finetune.tune": "1e-3"}
+    other = CheckpointStore(tmp_path / "checkpoint" / "search", new)
+    told = (
+        "belongs to other settings (cell was x and is y; finetune.clip was 0.5 and is not given; finetune.lr was 0.001 "
+        "and is 0.0005; finetune.tune was not given and is 1e-3): delete that folder"
+    )
+    with pytest.raises(UserError, match=re.escape(told)):
         other.load()
+
+
+def test_what_json_reads_back_otherwise_is_no_difference(tmp_path: Path) -> None:
+    saved(tmp_path, pair=(1, 2), none=None)
+    assert CheckpointStore(tmp_path / "checkpoint" / "search", {"pair": [1, 2], "none": None}).load() is not None
 
 
 def test_the_state_between_the_two_renames_is_found(tmp_path: Path) -> None:

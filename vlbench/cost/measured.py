@@ -15,9 +15,10 @@ import torch
 from ..errors import UserError
 from ..model import Model
 from ..plugins import table
-from ..pruning.saved import is_saved, load_model
+from ..pruning.saved import is_saved, load_model, open_checkpoint
 from ..record import Record, read_record
 from ..storage import read_json, write_json
+from .accelerated import accelerated, line, refuse_pattern
 from .stated import STATED
 from .timing import How, measure
 
@@ -28,14 +29,20 @@ SCHEMA_VERSION = 1
 KEY = ("device", "torch", "precision", "threads", "compiled")
 
 
-def time_runs(folders: Sequence[Path], how: How, screen: Screen, *, json: bool) -> None:
-    """Measure each run, write its cost.json and print a table."""
+def time_runs(folders: Sequence[Path], how: How, screen: Screen, *, json: bool, accelerate: str = "") -> None:
+    """Measure each run, write its cost.json and print a table. accelerate: see accelerated.py."""
     found = []
-    for folder in folders:
-        record = _record(folder)
+    records = [_record(folder) for folder in folders]
+    if accelerate:
+        for record in records:
+            refuse_pattern(accelerate, record.pattern, record.cell)
+    for folder, record in zip(folders, records, strict=True):
         model = open_run(folder, record)
         capability = table("tasks").get(record.task).facts["capability"]
         entry = measure(model, capability, how, screen.progress)
+        if accelerate:
+            masked = load_model(folder / "model")[1].masks
+            entry["accelerated"] = accelerated(model, masked, capability, how, entry["throughput"]["batch"])
         model.net.to("meta")  # its memory is free for the next one
         keep(folder / "cost.json", record, capability, entry)
         found.append((record, entry))
@@ -66,16 +73,15 @@ def open_run(folder: Path, record: Record) -> Model:
     if is_saved(folder / "model"):
         return load_model(folder / "model")[0]
     from ..cell import named_roots
-    from ..weights import file_digest, locate
+    from ..weights import checkpoint_digest, locate
 
     entry = table("models").get(record.model)
     cls = entry.load()
     checkpoint = read_json(folder / "cell.json")["words"]["checkpoint"] or entry.facts["checkpoint"]
     weights = locate(checkpoint, entry.facts.get("revision", "main"), named_roots())
-    if file_digest(weights) != record.weights_digest:
+    if checkpoint_digest(weights) != record.weights_digest:
         raise UserError(f"{weights} are not the weights that {folder} was made with: run its command again.")
-    model: Model = cls.open(next(card for card in cls.cards if card.name == entry.name), weights)
-    return model
+    return open_checkpoint(cls, next(card for card in cls.cards if card.name == entry.name), weights)[0]
 
 
 def keep(file: Path, record: Record, capability: str, entry: dict[str, Any]) -> None:
@@ -131,6 +137,9 @@ def _print(found: Sequence[tuple[Record, dict[str, Any]]]) -> None:
     how = f"{first['device']}, torch {first['torch']}, {first['precision']}, {first['threads']} threads"
     console.print(how + ", compiled" * first["compiled"], style="dim", highlight=False)
     console.print("±: half the interquartile range. Memory: " + first["memory_is"], style="dim", highlight=False)
+    for record, entry in found:
+        if told := entry.get("accelerated"):
+            console.print(f"{record.cell}: 2:4: {line(told)}", highlight=False, soft_wrap=True)
     capabilities = dict.fromkeys(table("tasks").get(record.task).facts["capability"] for record, _ in found)
     for capability in capabilities:
         console.print(f"{capability}: {STATED[capability].inferred}", style="dim", highlight=False, soft_wrap=True)

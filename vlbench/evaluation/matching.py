@@ -57,7 +57,10 @@ def similarities(samples: Sequence[Sample], found: Sequence[dict[str, str]]) -> 
     counts = [len(s.texts) for s in samples]
     images = np.stack([unpack(p["image"]) for p in found])
     texts = np.concatenate([unpack(p["texts"]).reshape(n, -1) for p, n in zip(found, counts, strict=True)])
-    matrix = images @ texts.T
+    vectors = images.reshape(len(images), -1, texts.shape[1])
+    matrix = vectors[:, 0] @ texts.T
+    for number in range(1, vectors.shape[1]):  # an image of several vectors is as alike as the most alike of them
+        np.maximum(matrix, vectors[:, number] @ texts.T, out=matrix)
     return matrix, matrix
 
 

@@ -6,6 +6,7 @@ row.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -25,6 +26,7 @@ TAKEN_OVER = (
     *("suite", "task", "split", "task_version", "model", "label", "method", "recipe", "pattern", "trained"),
     *("sparsity_target", "metric", "samples", "clusters"),
 )
+AGREED = 1e-9  # relative: what two processors may differ by in a statistic
 OWN_COLUMN = {"sparsity", "ratio", "pattern"}  # options that the column `options` need not repeat
 
 
@@ -97,8 +99,9 @@ class Row:
 COLUMNS = tuple(field.name for field in fields(Row))
 
 
-def load_results(folder: Path, pattern: str = "**/*.json") -> list[Record]:
-    """All result files under `folder` (of runs/: pattern "*/result.json"), ordered by their content alone.
+def load_results(folder: Path, pattern: str = "**/*.json", scores: bool = True) -> list[Record]:
+    """All result files under `folder` (of runs/: pattern "*/result.json"), ordered by their content alone. Without
+    `scores` the records have digests of them only: those of 10,000 results of ADE20K would take 1.2 GB.
 
     Raises UserError naming a damaged file, or two files that say different things about one cell. A cell that
     stands there twice with the same numbers counts once.
@@ -106,12 +109,20 @@ def load_results(folder: Path, pattern: str = "**/*.json") -> list[Record]:
     found: dict[str, tuple[Path, Record]] = {}
     for path in sorted(folder.glob(pattern), key=lambda p: p.relative_to(folder).as_posix()):
         record = read_record(path)
-        earlier = found.setdefault(record.cell, (path, record))
-        if numbers(earlier[1]) != numbers(record):
-            raise UserError(
-                f"{earlier[0]} and {path} are different results of cell {record.cell}: delete the wrong one."
-            )
+        if not scores:
+            record = record.model_copy(update={"scores": digest(record.scores), "sample_clusters": ""})
+        first, earlier = found.setdefault(record.cell, (path, record))
+        if earlier is record:
+            continue
+        if not agree(earlier, record):
+            raise UserError(f"{first} and {path} are different results of cell {record.cell}: delete the wrong one.")
+        if _text(record) < _text(earlier):  # which of the two is kept must not depend on their names
+            found[record.cell] = (path, record)
     return sorted((record for _, record in found.values()), key=_order_of_records)
+
+
+def _text(record: Record) -> str:
+    return canonical(record.model_dump(mode="json"))
 
 
 def merge(committed: Iterable[Record], local: Iterable[Record]) -> tuple[list[Record], set[str]]:
@@ -132,18 +143,24 @@ def rows(records: Iterable[Record]) -> list[Row]:
 
     Raises UserError where two cells claim the same configuration and seed with different numbers.
     """
+    return [row for row, _ in rows_of(records)]
+
+
+def rows_of(records: Iterable[Record]) -> list[tuple[Row, list[Record]]]:
+    """The rows as `rows` gives them, each with its records, by seed."""
     groups: defaultdict[str, dict[str, Record]] = defaultdict(dict)
     for record in sorted(filter(ranked, records), key=_order_of_records):
         config, seed = _key(record)
         earlier = groups[config].setdefault(seed, record)
-        if numbers(earlier) != numbers(record):
+        if earlier is not record and not agree(earlier, record):
             raise UserError(
                 f"cells {earlier.cell} and {record.cell} differ, for one configuration and seed "
                 f"({_differing(earlier.identity, record.identity)}): delete the outdated one."
             )
     over = {config: list(by_seed.values()) for config, by_seed in groups.items()}
     options = _options({config: same[0] for config, same in over.items()})
-    return sorted((_row(config, same, options[config]) for config, same in over.items()), key=_order_of_rows)
+    found = [(_row(config, same, options[config]), same) for config, same in over.items()]
+    return sorted(found, key=lambda pair: _order_of_rows(pair[0]))
 
 
 def ranked(record: Record) -> bool:
@@ -151,9 +168,18 @@ def ranked(record: Record) -> bool:
     return record.complete and "limit" not in record.flags
 
 
-def numbers(record: Record) -> dict[str, Any]:
-    """What was measured: two runs of one cell must agree in it, and may differ in time, place and wording."""
-    return record.model_dump(mode="json", include=MEASURED)
+def agree(a: Record, b: Record) -> bool:
+    """Whether two runs of one cell measured the same; they may differ in time, place and wording. Statistics may differ
+    by AGREED of themselves: another processor adds in another order (a p of 2e-73 differed by 1e-12 of it)."""
+    return _near(*(record.model_dump(mode="json", include=MEASURED) for record in (a, b)))
+
+
+def _near(a: Any, b: Any) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_near(a[k], b[k]) for k in a)
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=AGREED, abs_tol=AGREED)
+    return bool(a == b)
 
 
 def _key(record: Record) -> tuple[str, str]:

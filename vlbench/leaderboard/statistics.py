@@ -21,13 +21,14 @@ from typing import NamedTuple, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..record import Interval, VersusDense
+from ..record import Interval, VersusDense, cluster_numbers
 
 Array = NDArray[np.float64]
 Aggregate = Callable[[Array], Array]  # (B, statistics) summed statistics -> (B,) metric values
 
 CONFIDENCE = 0.95
 NOISE = 1e-12  # relative to the largest value: below it a difference is rounding
+BIAS = 0.25  # standard errors below which a bootstrap's bias may be ignored (Efron & Tibshirani 1993, section 10.3)
 DRAWS_AT_ONCE = 4_000_000  # bounds the memory of a bootstrap (32 MB per array)
 
 
@@ -44,20 +45,20 @@ def interval(values: ArrayLike, clusters: Sequence[str]) -> Interval:
 
     clusters: a label a sample; "" makes a sample its own cluster.
     """
-    v, group = _checked(values, clusters)
+    v, group = checked(values, clusters)
     count = int(group.max()) + 1
-    mean, se = _mean(v, group)
-    low, high = _t_interval(mean, se, count - 1)
+    mean, se = clustered_mean(v, group)
+    low, high = t_interval(mean, se, count - 1)
     return Interval(value=mean, low=low, high=high, se=se, clusters=count)
 
 
 def versus(a: ArrayLike, b: ArrayLike, clusters: Sequence[str]) -> VersusDense:
     """Paired difference a - b of per-sample values, with its interval and the two-sided p of t(G-1)."""
-    d, group = _checked(np.asarray(a, np.float64) - np.asarray(b, np.float64), clusters)
+    d, group = checked(np.asarray(a, np.float64) - np.asarray(b, np.float64), clusters)
     count = int(group.max()) + 1
-    delta, se = _mean(d, group)
-    low, high = _t_interval(delta, se, count - 1)
-    p = _p_value(delta, se, count - 1, count)
+    delta, se = clustered_mean(d, group)
+    low, high = t_interval(delta, se, count - 1)
+    p = two_sided(delta, se, count - 1, count)
     return VersusDense(delta=delta, low=low, high=high, p=p, samples=len(d), clusters=count)
 
 
@@ -82,12 +83,12 @@ def bootstrap(
 
     a, b: (samples, statistics) sufficient statistics; whole clusters are drawn with replacement and their
     statistics summed, a and b by the same draws. aggregate turns sums (B, statistics) into metric values
-    (B,); a mean of ratios needs its denominators among the statistics. The interval is the percentile one, se
-    the draws' standard deviation (ddof = 1). p = 2 min(#<=0, #>=0) with one added to numerator and
-    denominator, and not below 2^(1-G), the least that G clusters can show.
+    (B,); a mean of ratios needs its denominators among the statistics. The interval is the percentile one of
+    `centred` draws, se their standard deviation (ddof = 1). p = 2 min(#<=0, #>=0) of them with one added to
+    numerator and denominator, and not below 2^(1-G), the least that G clusters can show.
     """
     tables = [np.asarray(t, dtype=np.float64) for t in ([a] if b is None else [a, b])]
-    sums, width = _cluster_sums(tables, clusters), tables[0].shape[1]
+    sums, width = cluster_sums(tables, clusters), tables[0].shape[1]
 
     def metric(x: Array) -> Array:
         return aggregate(x) if b is None else aggregate(x[:, :width]) - aggregate(x[:, width:])
@@ -96,16 +97,41 @@ def bootstrap(
     draws = np.concatenate([metric(chunk) for chunk in resample(sums, B, seed)])
     if not (math.isfinite(value) and np.isfinite(draws).all()):
         raise ValueError("aggregate gave a metric that is no finite number")
-    if count == 1:
-        draws = np.full(B, value)  # drawn again and again, its sums may round otherwise
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = (float(x) for x in np.percentile(draws, [tail, 100 - tail]))
+    draws = centred(draws, value, count)
+    low, high = quantiles(draws)
     if b is None:
         se = float(draws.std(ddof=1)) if np.ptp(draws) else 0.0
         return Interval(value=value, low=low, high=high, se=se, clusters=count)
-    p = 2 * (1 + min(int((draws <= 0).sum()), int((draws >= 0).sum()))) / (B + 1)
-    p = min(1.0, max(p, 2.0 ** (1 - count)))
+    p = draws_p(draws, count)
     return VersusDense(delta=value, low=low, high=high, p=p, samples=len(clusters), clusters=count)
+
+
+def centred(draws: Array, value: float, clusters: int) -> Array:
+    """The draws, less their bias, mean(draws) - value, where that is more than BIAS standard errors. Where nothing
+    varies they are the value itself, however their sums round.
+
+    40 images of suite mini's ADE20K, resampled, miss classes that they have: the percentile interval of a difference in
+    mIoU then covered the truth in 87 % of 600 simulations, this one in 90 % (15 images: 74 and 81 %; 200: both 93 %).
+    With a bias of two standard errors the percentile interval excludes its own value; this one holds it. BCa and the
+    basic interval shift the other way, covered 87 % at 40 images (15: 79 %), and share that flaw.
+    """
+    if clusters == 1:
+        return np.full(len(draws), value)
+    bias = float(draws.mean()) - value
+    return draws - bias if abs(bias) > BIAS * float(draws.std(ddof=1)) else draws
+
+
+def quantiles(draws: Array) -> tuple[float, float]:
+    """The ends of the 95 % percentile interval."""
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def draws_p(draws: Array, clusters: int) -> float:
+    """Two-sided p of no difference, by draws of it."""
+    p = 2 * (1 + min(int((draws <= 0).sum()), int((draws >= 0).sum()))) / (len(draws) + 1)
+    return min(1.0, max(p, 2.0 ** (1 - clusters)))
 
 
 def resample(sums: Array, B: int, seed: int) -> Iterator[Array]:
@@ -148,7 +174,7 @@ def row_interval(intervals: Sequence[Interval]) -> Interval:
         return intervals[0]
     count = min(i.clusters for i in intervals)
     value, se, df = _combined([i.value for i in intervals], [i.se for i in intervals], count)
-    low, high = _t_interval(value, se, df)
+    low, high = t_interval(value, se, df)
     return Interval(value=value, low=low, high=high, se=se, clusters=count)
 
 
@@ -160,9 +186,9 @@ def row_versus(differences: Sequence[VersusDense]) -> VersusDense:
     count = min(d.clusters for d in differences)
     errors = [(d.high - d.low) / 2 / _t_quantile(d.clusters - 1) if d.clusters > 1 else 0.0 for d in differences]
     delta, se, df = _combined([d.delta for d in differences], errors, count)
-    low, high = _t_interval(delta, se, df)
+    low, high = t_interval(delta, se, df)
     samples = min(d.samples for d in differences)
-    p = _p_value(delta, se, df, count)
+    p = two_sided(delta, se, df, count)
     return VersusDense(delta=delta, low=low, high=high, p=p, samples=samples, clusters=count)
 
 
@@ -173,31 +199,25 @@ def _combined(values: Sequence[float], errors: Sequence[float], clusters: int) -
     if clusters < 2 or spread is None:
         return mean, 0.0, 1.0
     sampling, seeds = fmean(e * e for e in errors), spread * spread / n
-    total = sampling + seeds
+    return mean, *satterthwaite([(sampling, clusters - 1), (seeds, n - 1)])
+
+
+def satterthwaite(parts: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """Standard error and degrees of freedom of a sum of independent (variance, its degrees of freedom)."""
+    total = sum(variance for variance, _ in parts)
     if total == 0:
-        return mean, 0.0, float(clusters - 1)
-    df = total**2 / (sampling**2 / (clusters - 1) + seeds**2 / (n - 1))
-    return mean, math.sqrt(total), df
+        return 0.0, float(parts[0][1])
+    return math.sqrt(total), total**2 / sum(variance**2 / df for variance, df in parts if variance)
 
 
-def _checked(values: ArrayLike, clusters: Sequence[str]) -> tuple[Array, NDArray[np.intp]]:
+def checked(values: ArrayLike, clusters: Sequence[str]) -> tuple[Array, NDArray[np.intp]]:
     v = np.asarray(values, dtype=np.float64)
     if v.ndim != 1 or not len(v) or len(v) != len(clusters) or not np.isfinite(v).all():
         raise ValueError(f"need finite values (n,) with n >= 1 and n cluster labels, got {v.shape}, {len(clusters)}")
-    return v, _numbered(clusters)
+    return v, cluster_numbers(clusters)
 
 
-def _numbered(clusters: Sequence[str]) -> NDArray[np.intp]:
-    """Cluster numbers 0..G-1: samples without a label first, in order, then the labels in sorted order."""
-    alone = np.fromiter((not c for c in clusters), dtype=bool, count=len(clusters))
-    number = np.cumsum(alone) - 1
-    if not alone.all():
-        labels = [c for c in clusters if c]
-        number[~alone] = np.unique(labels, return_inverse=True)[1].reshape(-1) + alone.sum()
-    return number
-
-
-def _mean(v: Array, group: NDArray[np.intp]) -> tuple[float, float]:
+def clustered_mean(v: Array, group: NDArray[np.intp]) -> tuple[float, float]:
     """Mean and the sandwich of OLS on a constant, G/(G-1) * sum_g (sum of residuals)^2 / n^2: statsmodels'
     cov_type="cluster" with its default correction, without a second's import (a test holds them equal to
     1e-12)."""
@@ -209,12 +229,12 @@ def _mean(v: Array, group: NDArray[np.intp]) -> tuple[float, float]:
     return mean, math.sqrt(count / (count - 1) * float(sums @ sums)) / len(v)
 
 
-def _cluster_sums(tables: Sequence[Array], clusters: Sequence[str]) -> Array:
+def cluster_sums(tables: Sequence[Array], clusters: Sequence[str]) -> Array:
     """(G, all tables' columns) sums of each cluster's rows."""
     if any(t.ndim != 2 or not len(t) or len(t) != len(clusters) or not np.isfinite(t).all() for t in tables):
         shapes = [t.shape for t in tables]
         raise ValueError(f"need finite statistics (n, k) and n cluster labels, got {shapes}, {len(clusters)}")
-    group = _numbered(clusters)
+    group = cluster_numbers(clusters)
     joined = np.hstack(tables)
     sums = np.zeros((int(group.max()) + 1, joined.shape[1]))
     np.add.at(sums, group, joined)
@@ -227,14 +247,14 @@ def _t_quantile(df: float) -> float:
     return float(stdtrit(df, 0.5 + CONFIDENCE / 2))
 
 
-def _t_interval(value: float, se: float, df: float) -> tuple[float, float]:
+def t_interval(value: float, se: float, df: float) -> tuple[float, float]:
     if se == 0:
         return value, value
     half = _t_quantile(df) * se
     return value - half, value + half
 
 
-def _p_value(delta: float, se: float, df: float, clusters: int) -> float:
+def two_sided(delta: float, se: float, df: float, clusters: int) -> float:
     from scipy.special import stdtr
 
     if se == 0:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -85,14 +86,15 @@ def name(row: Row) -> str:
     return " ".join(word for word in (row.method, recipe, row.options) if word)
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The same board (at least one row) as a page: a heading a block, a table a section, dense on top."""
+def markdown(rows: Sequence[Row], generated: bool = True) -> str:
+    """The same board (at least one row) as a page: a heading a block, a table a section, dense on top. generated: say
+    in it that it is made from the committed results."""
     first = rows[0]
-    lines = [f"# {first.task}, suite {first.suite}", "", GENERATED, ""]
+    lines = [f"# {_escaped(first.task)}, suite {_escaped(first.suite)}", "", *([GENERATED, ""] if generated else [])]
     lines += [f"In suite mini, {MINI_WARNING}.", ""] if first.suite == "mini" else []
     for _, block in groupby(rows, key=lambda row: row.block):
         members = list(block)
-        lines += [f"## {_escaped(_subject(members[0]))}", "", f"{_facts(members[0])}. {LEGEND}.", ""]
+        lines += [f"## {_escaped(subject(members[0]))}", "", f"{facts(members[0])}. {LEGEND}.", ""]
         for section, group in groupby(members, key=lambda row: row.section):
             lines += [f"### {_escaped(section)}", "", *_markdown_table(list(group)), ""]
     return "\n".join(lines[:-1]) + "\n"
@@ -119,14 +121,16 @@ def _markdown_table(rows: Sequence[Row]) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
+    """A name in a cell: neither a bar nor a line break ends it, and what looks like an HTML tag is none."""
+    return re.sub(r"<(?=[A-Za-z/!])", "&lt;", re.sub(r"[\x00-\x1f\x7f]+", " ", text).replace("|", "\\|"))
 
 
-def _subject(row: Row) -> str:
+def subject(row: Row) -> str:
+    """Whose rows these are: the model, and the label of weights of one's own."""
     return f"{row.model} ({row.label})" if row.label else row.model
 
 
-def _facts(row: Row) -> str:
+def facts(row: Row) -> str:
     """Which samples the numbers of a block are about."""
     clusters = f" in {row.clusters:,} clusters" if row.clusters < row.samples else ""
     return f"Split {row.split} (task version {row.task_version}): {row.samples:,} samples{clusters}"
@@ -180,14 +184,14 @@ def _show_block(rows: Sequence[Row], local: set[str], console: Console) -> None:
     columns = _fitting(rows, local, console.width if console.is_terminal else None)
     widths = _widths(columns, rows)
     dash = "\u2500" if console.encoding.lower().startswith("utf") else "-"
-    line((f"{rows[0].suite} / {rows[0].task} / {_subject(rows[0])}", "bold"))
+    line((f"{rows[0].suite} / {rows[0].task} / {subject(rows[0])}", "bold"))
     cells((c.header for c in columns), ["dim"] * len(columns))
     for section, group in groupby(rows, key=lambda row: row.section):
         if section != "dense":
             line((f"{dash * 2} {section} ".ljust(_total(widths), dash), "cyan"))
         for row in group:
             cells((c.cell(row) for c in columns), (c.style(row) for c in columns))
-    line((f"{_facts(rows[0])}.", "dim"))
+    line((f"{facts(rows[0])}.", "dim"))
     line((f"{LEGEND}.", "dim"))
     for flagged in dict.fromkeys(f"{name(row)}: {row.flags}" for row in rows if row.flags):
         line((f"flagged {flagged}", "yellow"))

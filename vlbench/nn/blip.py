@@ -16,8 +16,9 @@ from transformers.activations import ACT2FN
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
-from ..structure import Block, Rows, Site, Tower, attention_site, blocks_named, count_setter, ffn_site
+from ..structure import Block, Rows, Site, Tower, attention_site, blocks_named, count_setter, ffn_site, scale_setter
 from .attend import Shared, attend, merge_heads, split_heads
+from .stock import Told, query_factor
 
 
 class VisionAttention(BlipAttention):  # type: ignore[misc]
@@ -109,6 +110,20 @@ def scale_by_kept_width(module: nn.Module) -> None:
             layer.scale = (layer.query.weight.shape[0] // layer.num_attention_heads) ** -0.5
 
 
+def told(module: nn.Module) -> Told:
+    """For BlipTextSelfAttention, which divides by the root of the cut head's width, and for a class that does what
+    BlipAttention does at any width: the library's own reads it off the hidden states."""
+    found: Told = {}
+    for path, layer in module.named_modules():
+        if isinstance(layer, VisionAttention):
+            found[path] = {"num_heads": int(layer.num_heads), "scale": float(layer.scale)}, 1.0
+        elif isinstance(layer, TextAttention):
+            heads, rows = int(layer.num_attention_heads), int(layer.query.weight.shape[0])
+            sizes = {"num_attention_heads": heads, "attention_head_size": rows // heads, "all_head_size": rows}
+            found[path] = sizes, query_factor(layer.scale, rows // heads)
+    return found
+
+
 def resized_positions(positions: Tensor, count: int) -> Tensor:
     """(1, 1 + n, D) position embeddings for `count` tokens: bicubic, the class token's as it is (BLIP's models/vit.py,
     interpolate_pos_embed)."""
@@ -198,5 +213,5 @@ def _text_attention(module: nn.Module, name: str, modality: str, path: str, outp
     return attention_site(
         module, name, modality=modality, query=q, key=k, value=v, output=output,
         heads=layer.num_attention_heads,  # type: ignore[arg-type]
-        set_heads=count_setter(path, "num_attention_heads"),
+        set_heads=count_setter(path, "num_attention_heads"), rescale=scale_setter(path),
     )  # fmt: skip

@@ -12,8 +12,9 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
-from ..structure import Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
+from ..structure import Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site, scale_setter
 from .attend import attend, merge_heads, split_heads
+from .stock import Told
 
 
 class SelfAttention(nn.Module):
@@ -71,6 +72,12 @@ def rescale(module: nn.Module) -> None:
             layer.scale = (int(layer.qkv.weight.shape[0]) // (3 * layer.num_heads)) ** -0.5
 
 
+def told(module: nn.Module) -> Told:
+    """For a class that takes the place of nn.MultiheadAttention, which cannot be cut."""
+    layers = ((path, layer) for path, layer in module.named_modules() if isinstance(layer, SelfAttention))
+    return {path: ({"num_heads": layer.num_heads, "scale": layer.scale}, 1.0) for path, layer in layers}
+
+
 def vision_tower(module: nn.Module, prefix: str = "visual.transformer.resblocks", name: str = "vision") -> Tower:
     """The blocks of CLIP's ViT."""
     return _tower(module, prefix, name, "vision")
@@ -91,7 +98,7 @@ def _tower(module: nn.Module, prefix: str, name: str, modality: str) -> Tower:
             attention_site(
                 module, f"{name}.{index}.attention", modality=modality, query=q, key=k, value=v,
                 output=f"{path}.attn.out_proj", heads=attn.num_heads,
-                set_heads=count_setter(f"{path}.attn", "num_heads"),
+                set_heads=count_setter(f"{path}.attn", "num_heads"), rescale=scale_setter(f"{path}.attn"),
             ),
             ffn_site(
                 module, f"{name}.{index}.ffn", modality=modality, up=f"{path}.mlp.c_fc",

@@ -10,7 +10,7 @@ from transformers.cache_utils import EncoderDecoderCache
 from transformers.models.t5.modeling_t5 import T5Attention as LibraryAttention
 
 from ..structure import Block, Rows, Site, Tower, attention_site, blocks_named, ffn_site
-from .attend import attend, merge_heads, split_heads
+from .attend import Shared, attend, merge_heads, split_heads
 
 _HEADS = "block 0 makes the position bias of every layer, with one entry per head"
 
@@ -22,12 +22,14 @@ class T5Attention(LibraryAttention):  # type: ignore[misc]
         self,
         hidden_states: Tensor,
         mask: Tensor | None = None,
-        key_value_states: Tensor | None = None,
+        key_value_states: Tensor | Shared | None = None,
         position_bias: Tensor | None = None,
         past_key_values: Any = None,
         is_causal: bool | None = None,
         **_: Any,
     ) -> tuple[Tensor, Tensor | None, None]:
+        if isinstance(key_value_states, Shared):
+            return self._shared(hidden_states, key_value_states), position_bias, None
         seen = 0 if past_key_values is None else past_key_values.get_seq_length(self.layer_idx)
         if isinstance(seen, Tensor):
             seen = seen.clone()  # a static cache advances its own counter in place
@@ -42,6 +44,14 @@ class T5Attention(LibraryAttention):  # type: ignore[misc]
         dropout = self.dropout if self.training else 0.0
         out = attend(q, k, v, scale=self.scaling, mask=mask, causal=causal and mask is None, dropout=dropout)
         return self.o(merge_heads(out)), position_bias, None
+
+    def _shared(self, hidden: Tensor, context: Shared) -> Tensor:
+        """Cross-attention to encoder states that many rows read; their mask is their own."""
+        q = split_heads(self.q(hidden), self.n_heads)
+        k, v = context.keys_values(self.k, self.v, self.n_heads)
+        dropout = self.dropout if self.training else 0.0
+        out: Tensor = self.o(merge_heads(context.attend(q, k, v, scale=self.scaling, dropout=dropout)))
+        return out
 
     def _keys_values(self, hidden: Tensor, encoder: Tensor | None, cache: Any) -> tuple[Tensor, Tensor]:
         both = isinstance(cache, EncoderDecoderCache)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..structure import Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import attend, merge_heads, split_heads
+from .stock import Told, query_factor
 
 
 class VisionAttention(Attention):  # type: ignore[misc]
@@ -54,6 +55,18 @@ def vision_tower(module: nn.Module, prefix: str = "blocks", name: str = "vision"
         )  # fmt: skip
         blocks.append(Block(path, sites))
     return Tower(name, tuple(blocks))
+
+
+def told(module: nn.Module) -> Told:
+    """For timm's Attention, which divides by the root of the cut head's width."""
+    found: Told = {}
+    for path, layer in module.named_modules():
+        if isinstance(layer, VisionAttention):
+            heads = int(layer.num_heads)
+            width = int(layer.qkv.weight.shape[0]) // (3 * heads)
+            attributes = {"num_heads": heads, "head_dim": width, "attn_dim": heads * width, "scale": width**-0.5}
+            found[path] = attributes, query_factor(layer.scale, width)
+    return found
 
 
 def _refusals(attn: Any) -> dict[str, str]:

@@ -32,7 +32,8 @@ class Room:
 
 
 class Activations:
-    """One tensor a place (batch, call). Putting a tensor into a place frees what was there."""
+    """One tensor a place (batch, call), copied in. A tensor of the shape of what is there takes over its memory: a
+    new one for each block would leave the heap in pieces, and take twice what is held."""
 
     def __init__(self, device: torch.device, room: Room) -> None:
         self.device, self.room = device, room
@@ -42,14 +43,16 @@ class Activations:
         self._files = 0
 
     def put(self, at: tuple[int, int], value: Tensor) -> None:
+        if self._written_over(self._held.get(at), value):
+            return
         self._free(at)
         size = value.numel() * value.element_size()
         if value.device.type != "cpu" and self._used["device"] + size <= self.room.device:
             self._used["device"] += size
-            self._held[at] = value
+            self._held[at] = value.clone()
         elif self._used["host"] + size <= self.room.host:
             self._used["host"] += size
-            self._held[at] = value.cpu()
+            self._held[at] = value.to("cpu", copy=True)
         else:
             self._held[at] = self._write(value)
 
@@ -67,6 +70,16 @@ class Activations:
         self._held = {}
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    @staticmethod
+    def _written_over(held: Tensor | _File | None, value: Tensor) -> bool:
+        """Copy the value to where the old one is, unless it is a view of that."""
+        if not isinstance(held, Tensor) or held.shape != value.shape or held.dtype != value.dtype:
+            return False
+        if held.untyped_storage().data_ptr() == value.untyped_storage().data_ptr():
+            return False
+        held.copy_(value)
+        return True
 
     def _free(self, at: tuple[int, int]) -> None:
         old = self._held.pop(at, None)

@@ -30,6 +30,7 @@ def unified(importance: Mapping[str, Tensor], cost: Mapping[str, float], fractio
     importance: comparable across sites, larger = more important. cost: site -> cost of one of its units. Raises
     UserError, naming the reachable maximum, where the target cannot be met with one unit a site.
     """
+    refuse_unreachable({name: len(score) for name, score in importance.items()}, cost, fraction)
     names = list(importance)
     score = torch.cat([importance[n].double() for n in names])
     site = torch.cat([torch.full((len(importance[n]),), i) for i, n in enumerate(names)])
@@ -42,16 +43,22 @@ def unified(importance: Mapping[str, Tensor], cost: Mapping[str, float], fractio
     order = score.masked_fill(protected, float("inf")).sort(stable=True).indices[: int((~protected).sum())]
     removed = price[order].cumsum(0)
     target = fraction * float(price.sum())
-    reachable = float(removed[-1]) if len(removed) else 0.0
-    if reachable < target - float(price.max()):
-        raise UserError(
-            f"sparsity {fraction:.4g} cannot be reached with one unit left in each of {len(names)} sites: at most "
-            f"{reachable / float(price.sum()):.4f}."
-        )
     count = int((torch.cat([removed.new_zeros(1), removed]) - target).abs().argmin())
     gone = torch.zeros(len(score), dtype=torch.bool)
     gone[order[:count]] = True
     return _split(gone, importance, multiple_of)
+
+
+def refuse_unreachable(units: Mapping[str, int], cost: Mapping[str, float], fraction: float) -> None:
+    """Raise UserError, naming the reachable maximum, where `fraction` of the cost cannot go with one unit left a site:
+    a search need not be run to know. units: site -> how many; met to the nearest unit, as `unified` does."""
+    total = sum(cost[name] * count for name, count in units.items())
+    reachable = sum(cost[name] * (count - 1) for name, count in units.items())
+    if reachable < fraction * total - max(cost[name] for name in units):
+        raise UserError(
+            f"sparsity {fraction:.4g} cannot be reached with one unit left in each of {len(units)} sites: at most "
+            f"{reachable / total:.4f}."
+        )
 
 
 def _split(gone: Tensor, importance: Mapping[str, Tensor], multiple_of: int) -> Kept:

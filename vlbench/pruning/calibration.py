@@ -11,13 +11,13 @@ from contextlib import ExitStack, closing
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import RunFailed
 from ..structure import Block, Structure
 from .activations import Activations, Room
 from .capture import Call, Finished, capture, capture_all, capture_tower, hidden_of, replay
-from .statistics import Statistics, collected, refuse_damaged
+from .statistics import Collector, Statistics, collected, collecting, refuse_damaged
 
 __all__ = ["Call", "Statistics", "calibrate", "capture", "capture_all", "collect", "collected", "hidden_of", "replay"]
 
@@ -36,6 +36,7 @@ def calibrate(
     dtype: torch.dtype = torch.float64,
     skip: int = 0,
     room: Room | None = None,
+    image_tokens: Sequence[Tensor | None] = (),
 ) -> None:
     """Walk the towers in order of data flow; prune(block, statistics of its matrices) once for every block.
 
@@ -43,7 +44,8 @@ def calibrate(
     pruned block's output (Wanda, SparseGPT); "dense": the dense one's. Each tower is captured anew, so that it sees the
     towers before it pruned. runs: one closure a calibration batch; padding that masks show is not counted.
     gram: collect x x^T too. dtype: of the sums. skip: so many blocks were pruned before (a run goes on after a kill, in
-    a model as prune() left it). room: where hidden states are kept.
+    a model as prune() left it). room: where hidden states are kept. image_tokens: of every run, (batch, tokens), True
+    where a stream that mixes modalities has an image's token: statistics then tell them apart (`vision`, `text`).
     """
     device = next(net.parameters()).device
     room = room or Room.here(device)
@@ -61,10 +63,10 @@ def calibrate(
                 at = {(number, i): call for number, run in enumerate(calls) for i, call in enumerate(run[index])}
                 if not at:
                     raise RunFailed(f"the task's loss never calls {block.path}: nothing is known of its inputs.")
-                with collected(net, block, gram=gram, dtype=dtype) as statistics:
-                    _forward(net, block, at, hidden, keep=propagate == "dense")
-                refuse_damaged(block, statistics)
-                prune(block, statistics)
+                with collecting(net, block, gram=gram, dtype=dtype) as collector:
+                    _forward(net, block, at, hidden, keep=propagate == "dense", seen=(collector, image_tokens))
+                refuse_damaged(block, collector.found)
+                prune(block, collector.found)
                 done += 1
                 if propagate == "pruned" and done < total:
                     _forward(net, block, at, hidden, keep=True)
@@ -82,10 +84,19 @@ def collect(
 
 
 def _forward(
-    net: nn.Module, block: Block, calls: Mapping[tuple[int, int], Call], hidden: Activations, *, keep: bool
+    net: nn.Module,
+    block: Block,
+    calls: Mapping[tuple[int, int], Call],
+    hidden: Activations,
+    *,
+    keep: bool,
+    seen: tuple[Collector, Sequence[Tensor | None]] | None = None,
 ) -> None:
-    """Call the block on every hidden state; keep: its outputs take their places."""
+    """Call the block on every hidden state; keep: its outputs take their places. seen: who looks on, and which tokens
+    of each run are an image's."""
     for place, call in calls.items():
+        if seen is not None and seen[1]:
+            seen[0].image = seen[1][place[0]]
         out = replay(net, block, call, hidden.get(place))
         if keep:
             hidden.put(place, out)

@@ -13,11 +13,12 @@ from ..structure import Site, Slice, Structure
 Kept = dict[str, Tensor]  # site name -> sorted int64 indices of the units that stay
 
 
-def cut(net: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -> None:
+def cut(net: nn.Module, structure: Structure, keep: Mapping[str, Tensor], *, kept_scale: bool = False) -> None:
     """Keep only the units `keep` names; sites it does not name stay whole.
 
     Parameters are replaced in place (ties and optimisers keep their objects; gradients are dropped). The original
-    softmax scale and every bias travel along, so that cutting equals gating to rounding.
+    softmax scale and every bias travel along, so that cutting equals gating to rounding. kept_scale: cut attention gets
+    the scale of its kept width where published code does so (`Site.rescale`), which changes the function.
     """
     for site in structure.sites:
         kept = keep.get(site.name)
@@ -27,6 +28,8 @@ def cut(net: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -> Non
             _cut_parameter(net, parts, kept)
         if site.after_cut is not None:
             site.after_cut(net, kept)
+        if kept_scale and site.rescale is not None:
+            site.rescale(net, kept)
 
 
 def _by_parameter(site: Site) -> list[list[Slice]]:
@@ -62,17 +65,19 @@ def _tell_linear(net: nn.Module, part: Slice, size: int) -> None:
 
 @dataclass(frozen=True)
 class Cut:
-    """One cut that was made, as data: site -> (unit, kept units of the model as it then was)."""
+    """One cut that was made, as data: site -> (unit, kept units of the model as it then was), and what became of the
+    softmax scale (see `cut`)."""
 
     sites: dict[str, tuple[str, list[int]]]
+    kept_scale: bool = False
 
     @classmethod
-    def of(cls, structure: Structure, keep: Mapping[str, Tensor]) -> Cut:
+    def of(cls, structure: Structure, keep: Mapping[str, Tensor], *, kept_scale: bool = False) -> Cut:
         units = {site.name: site.unit for site in structure.sites}
-        return cls({name: (units[name], kept.tolist()) for name, kept in keep.items()})
+        return cls({name: (units[name], kept.tolist()) for name, kept in keep.items()}, kept_scale)
 
     def repeat(self, net: nn.Module, structure: Structure) -> None:
         """Make the same cut in a model that has had the same history. structure: described from `net` as it is."""
         chosen = structure.with_units(lambda site: self.sites.get(site.name, (site.unit,))[0])
         keep = {name: torch.tensor(kept, dtype=torch.long) for name, (_, kept) in self.sites.items()}
-        cut(net, chosen, keep)
+        cut(net, chosen, keep, kept_scale=self.kept_scale)

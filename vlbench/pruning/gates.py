@@ -95,6 +95,18 @@ class Gates:
             for name, value in values.items():
                 self.value[name].copy_(value)
 
+    def fold(self) -> None:
+        """Multiply the gates into the weights and biases they act on, and take them off: the same function."""
+        with torch.no_grad():
+            for site in self.structure.sites:
+                for part in site.slices:
+                    if part.gated:
+                        parameter = self.net.get_parameter(part.param)
+                        index = part.index.to(parameter.device)
+                        gate = self.value[site.name].view(-1, *[1] * parameter.ndim)
+                        parameter[index] = parameter[index] * gate
+        self.remove()
+
     def remove(self) -> None:
         """Take the gates off again; the model computes with its plain weights."""
         for module in self._gated:

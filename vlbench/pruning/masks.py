@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,7 @@ from ..errors import UserError
 
 Group = Literal["row", "matrix"]
 Rule = Literal["exact", "<=", "<"]
+PARTED = 256  # rows
 
 
 def keep_fraction(score: Tensor, sparsity: float, group: Group = "matrix", rule: Rule = "exact") -> Tensor:
@@ -25,18 +28,27 @@ def keep_fraction(score: Tensor, sparsity: float, group: Group = "matrix", rule:
     flat = score if group == "row" else score.reshape(1, -1)
     count = int(flat.shape[1] * sparsity)
     if rule != "exact":
-        at = flat.kthvalue(min(count, flat.shape[1] - 1) + 1, dim=1, keepdim=True).values
+        at = _kth(flat, min(count, flat.shape[1] - 1) + 1)
         return ((flat > at) if rule == "<=" else (flat >= at)).view_as(score)
     if count == 0:
         return torch.ones_like(score, dtype=torch.bool)
-    # kthvalue is several times faster than a stable sort of the whole group; only the ties need an order.
-    at = flat.kthvalue(count, dim=1, keepdim=True).values
+    # A k-th value is several times faster than a stable sort of the whole group; only the ties need an order.
+    at = _kth(flat, count)
     keep = flat > at
-    tied = flat == at
-    spare = count - (flat < at).sum(1, keepdim=True)  # how many of the tied still have to go, from the left
-    if not torch.equal(tied.sum(1, keepdim=True), spare):  # else all go, and 8 bytes an entry need not be counted in
+    if int(keep.count_nonzero()) < len(flat) * (flat.shape[1] - count):  # in some group not all of the tied go
+        tied = flat == at
+        spare = count - (flat < at).sum(1, keepdim=True)  # how many of the tied still have to go, from the left
         keep |= tied & (tied.cumsum(1) > spare)
     return keep.view_as(score)
+
+
+def _kth(flat: Tensor, k: int) -> Tensor:
+    """(groups, 1) the k-th lowest of every row, counted from 1. On a CPU by numpy, whose partition is vectorised:
+    0.02 s for 4096 x 4096 on one core, where kthvalue takes 0.29 s on two."""
+    if flat.device.type != "cpu" or flat.dtype not in (torch.float32, torch.float64):
+        return flat.kthvalue(k, dim=1, keepdim=True).values
+    parts = flat.detach().split(PARTED)  # partition copies: of so many rows at a time
+    return torch.cat([torch.from_numpy(np.partition(p.numpy(), k - 1, axis=1)[:, k - 1 : k].copy()) for p in parts])
 
 
 def keep_n_of_m(score: Tensor, n: int, m: int) -> Tensor:
@@ -47,10 +59,15 @@ def keep_n_of_m(score: Tensor, n: int, m: int) -> Tensor:
     rows, columns = score.shape
     if columns % m:
         raise UserError(f"a matrix of {columns} columns has no {n}:{m} pattern: {columns} is not divisible by {m}.")
-    order = score.reshape(rows, columns // m, m).sort(dim=-1, stable=True).indices
-    keep = torch.ones_like(order, dtype=torch.bool)
-    keep.scatter_(-1, order[..., : m - n], False)
-    return keep.view(rows, columns)
+    # How many of its group go before each one, by comparing whole columns in pairs: 0.06 s for 2:4 of 4096 x 4096 on
+    # two cores, where sorting four million groups takes 0.22 s.
+    groups = [score[:, i::m].contiguous() for i in range(m)]
+    before = [torch.zeros(rows, columns // m, dtype=torch.int16, device=score.device) for _ in range(m)]
+    for left, right in combinations(range(m), 2):
+        first = groups[left] <= groups[right]
+        before[right] += first
+        before[left] += ~first
+    return torch.stack([count >= m - n for count in before], -1).view(rows, columns)
 
 
 @dataclass(frozen=True)
@@ -80,4 +97,5 @@ def apply_masks(net: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Write zeros where a mask is False."""
     with torch.no_grad():
         for name, keep in masks.items():
-            net.get_parameter(name).mul_(keep.to(net.get_parameter(name).device))
+            parameter = net.get_parameter(name)
+            parameter.masked_fill_(~keep.to(parameter.device), 0)  # a product would make the mask a float matrix first

@@ -110,6 +110,12 @@ class SampledOptions(ScoreOptions):
     """Options of pruners that look at training samples."""
 
     calibration_samples: int = Field(128, ge=1, description="training samples that are looked at")
+    calibration: str = later(
+        "",
+        description="another task whose train split is looked at, or a file of captions (COCO, CC3M, Visual Genome); "
+        "left out: the task's own train split",
+    )
+    calibration_images: str = later("", description="folder of a caption file's images; left out: the file's own")
     statistics: Literal["float64", "float32"] = later("float64", description="precision in which sums are kept")
     allocation: Literal["uniform", "ecoflap", "ecoflap-zeroth"] = later(  # type: ignore[assignment]
         "uniform",
@@ -117,6 +123,12 @@ class SampledOptions(ScoreOptions):
         "for each block, by |weight * gradient|; ecoflap-zeroth: by differences of the loss, two passes a matrix",
     )
     allocation_samples: int = later(32, ge=1, description="ecoflap: how many of the samples give the gradients")
+
+    @model_validator(mode="after")
+    def _images_of_a_file(self) -> SampledOptions:
+        if self.calibration_images and not self.calibration:
+            raise ValueError("calibration_images= is the folder of a caption file: give calibration=FILE, too")
+        return self
 
     @model_validator(mode="after")
     def _one_spread(self) -> SampledOptions:

@@ -5,6 +5,7 @@ Reload = build the original architecture, adopt, cut, load strictly: bit-exact, 
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from ..job import Compression
 from ..model import Card, Model
 from ..plugins import table
 from ..storage import new_folder, read_json, read_sealed, standing, write_json, write_sealed
+from ..weights import MANIFEST as MANIFEST
 from ..weights import file_digest, load_into, read_weights, save_tensors
 from .cut import Cut
 
 FORMAT = 1
-MANIFEST = "vlbench.json"
 WEIGHTS = "model.safetensors"
 MASKS = "masks.bin"  # safetensors too, under a name that no loader of weights takes for weights
 
@@ -39,6 +40,8 @@ def save_model(folder: Path, model: Model, state: Compression) -> None:
             "format": FORMAT,
             "model": model.card.name,
             "cuts": [made.sites for made in state.cuts],
+            # Numbers of the cuts that left attention with the scale of its kept width.
+            "kept_scale": [number for number, made in enumerate(state.cuts) if made.kept_scale],
             "pattern": state.pattern,
             "trained": state.trained,
             "steps": state.steps,
@@ -49,9 +52,21 @@ def save_model(folder: Path, model: Model, state: Compression) -> None:
         write_sealed(temporary / MANIFEST, manifest)
 
 
+def copy_saved(source: Path, target: Path) -> None:
+    """Copy a saved model, and nothing else that lies in its folder. Raises UserError where it is damaged."""
+    source = standing(source)
+    for name in (*_manifest(source)["files"], MANIFEST):
+        shutil.copyfile(source / name, target / name)
+
+
 def is_saved(folder: Path) -> bool:
     """Whether a whole model was saved there."""
     return (standing(folder) / MANIFEST).is_file()
+
+
+def manifest_digest(folder: Path) -> str:
+    """sha256 of a saved model's manifest, which has the digests of all its files."""
+    return file_digest(standing(folder) / MANIFEST)
 
 
 def load_model(folder: Path) -> tuple[Model, Compression]:
@@ -62,7 +77,10 @@ def load_model(folder: Path) -> tuple[Model, Compression]:
     card: Card = next(c for c in cls.cards if c.name == manifest["model"])
     model: Model = cls.build(card, read_json(folder / "config.json"), folder)
     state = Compression(
-        cuts=[Cut({name: (unit, kept) for name, (unit, kept) in sites.items()}) for sites in manifest["cuts"]],
+        cuts=[
+            Cut({name: (unit, kept) for name, (unit, kept) in sites.items()}, number in manifest.get("kept_scale", []))
+            for number, sites in enumerate(manifest["cuts"])
+        ],
         pattern=manifest["pattern"],
         trained=manifest["trained"],
         steps=manifest["steps"],
@@ -76,6 +94,18 @@ def load_model(folder: Path) -> tuple[Model, Compression]:
         packed = load_file(folder / MASKS)
         state.masks = {k: _unpack(v, model.net.get_parameter(k).shape) for k, v in packed.items()}
     return model, state
+
+
+def open_checkpoint(cls: type[Model], card: Card, weights: Path) -> tuple[Model, Compression]:
+    """The model a cell starts from, and what must be saved again with all that is made of it. weights: what the family
+    opens, or the folder of a compressed model, whose cuts and zeros stay. Raises UserError where that is of another
+    model."""
+    if not is_saved(weights):
+        return cls.open(card, weights), Compression()
+    model, state = load_model(weights)
+    if model.card.name != card.name:
+        raise UserError(f"{weights} is a compressed {model.card.name}, and this cell's model is {card.name}.")
+    return model, Compression(cuts=state.cuts, masks=state.masks)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

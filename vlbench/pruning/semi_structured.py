@@ -30,15 +30,19 @@ class Speed:
 
 def semi_structured_speed(weight: Tensor, tokens: int, dtype: torch.dtype = torch.float16) -> Speed:
     """Time x W^T for (tokens, in) inputs, dense and 2:4. Raises UserError where the weights (out, in) are not 2:4."""
-    columns = weight.shape[1]
-    if columns % 4 or bool(((weight.detach() != 0).reshape(-1, 4).sum(1) > 2).any()):
+    if not is_two_of_four(weight):
         raise UserError("accelerate=semi_structured needs weights that keep 2 of every 4 columns: prune to 2:4 first.")
     if why := unsupported(weight):
         return Speed(note=f"{UNMEASURED}: {why}")
     dense = weight.detach().to(dtype).contiguous()
     sparse = torch.sparse.to_sparse_semi_structured(dense)
-    x = torch.randn(tokens, columns, device=weight.device, dtype=dtype)
+    x = torch.randn(tokens, weight.shape[1], device=weight.device, dtype=dtype)
     return Speed(_milliseconds(lambda: F.linear(x, dense)), _milliseconds(lambda: F.linear(x, sparse)))
+
+
+def is_two_of_four(weight: Tensor) -> bool:
+    """Whether no four consecutive columns of a row have more than two weights (out, in)."""
+    return weight.shape[1] % 4 == 0 and bool(((weight.detach() != 0).reshape(-1, 4).sum(1) <= 2).all())
 
 
 def unsupported(weight: Tensor) -> str:

@@ -22,13 +22,15 @@ from ..structure import Block
 @dataclass
 class Statistics:
     """square_sum: (in,) over all tokens; samples: batch items; gram: (in, in) sum of x x^T, where it was asked for.
-    gradient, gradient_square: (out, in) means over the samples of the loss's gradient and of its square."""
+    gradient, gradient_square: (out, in) means over the samples of the loss's gradient and of its square. vision: the
+    same sums over the image's tokens, where these share a stream with the text's (see `text`)."""
 
     square_sum: Tensor
     samples: int = 0
     gram: Tensor | None = None
     gradient: Tensor | None = None
     gradient_square: Tensor | None = None
+    vision: Statistics | None = None
 
     @classmethod
     def zeros(
@@ -43,9 +45,23 @@ class Statistics:
         """(in,) root of the mean over samples of the tokens' summed squares: Wanda's ||X_j||_2 up to a constant."""
         return (self.square_sum / max(1, self.samples)).sqrt()
 
-    def add(self, x: Tensor, real: Tensor | None = None) -> None:
+    @property
+    def text(self) -> Statistics | None:
+        """The sums over the tokens that are no image's, where the two are told apart: all less vision."""
+        if self.vision is None:
+            return None
+        both = self.gram is not None and self.vision.gram is not None
+        gram = self.gram - self.vision.gram if both else None  # type: ignore[operator]
+        return Statistics((self.square_sum - self.vision.square_sum).clamp_(min=0), self.samples, gram)
+
+    def add(self, x: Tensor, real: Tensor | None = None, image: Tensor | None = None) -> None:
         """Count inputs (..., in). A batch item is one sample, and so is a whole 2-D input, as in Wanda's code. real:
-        (batch, tokens), False = padding."""
+        (batch, tokens), False = padding; image: (batch, tokens), True = a token of an image."""
+        if image is not None:
+            if self.vision is None:
+                gram, dtype = self.gram is not None, self.square_sum.dtype
+                self.vision = Statistics.zeros(x.shape[-1], self.square_sum.device, gram=gram, dtype=dtype)
+            self.vision.add(x, image if real is None else image & real)
         flat = x.reshape(-1, x.shape[-1]) if real is None else x[real]
         if self.gram is not None:
             flat = flat.to(self.gram.dtype)
@@ -65,18 +81,26 @@ class Statistics:
             if own is not None and theirs is not None:
                 total = max(1, self.samples + other.samples)
                 setattr(self, name, (own * self.samples + theirs.to(own.device) * other.samples) / total)
+        if self.vision is not None and other.vision is not None:
+            self.vision.merge(other.vision)
         self.samples += other.samples
 
     def clone(self) -> Statistics:
         """A copy that goes its own way."""
         tensors = (self.gram, self.gradient, self.gradient_square)
         gram, gradient, square = (None if t is None else t.clone() for t in tensors)
-        return Statistics(self.square_sum.clone(), self.samples, gram, gradient, square)
+        vision = None if self.vision is None else self.vision.clone()
+        return Statistics(self.square_sum.clone(), self.samples, gram, gradient, square, vision)
 
 
 class Collector:
     """Statistics at the input of each of a block's matrices. Projections of one input (q, k and v of an attention)
-    share one Statistics: they are told apart in the first call in which they see different tensors."""
+    share one Statistics: they are told apart in the first call in which they see different tensors.
+
+    image: (batch, tokens) of the calls to come, True = a token of an image, where the block's stream mixes modalities.
+    """
+
+    image: Tensor | None = None
 
     def __init__(self, net: nn.Module, block: Block, *, gram: bool, dtype: torch.dtype) -> None:
         self.names = list(dict.fromkeys(m for site in block.sites for m in site.matrices))
@@ -115,9 +139,14 @@ class Collector:
                 for x, version in inputs:
                     if x._version != version:
                         raise RunFailed(f"the input of {name} is changed in place after it is read: not supported.")
-                    before.add(x, padding.real(x))
+                    before.add(x, padding.real(x), self._image_of(x))
                 counted[key] = before
         self._seen = {}
+
+    def _image_of(self, x: Tensor) -> Tensor | None:
+        """The image's tokens of an input of the stream; None for other states (an image's own, in cross-attention)."""
+        fits = self.image is not None and x.ndim == 3 and self.image.shape == x.shape[:2]
+        return self.image.to(x.device) if fits and self.image is not None else None
 
 
 def _identity(x: Tensor) -> int:
@@ -130,6 +159,13 @@ def collected(
     net: nn.Module, block: Block, *, gram: bool = False, dtype: torch.dtype = torch.float64
 ) -> Iterator[dict[str, Statistics]]:
     """Statistics at the input of each of the block's matrices, of every call inside the with-statement."""
+    with collecting(net, block, gram=gram, dtype=dtype) as collector:
+        yield collector.found
+
+
+@contextmanager
+def collecting(net: nn.Module, block: Block, *, gram: bool, dtype: torch.dtype) -> Iterator[Collector]:
+    """A collector that sees every call inside the with-statement; its `found` is whole after it."""
     collector = Collector(net, block, gram=gram, dtype=dtype)
     hooks: list[Any] = [
         module.register_forward_pre_hook(lambda _, args, name=name: collector.note(name, args[0]))
@@ -138,7 +174,7 @@ def collected(
     ends = lambda _, args, kwargs, out: collector.flush(args, kwargs)  # noqa: E731
     hooks.append(collector.block.register_forward_hook(ends, with_kwargs=True))
     try:
-        yield collector.found
+        yield collector
         collector.flush()  # calls from outside the block's forward
     finally:
         for hook in hooks:

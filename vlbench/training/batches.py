@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +47,13 @@ class Batches:
 
     def at(self, step: int, options: Mapping[str, Any] | None = None) -> Batch:
         """The batch of `step`, on the device, normalised."""
+        return collate(self.chosen(step), self.store, self.device, options, seed=(self.seed, step))
+
+    def chosen(self, step: int) -> list[Sample]:
+        """The samples of that batch, without their images."""
         epoch, index = divmod(step, self.batches_per_epoch)
         plan = self._epoch(epoch)
-        chosen = [self.samples[i] for i in plan[index % len(plan)]]
-        return collate(chosen, self.store, self.device, options, seed=(self.seed, step))
+        return [self.samples[i] for i in plan[index % len(plan)]]
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         """Lists of sample indices, one a batch; the last incomplete batch is dropped unless it is the only one."""
@@ -93,6 +98,26 @@ def collate(
         images = on_device(pixels, store.spec, device, torch.float32)
     owner = torch.tensor([[paths[p] for p in s.images] for s in samples], device=device)
     return Batch(samples, images, owner, options or {}, [store.sizes[p] for p in paths], maps)
+
+
+def divided(batch: Batch, parts: int) -> list[Batch]:
+    """The batch in `parts` of almost equal size (fewer where it has fewer samples), each with its own images only."""
+    count = min(parts, len(batch.samples))
+    bounds = [len(batch.samples) * i // count for i in range(count + 1)]
+    return [batch] if count == 1 else [_part(batch, *pair) for pair in pairwise(bounds)]
+
+
+def _part(batch: Batch, start: int, end: int) -> Batch:
+    used, owner = batch.owner[start:end].unique(return_inverse=True)
+    rows = used.tolist()
+    return replace(
+        batch,
+        samples=batch.samples[start:end],
+        images=[batch.images[i] for i in rows] if isinstance(batch.images, list) else batch.images[used],
+        owner=owner,
+        sizes=[batch.sizes[i] for i in rows] if batch.sizes else (),
+        maps=None if batch.maps is None else batch.maps[start:end],
+    )
 
 
 def crops(

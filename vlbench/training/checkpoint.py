@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,12 +68,21 @@ class CheckpointStore:
     def _refuse_other(self, folder: Path, stored: Mapping[str, Any]) -> None:
         if canonical(stored) == canonical(self.identity):
             return
-        changed = sorted(k for k in {*stored, *self.identity} if stored.get(k) != self.identity.get(k))
+        old, new = json.loads(canonical(stored)), json.loads(canonical(self.identity))
+        changed = [
+            f"{key} was {_shown(old, key)} and is {_shown(new, key)}"
+            for key in sorted({*old, *new})
+            if key not in old or key not in new or old[key] != new[key]
+        ]
         raise UserError(
-            f"checkpoint {folder} belongs to other settings ({', '.join(changed)} changed): "
+            f"checkpoint {folder} belongs to other settings ({'; '.join(changed)}): "
             "delete that folder to start this stage again."
         )
 
     def clear(self) -> None:
         """Remove the stored state (the stage is done)."""
         remove_folder(self.folder)
+
+
+def _shown(settings: Mapping[str, Any], key: str) -> str:
+    return str(settings[key]) if key in settings else "not given"

@@ -11,28 +11,42 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..errors import RunFailed
-from ..method import MethodOptions
-from ..model import Batch
+from ..method import MethodOptions, later
+from ..model import CAPABILITIES, Batch
 from ..nn.precision import plain_float32
 from ..storage import digest
 from ..weights import weights_digest
-from .batches import Batches
+from .batches import Batches, divided
 from .checkpoint import CheckpointStore
+from .optimisers import build_optimiser
+
+POLY_POWER = 0.9  # of Segmenter's schedule (Strudel et al. 2021), as of DeepLab's
 
 
 class Schedule(MethodOptions):
-    """Optimiser settings (AdamW, Loshchilov & Hutter 2019) of one stage: the base of a training method's options."""
+    """How one stage is trained: the base of a training method's options."""
 
     steps: int = Field(ge=0, description="optimiser steps")
     lr: float = Field(gt=0, description="peak learning rate")
-    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine")
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the decay")
     warmup: int = Field(0, ge=0, description="steps of linear warm-up")
-    decay: Literal["cosine", "constant"] = Field("cosine", description="learning-rate schedule after the warm-up")
+    decay: Literal["cosine", "constant", "poly"] = Field(
+        "cosine", description="learning-rate schedule after the warm-up; poly: (1 - t / T) ** 0.9"
+    )
     weight_decay: float = Field(
         0.05, ge=0, description="decoupled weight decay of matrices; biases and norms have none"
     )
     clip: float = Field(0.0, ge=0, description="gradient norm to clip to, 0 = off")
     batch_size: int = Field(256, ge=1, description="samples a step")
+    optimiser: Literal["adamw", "sgd"] = later(
+        "adamw", description="AdamW (Loshchilov & Hutter 2019), or SGD with Nesterov momentum 0.9"
+    )
+    accumulate: int = later(
+        1, ge=1, description="parts a batch is divided into: less memory, the gradient of the whole batch"
+    )
+    checkpointing: Literal["off", "on"] = later(
+        "off", description="keep the inputs of blocks only and compute the rest again: less memory, the same gradient"
+    )
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -41,7 +55,21 @@ class Schedule(MethodOptions):
         if self.decay == "constant":
             return self.lr
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        if self.decay == "poly":
+            return float(self.min_lr + (self.lr - self.min_lr) * (1 - done) ** POLY_POWER)
         return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+    def refusal(self, capability: str) -> str:
+        if self.accumulate > 1 and CAPABILITIES[capability].loss_over_batch:
+            return (
+                f"accumulate={self.accumulate}: the loss of {capability} compares the samples of a batch with one "
+                "another, so that parts of a batch teach something else: use checkpointing=on or a smaller batch_size="
+            )
+        return ""
+
+
+class Diverged(RunFailed):
+    """The loss is not finite."""
 
 
 class Hook:
@@ -62,7 +90,12 @@ class Hook:
 
 class Loop:
     """Trains `net` on loss(batch). Batches and dropout are functions of (seed, step), so that a resumed run equals an
-    undisturbed one bit for bit on the same device."""
+    undisturbed one bit for bit on the same device.
+
+    With `accumulate` the gradient is summed over parts of the batch, each weighted by terms(part), the number of terms
+    that its loss is the mean over: the gradient of the whole batch to rounding, where the loss is such a mean and
+    without dropout, which draws other numbers. A loss that compares the samples of a batch (contrastive) is none.
+    """
 
     def __init__(
         self,
@@ -72,25 +105,21 @@ class Loop:
         schedule: Schedule,
         *,
         seed: int,
+        terms: Callable[[Batch], int] = lambda batch: len(batch.samples),
         hooks: Sequence[Hook] = (),
         store: CheckpointStore | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
         progress: Callable[[int, int, str], None] = lambda done, total, text: None,
     ) -> None:
         self.net, self.loss, self.batches, self.schedule = net, loss, batches, schedule
-        self.seed, self.hooks, self.store, self.precision, self.progress = (
-            seed,
-            hooks,
-            store,
-            precision,
-            progress,
-        )
-        self.optimiser = torch.optim.AdamW(_groups(net, schedule.weight_decay), lr=schedule.lr)
+        self.seed, self.terms, self.hooks, self.store = seed, terms, hooks, store
+        self.precision, self.progress = precision, progress
+        self.optimiser = build_optimiser(schedule.optimiser, net, lr=schedule.lr, weight_decay=schedule.weight_decay)
         self.losses: list[float] = []
         self._start = ""
 
     def run(self) -> list[float]:
-        """Train to the end and return the loss of every step. Raises RunFailed on a loss that is not finite."""
+        """Train to the end and return the loss of every step. Raises Diverged on a loss that is not finite."""
         self._start = self._fingerprint() if self.store is not None else ""
         start = self._resume()
         # What a method's own backward left would be added to the first step, which after a kill is another one.
@@ -110,15 +139,7 @@ class Loop:
         torch.manual_seed((self.seed << 32) + step)
         for group in self.optimiser.param_groups:
             group["lr"] = self.schedule.lr_at(step)
-        batch = self.batches.at(step)
-        device = batch.images.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
-            loss = self.loss(batch)
-        value = loss.item()
-        if not math.isfinite(value):
-            ids = ", ".join(s.id for s in list(batch.samples)[:8])
-            raise RunFailed(f"the loss is {value} at step {step} (samples {ids} ...): lower the learning rate.")
-        loss.backward()
+        value = self._backward(step, self.batches.at(step))
         for hook in self.hooks:
             hook.after_backward(step)
         if self.schedule.clip:
@@ -129,15 +150,45 @@ class Loop:
             hook.after_step(step)
         self.losses.append(value)
 
+    def _backward(self, step: int, batch: Batch) -> float:
+        """Add up the gradients of the batch's parts, and return its loss."""
+        total = 0.0
+        for part, share in self._parts(batch):
+            with torch.autocast(part.images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                loss = self.loss(part) * share
+            value = loss.item()
+            if not math.isfinite(value):
+                raise self._diverged(step, part, value)
+            loss.backward()
+            total += value
+        return total
+
+    def _parts(self, batch: Batch) -> list[tuple[Batch, float]]:
+        """The parts of a batch and their shares of its loss. A part without terms (pixels without a class) has none."""
+        parts = divided(batch, self.schedule.accumulate)
+        counts = [1] if len(parts) == 1 else [self.terms(part) for part in parts]
+        whole = sum(counts)
+        return [(p, n / whole) for p, n in zip(parts, counts, strict=True) if n] or [(batch, 1.0)]
+
+    def _diverged(self, step: int, batch: Batch, value: float) -> Diverged:
+        ids = ", ".join(s.id for s in list(batch.samples)[:8])
+        store = self.store
+        kept = f" The last good state stays in {store.folder}." if store is not None and store.folder.is_dir() else ""
+        return Diverged(f"the loss is {value} at step {step} (samples {ids} ...): lower the learning rate.{kept}")
+
     def save(self, step: int) -> None:
-        """Store the state after `step` steps."""
-        if self.store is not None:
-            self.store.save(step, self._state(), {"start": self._start, "losses": self.losses})
+        """Store the state after `step` steps; but one that is not finite does not replace the last good one."""
+        state = self._state()
+        trained = {f"net.{name}" for name, _ in self.net.named_parameters()}
+        good = all(bool(v.isfinite().all()) for k, v in state.items() if k in trained or k.startswith("optimiser."))
+        if self.store is not None and good:
+            self.store.save(step, state, {"start": self._start, "losses": self.losses})
 
     def _state(self) -> dict[str, Tensor]:
         state = {f"net.{k}": v for k, v in self.net.state_dict(keep_vars=True).items()}
         for index, slots in self.optimiser.state_dict()["state"].items():
-            state.update({f"optimiser.{index}.{name}": torch.as_tensor(v) for name, v in slots.items()})
+            told = {name: v for name, v in slots.items() if v is not None}  # SGD's, of what had no gradient yet
+            state.update({f"optimiser.{index}.{name}": torch.as_tensor(v) for name, v in told.items()})
         for number, hook in enumerate(self.hooks):
             state.update({f"hook.{number}.{k}": v for k, v in hook.state().items()})
         return state
@@ -170,14 +221,5 @@ class Loop:
         """What leads to every later state: the weights at the start and how they are trained."""
         trained = [name for name, parameter in self.net.named_parameters() if parameter.requires_grad]
         hooks = [type(hook).__qualname__ for hook in self.hooks]
-        settings = [self.schedule.model_dump(mode="json"), self.seed, self.precision, hooks]
+        settings = [self.schedule.told(), self.seed, self.precision, hooks]
         return digest([weights_digest(self.net), trained, settings])
-
-
-def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms and other one-dimensional parameters do not."""
-    trained = [p for p in net.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]

@@ -1,0 +1,155 @@
+"""What BLIP-2 and InstructBLIP share: how a checkpoint is opened, their architectures, the ViT and the Q-Former."""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers.initialization import no_init_weights
+
+from vlbench.model import Card, Model, read_config
+from vlbench.nn import blip, blip2_vision, llama, opt, qformer, t5
+from vlbench.structure import Tower
+from vlbench.weights import load_into, read_weights
+
+from ._prompted import plain, read_tokenizer
+
+Config = dict[str, Any]
+POSITIONS = "vision_model.embeddings.position_embedding"
+DROPPED = re.compile(r"position_ids$|rotary_emb\.inv_freq$")  # buffers that older versions of transformers stored
+WORDS = 30523  # of the released Q-Formers: BERT's and [DEC]
+
+# EVA-CLIP ViT-g/14 without its last layer, and the Q-Former: BERT-base with 32 queries (arXiv 2301.12597, section 3).
+VISION: Config = {
+    "hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 39, "num_attention_heads": 16,
+    "patch_size": 14, "layer_norm_eps": 1e-6, "hidden_act": "gelu", "qkv_bias": True,
+}  # fmt: skip
+QFORMER: Config = {
+    "vocab_size": WORDS, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "encoder_hidden_size": 1408, "cross_attention_frequency": 2, "layer_norm_eps": 1e-12,
+}  # fmt: skip
+QUERIES = 32
+
+
+def _t5(width: int, hidden: int, heads: int) -> Config:
+    return {
+        "model_type": "t5", "vocab_size": 32128, "d_model": width, "d_kv": 64, "d_ff": hidden, "num_layers": 24,
+        "num_heads": heads, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
+        "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1,
+    }  # fmt: skip
+
+
+def _opt(width: int, layers: int, heads: int) -> Config:
+    return {
+        "model_type": "opt", "vocab_size": 50304, "hidden_size": width, "word_embed_proj_dim": width,
+        "ffn_dim": 4 * width, "num_hidden_layers": layers, "num_attention_heads": heads, "eos_token_id": 50118,
+    }  # fmt: skip
+
+
+def _vicuna(width: int, hidden: int, layers: int, heads: int) -> Config:
+    return {
+        "model_type": "llama", "vocab_size": 32001, "hidden_size": width, "intermediate_size": hidden,
+        "num_hidden_layers": layers, "num_attention_heads": heads, "rms_norm_eps": 1e-6, "eos_token_id": 2,
+    }  # fmt: skip
+
+
+LANGUAGE: dict[str, Config] = {
+    "flan-t5-xl": _t5(2048, 5120, 32),
+    "flan-t5-xxl": _t5(4096, 10240, 64),
+    "opt-2.7b": _opt(2560, 32, 32),
+    "opt-6.7b": _opt(4096, 32, 32),
+    "vicuna-7b": _vicuna(4096, 11008, 32, 32),
+    "vicuna-13b": _vicuna(5120, 13824, 40, 40),
+}
+
+M = TypeVar("M", bound="Blip2Folder")
+
+
+class Blip2Folder(Model):
+    """A model of transformers' BLIP-2 or InstructBLIP in a hub folder. Its configuration is transformers'."""
+
+    net: Any
+    tokenizer: Any
+
+    @classmethod
+    @abstractmethod
+    def network(cls, config: Config) -> nn.Module:
+        """The library's module with its own attention."""
+
+    @abstractmethod
+    def vocabulary(self) -> int:
+        """How many words the tokenizer may have."""
+
+    def read_assets(self, folder: Path) -> None:
+        """The tokenizer files in `folder`."""
+        self.tokenizer = read_tokenizer(folder, self.vocabulary())
+
+    @classmethod
+    def build(cls: type[M], card: Card, config: Config, folder: Path) -> M:
+        net = cls.network(plain(config)).eval()
+        for part in (blip2_vision, qformer, t5, opt, llama):
+            part.adopt(net)
+        _tie(net)
+        model = cls(card, config, net)
+        model.read_assets(folder)
+        return model
+
+    @classmethod
+    def open(cls: type[M], card: Card, folder: Path) -> M:
+        """A folder with config.json, one or more *.safetensors, and the tokenizer."""
+        home = folder if folder.is_dir() else folder.parent
+        config = read_config(home)
+        config.setdefault("vision_config", {})["image_size"] = card.image.size
+        weights = {k: v for k, v in read_weights(folder).items() if not DROPPED.search(k)}
+        with no_init_weights():
+            model = cls.build(card, config, home)
+        if POSITIONS in weights:
+            count = model.net.state_dict()[POSITIONS].shape[1]
+            weights[POSITIONS] = blip.resized_positions(weights[POSITIONS], count)
+        load_into(model.net, weights)
+        return model
+
+    def vision(self, images: Tensor) -> Tensor:
+        """(I, 3, H, W) -> (I, N, D) image tokens of the ViT."""
+        states: Tensor = self.net.vision_model(pixel_values=images).last_hidden_state
+        return states
+
+    def queries(self, rows: int) -> Tensor:
+        """(rows, queries, D) the Q-Former's learned queries."""
+        found: Tensor = self.net.query_tokens.expand(rows, -1, -1)
+        return found
+
+
+def _tie(net: Any) -> None:
+    """Tie what the configuration ties and no more. transformers 5 ties T5's lm_head to its embeddings whatever is
+    configured, and parts them only in its own loading code where a file has both: in FlanT5 they are different."""
+    net.tie_weights()
+    language = getattr(net, "language_model", None)
+    if language is not None and not getattr(language.config, "scale_decoder_outputs", True):
+        language.lm_head.weight = nn.Parameter(language.lm_head.weight.detach().clone())
+
+
+def language_towers(net: Any) -> tuple[Tower, ...]:
+    """The towers of net.language_model: T5's encoder and decoder, or the decoder of OPT or Llama."""
+    at = "language_model"
+    if net.language_model.config.is_encoder_decoder:
+        return (
+            t5.tower(net, f"{at}.encoder.block", "encoder"),
+            t5.tower(net, f"{at}.decoder.block", "decoder"),
+        )
+    if net.language_model.config.model_type == "opt":
+        return (opt.tower(net, f"{at}.model.decoder.layers"),)
+    return (llama.tower(net, f"{at}.model.layers"),)
+
+
+def attended(states: Tensor, owner: Tensor) -> Any:
+    """What rows cross-attend to: their image's states, shared where there are more rows than images."""
+    from vlbench.nn.attend import Shared
+
+    if len(owner) > len(states):
+        return Shared.among(states, owner, cache=not torch.is_grad_enabled())
+    return states[owner]

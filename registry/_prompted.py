@@ -1,0 +1,194 @@
+"""What BLIP-2, InstructBLIP and LLaVA share: an image becomes tokens of a language model, which goes on from a prompt.
+
+A prompt has {} where the question stands. Answers are ranked (the likeliest of the candidates, as BLIP ranks them) or
+written by beam search; captions are written. The loss is of the answer's or caption's own tokens and its end.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoTokenizer, BertTokenizer
+
+from vlbench.errors import UserError
+from vlbench.model import Answerer, Batch, Captioner, Model, Outputs, Prediction
+
+from ._language import T5, Causal, Language, Read, Told
+
+Config = dict[str, Any]
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "tokenizer.model", "vocab.json")
+
+
+class Prompted(Model, Answerer, Captioner):
+    """Its configuration is transformers', and besides `prompts`: capability -> prompt, where the class's do not fit.
+
+    defaults: of answering by generation and of captioning, in the place of options that a task does not set; `prompt`
+    is that of captions. Lengths are in tokens, with those of a task's prompt included.
+    """
+
+    answers: ClassVar[Mapping[str, Any]] = {"beams": 5, "max_length": 10, "min_length": 1, "length_penalty": -1.0}
+    captions: ClassVar[Mapping[str, Any]] = {"beams": 5, "max_length": 30, "min_length": 8}
+    prompts: ClassVar[Mapping[str, str]]
+    net: Any
+    tokenizer: Any
+
+    @property
+    @abstractmethod
+    def language(self) -> Language:
+        """The language model of self.net as it is now."""
+
+    def shown(self, states: Any, owner: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(P, N, D) image tokens for the language model, and which of them each prompt follows."""
+        return states, owner
+
+    def template(self, capability: str, own: str | None = None) -> str:
+        """The prompt before the question is in it. own: the task's, in place of the model's."""
+        found: str = {**self.prompts, **self.config.get("prompts", {})}[capability] if own is None else own
+        if capability == "answer" and "{}" not in found:
+            raise UserError(
+                f"{self.card.name} has no prompt with a place for the question ({found!r}): write {{}} where the "
+                'question goes, in prompt= of the task or as "prompts" in config.json.'
+            )
+        return found.strip()
+
+    def question(self, text: str) -> str:
+        """A question as the prompt holds it."""
+        return text
+
+    def answer(self, states: Any, batch: Batch) -> list[Prediction]:
+        """options besides Answerer's: prompt, beams, max_length, min_length, length_penalty."""
+        options = {**self.answers, **{k: v for k, v in batch.options.items() if v is not None}}
+        prompts = self._questions(batch)
+        if options.get("decoding", "rank") == "generate":
+            said = self._said(states, batch.owner[:, 0], prompts, lambda read: self._written(read, options, 1))
+            return [{"answer": text} for text in said]
+        candidates: list[str] = options["candidates"]
+        ids, k = [self.target_ids(text) for text in candidates], int(options.get("k_test", 128))
+
+        def best(read: Read) -> list[str]:
+            return [candidates[i] for i in self.language.rank(read, ids, k).argmax(1).tolist()]
+
+        return [{"answer": text} for text in self._said(states, batch.owner[:, 0], prompts, best)]
+
+    def caption(self, states: Any, batch: Batch) -> list[Prediction]:
+        options = {"length_penalty": 1.0, **self.captions, **batch.options}
+        prompt = self.template("caption", batch.options.get("prompt"))
+        used, row = batch.owner[:, 0].unique(return_inverse=True)  # an image has one caption
+        more = -len(self.words((batch.options.get("prompt") or "").strip()))
+        found = self._said(states, used, [prompt] * len(used), lambda read: self._written(read, options, more))
+        return [{"caption": found[i]} for i in row.tolist()]
+
+    def _questions(self, batch: Batch) -> list[str]:
+        template = self.template("answer", batch.options.get("prompt"))
+        return [template.replace("{}", self.question(s.text)) for s in batch.samples]
+
+    def _said(self, states: Any, owner: Tensor, prompts: Sequence[str], say: Callable[[Read], list[str]]) -> list[str]:
+        """What follows each prompt; `say` makes texts of rows that were read together."""
+        images, slot = self.shown(states, owner, prompts)
+        found = [""] * len(prompts)
+        for rows, read in self.language.read(images, slot, [self.prompt_ids(p) for p in prompts]):
+            for row, text in zip(rows, say(read), strict=True):
+                found[row] = text
+        return found
+
+    def _written(self, read: Read, options: Mapping[str, Any], more: int) -> list[str]:
+        """Texts by beam search; `more`: tokens to add to the lengths, which there count one for the start."""
+        ids = self.language.generate(
+            read, beams=options["beams"], length_penalty=options["length_penalty"],
+            max_length=max(2, options["max_length"] + more), min_length=options["min_length"] + more,
+        )  # fmt: skip
+        return [self.text_of(one) for one in ids]
+
+    def answer_outputs(self, batch: Batch) -> Outputs:
+        """sum over answers of weight * nll (summed over tokens), a question's mean."""
+        prompts = self._questions(batch)
+        pairs = [(i, text, weight) for i, s in enumerate(batch.samples) for text, weight in s.target.items()]
+        told = self._told(batch, prompts, [text for _, text, _ in pairs], [i for i, _, _ in pairs])
+        weights = torch.tensor([weight for _, _, weight in pairs], device=told.logits.device) / len(prompts)
+        share = weights[told.text]
+        return Outputs(lambda: (share * _nll(told, "none")).sum(), [(told.logits, share)])
+
+    def caption_outputs(self, batch: Batch) -> Outputs:
+        """The mean over all target tokens: of the captions and their ends."""
+        prompts = [self.template("caption", batch.options.get("prompt"))] * len(batch.samples)
+        told = self._told(batch, prompts, [s.target for s in batch.samples], list(range(len(prompts))))
+        return Outputs(lambda: _nll(told, "mean"), [(told.logits, 1 / len(told.logits))])
+
+    def caption_terms(self, batch: Batch) -> int:
+        return sum(len(self.target_ids(s.target)) for s in batch.samples)
+
+    def _told(self, batch: Batch, prompts: Sequence[str], texts: Sequence[str], row: Sequence[int]) -> Told:
+        images, slot = self.shown(self.encode(batch.images), batch.owner[:, 0], prompts)
+        ids = [self.prompt_ids(p) for p in prompts]
+        return self.language.told(images, slot, ids, [self.target_ids(t) for t in texts], row)
+
+    def words(self, text: str) -> list[int]:
+        """Token ids without the special ones."""
+        found: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return found
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Token ids of what is read after the image tokens, the tokenizer's special ones included: for a decoder
+        alone not the end (BERT's tokenizer, which the mini models have, adds one)."""
+        ids: list[int] = self.tokenizer(text).input_ids
+        ended = isinstance(self.language, Causal) and len(ids) > 1 and ids[-1] == self.language.end
+        return ids[:-1] if ended else ids
+
+    def target_ids(self, text: str) -> list[int]:
+        """Token ids of an answer or a caption, and the end. OPT's tokenizer tells words by the space before them."""
+        spaced = getattr(self.language.net.config, "model_type", "") == "opt"
+        return [*self.words(f" {text.strip()}" if spaced else text.strip()), self.language.end]
+
+    def text_of(self, ids: Tensor) -> str:
+        """The text of token ids, the spaces before punctuation gone."""
+        text: str = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=True)
+        return text.strip()
+
+    def save_assets(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+
+
+def _nll(told: Told, reduction: str) -> Tensor:
+    wide = torch.promote_types(told.logits.dtype, torch.float32)
+    return F.cross_entropy(told.logits.to(wide), told.targets, reduction=reduction)
+
+
+def language_of(model: Any) -> Language:
+    """Of a T5ForConditionalGeneration, OPTForCausalLM or LlamaForCausalLM."""
+    config = model.config
+    if config.is_encoder_decoder:
+        return T5(model, model.lm_head, config.eos_token_id)
+    return Causal(model.model, model.lm_head, config.eos_token_id)
+
+
+def read_tokenizer(folder: Path, vocabulary: int) -> Any:
+    """The tokenizer in `folder`, of whatever kind. Raises UserError where there is none, or one with more words than
+    the model's `vocabulary`."""
+    if not any((folder / name).is_file() for name in (*TOKENIZER, "vocab.txt")):
+        raise UserError(f"{folder} has no tokenizer: put the tokenizer files of its checkpoint there.")
+    try:
+        known = any((folder / name).is_file() for name in TOKENIZER)
+        found = (AutoTokenizer if known else BertTokenizer).from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"the tokenizer in {folder} cannot be read ({told}): put the tokenizer files of its checkpoint there."
+        ) from None
+    if len(found) > vocabulary:
+        raise UserError(
+            f"the tokenizer in {folder} has {len(found)} words, and the model {vocabulary}: put the tokenizer there "
+            "that the model was trained with."
+        )
+    return found
+
+
+def plain(config: Config) -> Config:
+    """A configuration without the types that its parts were saved in: the libraries would build them so."""
+    kept = {k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")}
+    return {k: plain(v) if isinstance(v, dict) else v for k, v in kept.items()}

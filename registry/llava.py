@@ -1,0 +1,214 @@
+"""LLaVA-1.5 (Liu et al. 2023, arXiv 2310.03744) on transformers: CLIP ViT-L/14@336 and Vicuna, by prompt.
+
+The image tokens are those after the last vision block but one: the last block and the norm after it are never read.
+They are not computed, and not in the prunable set.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers.initialization import no_init_weights
+
+from vlbench.errors import UserError
+from vlbench.model import Card, ImageSpec, family, read_config
+from vlbench.nn import clip_vision, llama
+from vlbench.structure import Structure
+from vlbench.weights import load_into, read_weights
+
+from ._language import Causal, Language
+from ._prompted import Config, Prompted, plain, read_tokenizer
+
+IMAGE = "<image>"
+SHORT = "\nAnswer the question using a single word or phrase."
+DESCRIBE = "\nProvide a one-sentence caption for the provided image."
+PROMPTS = {"answer": f"USER: {IMAGE}\n{{}}{SHORT} ASSISTANT:", "caption": f"USER: {IMAGE}{DESCRIBE} ASSISTANT:"}
+# Where transformers keeps a prompt template, as {"chat_template": ...} or as the text alone.
+TEMPLATES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
+# Names of the published files -> today's.
+KEYS = (
+    (r"^language_model\.lm_head\.", "lm_head."),
+    (r"^language_model\.(?:model\.)?", "model.language_model."),
+    (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "model.vision_tower."),
+    (r"^multi_modal_projector\.", "model.multi_modal_projector."),
+)
+DROPPED = re.compile(r"position_ids$|rotary_emb\.inv_freq$")
+VISION: Config = {
+    "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+    "num_attention_heads": 16, "patch_size": 14, "image_size": 336, "projection_dim": 768,
+}  # fmt: skip
+TEXT: dict[str, Config] = {
+    "llava-1.5-7b": {
+        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+    },
+    "llava-1.5-13b": {
+        "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
+    },
+}  # fmt: skip
+
+
+@family(
+    Card(
+        name="llava-1.5-7b",
+        title="LLaVA-1.5, CLIP ViT-L/14@336, Vicuna-7B",
+        capabilities=("answer", "caption"),
+        checkpoint="llava-hf/llava-1.5-7b-hf",
+        image=ImageSpec(size=336, resize="crop"),
+        licence="LLaMA 2 community licence",
+        source="https://arxiv.org/abs/2310.03744",
+        trained_on=("vqav2/train", "gqa/train", "okvqa/train"),
+        prunable="every attention and feed-forward matrix of the first 23 blocks of the ViT (the last is never read) "
+        "and of Vicuna; the projector, embeddings and lm_head stay dense",
+    ),
+    Card(
+        name="llava-1.5-13b",
+        title="LLaVA-1.5, CLIP ViT-L/14@336, Vicuna-13B",
+        capabilities=("answer", "caption"),
+        checkpoint="llava-hf/llava-1.5-13b-hf",
+        image=ImageSpec(size=336, resize="crop"),
+        licence="LLaMA 2 community licence",
+        source="https://arxiv.org/abs/2310.03744",
+        trained_on=("vqav2/train", "gqa/train", "okvqa/train"),
+        prunable="every attention and feed-forward matrix of the first 23 blocks of the ViT (the last is never read) "
+        "and of Vicuna; the projector, embeddings and lm_head stay dense",
+    ),
+)
+class Llava(Prompted):
+    """encode: ViT and projector, once per image. The language model reads the words before the image and the image once
+    for all questions, too; then each question and its answer."""
+
+    prompts: ClassVar[Mapping[str, str]] = {}  # of the checkpoint, see open()
+    answers: ClassVar[Mapping[str, Any]] = {"beams": 1, "max_length": 16, "min_length": 1, "length_penalty": 1.0}
+    captions: ClassVar[Mapping[str, Any]] = {"beams": 1, "max_length": 64, "min_length": 1}
+
+    @classmethod
+    def build(cls, card: Card, config: Config, folder: Path) -> Llava:
+        net = LlavaForConditionalGeneration(LlavaConfig.from_dict(plain(config))).eval()
+        if not isinstance(net.config.vision_feature_layer, int):
+            raise UserError(f"{card.name}: vision_feature_layer should be one layer; several are not supported.")
+        model = cls(card, config, llama.adopt(clip_vision.adopt(net)))
+        model.tokenizer = read_tokenizer(folder, int(net.config.text_config.vocab_size))
+        if IMAGE not in model.tokenizer.get_vocab():  # a mark in the prompt, which is never embedded
+            model.tokenizer.add_tokens([IMAGE], special_tokens=True)
+        return model
+
+    @classmethod
+    def open(cls, card: Card, folder: Path) -> Llava:
+        """A folder with config.json, one or more *.safetensors, the tokenizer, and a prompt template (one of TEMPLATES)
+        unless config.json has `prompts`."""
+        home = folder if folder.is_dir() else folder.parent
+        config = read_config(home)
+        if "prompts" not in config:
+            config["prompts"] = prompts_of(home)
+        weights = {_renamed(k): v for k, v in read_weights(folder).items() if not DROPPED.search(k)}
+        with no_init_weights():
+            model = cls.build(card, config, home)
+        load_into(model.net, weights)
+        return model
+
+    @classmethod
+    def architecture(cls, card: Card) -> Config:
+        text = {"model_type": "llama", "vocab_size": 32064, "rms_norm_eps": 1e-5, "eos_token_id": 2}
+        return {"vision_config": VISION, "text_config": {**text, **TEXT[card.name]}, "prompts": PROMPTS}
+
+    @property
+    def blocks(self) -> int:
+        """Vision blocks whose output, or that of a later one, is read."""
+        layer: int = self.net.config.vision_feature_layer
+        count = len(self.net.model.vision_tower.encoder.layers)
+        return layer if layer >= 0 else count + 1 + layer
+
+    @property
+    def language(self) -> Language:
+        return Causal(self.net.model.language_model, self.net.lm_head, self.net.config.text_config.eos_token_id)
+
+    def structure(self) -> Structure:
+        vision = clip_vision.tower(self.net, "model.vision_tower.encoder.layers", self.blocks)
+        return Structure((vision, llama.tower(self.net, "model.language_model.layers")))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(I, 3, H, W) -> (I, patches, D) tokens for the language model."""
+        states = clip_vision.states_after(self.net.model.vision_tower, images, self.blocks)
+        if self.net.config.vision_feature_select_strategy == "default":  # the patches, without the class token
+            states = states[:, 1:]
+        found: Tensor = self.net.model.multi_modal_projector(states)
+        return found
+
+    def shown(self, states: Any, owner: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The words before the image stand before its tokens: they are the same in every prompt."""
+        before = self._divided(prompts[0])[0]
+        if not before:
+            return states, owner
+        words = self.language.embed(torch.tensor([before], device=states.device)).to(states.dtype)
+        return torch.cat([words.expand(len(states), -1, -1), states], 1), owner
+
+    def prompt_ids(self, text: str) -> list[int]:
+        return self._divided(text)[1]
+
+    def template(self, capability: str, own: str | None = None) -> str:
+        """Captions begin with the words of the task's prompt, if it has any, after the model's own prompt."""
+        if capability == "caption" and own is not None:
+            return f"{super().template('caption')} {own.strip()}".strip()
+        found = super().template(capability, own)
+        return found if IMAGE in found else super().template(capability).replace("{}", found)
+
+    def _divided(self, prompt: str) -> tuple[list[int], list[int]]:
+        """Token ids before and after the image."""
+        ids = super().prompt_ids(prompt)
+        at = ids.index(self.tokenizer.convert_tokens_to_ids(IMAGE))
+        return ids[:at], ids[at + 1 :]
+
+
+def prompts_of(folder: Path) -> dict[str, str]:
+    """Capability -> prompt, from the template in `folder`. Raises UserError where there is none that has an image and
+    text."""
+    for name in TEMPLATES:
+        text = _template(folder / name)
+        if text:
+            asked = {"answer": f"{{}}{SHORT}", "caption": DESCRIBE.strip()}
+            return {capability: _filled(text, words, folder / name) for capability, words in asked.items()}
+    raise UserError(
+        f"{folder} has no prompt template, and without it nothing is known of how the model is asked: put its "
+        f'{TEMPLATES[0]} or {TEMPLATES[1]} there, or "prompts" into config.json.'
+    )
+
+
+def _template(file: Path) -> str:
+    if not file.is_file():
+        return ""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix != ".json":
+        return text
+    found = json.loads(text).get("chat_template")
+    return found if isinstance(found, str) else ""
+
+
+def _filled(template: str, words: str, file: Path) -> str:
+    """The prompt of one turn with an image and the words."""
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": words}]}
+    try:
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        text = environment.from_string(template).render(messages=[turn], add_generation_prompt=True)
+    except (TemplateError, TypeError) as error:
+        raise UserError(f"the prompt template in {file} cannot be filled in: {error}.") from None
+    if IMAGE not in text or words not in text:
+        raise UserError(f"the prompt template in {file} has no place for {IMAGE} and the question: put LLaVA's there.")
+    return text.replace("<s>", "").strip()  # the tokenizer begins with it
+
+
+def _renamed(key: str) -> str:
+    for pattern, name in KEYS:
+        renamed, count = re.subn(pattern, name, key)
+        if count:
+            return renamed
+    return key

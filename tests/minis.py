@@ -1,0 +1,60 @@
+"""The mini models, compressed in every way that changes what has to be saved."""
+
+from __future__ import annotations
+
+import torch
+
+from vlbench.job import Compression
+from vlbench.model import Model
+from vlbench.plugins import table
+from vlbench.pruning.cut import Cut, Kept, cut
+from vlbench.pruning.masks import apply_masks
+from vlbench.structure import Structure
+from vlbench.weights import locate
+
+WAYS = ("cut", "heads", "kept_scale", "masked", "finetuned")
+
+
+def names() -> list[str]:
+    return [e.name for e in table("models").entries.values() if e.facts.get("suite") == "mini" and e.built_in]
+
+
+def opened(name: str) -> Model:
+    cls = table("models").get(name).load()
+    card = next(c for c in cls.cards if c.name == name)
+    model: Model = cls.open(card, locate(card.checkpoint, card.revision, {}))
+    return model
+
+
+def compressed(name: str, way: str) -> tuple[Model, Compression]:
+    """cut: some of the units of every site; heads: whole heads of every attention that has them; kept_scale:
+    as the first, with the softmax scale of the kept width; masked: half of the weights zero; finetuned: cut, then moved
+    by an optimiser."""
+    torch.manual_seed(len(name))
+    model, state = opened(name), Compression(pattern="structured")
+    if way == "masked":
+        for matrix in model.structure().matrices:
+            state.masks[matrix] = torch.rand(model.net.get_parameter(matrix).shape) > 0.5
+        apply_masks(model.net, state.masks)
+        return model, state
+    structure = model.structure()
+    if way == "heads":
+        structure = structure.with_units(lambda s: "head" if any(v.unit == "head" for v in s.variants) else s.unit)
+    sizes = {s.name: 1 + int(torch.randint(s.units, ())) for s in structure.sites}
+    keep = {s.name: torch.randperm(s.units)[: sizes[s.name]].sort().values for s in structure.sites}
+    cut_to(model, state, keep, structure, kept_scale=way == "kept_scale")
+    if way == "finetuned":
+        optimiser = torch.optim.AdamW(model.net.parameters(), lr=1e-3)
+        for parameter in model.net.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimiser.step()
+    return model, state
+
+
+def cut_to(
+    model: Model, state: Compression, keep: Kept, structure: Structure | None = None, *, kept_scale: bool = False
+) -> None:
+    """Cut, and write it down."""
+    structure = structure or model.structure()
+    state.cuts.append(Cut.of(structure, keep, kept_scale=kept_scale))
+    cut(model.net, structure, keep, kept_scale=kept_scale)

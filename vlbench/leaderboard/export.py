@@ -1,0 +1,44 @@
+"""`vlbench table`: chosen rows as CSV, Markdown or LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+
+from ..errors import UserError, did_you_mean
+from ..plugins import table
+from .latex import latex
+from .rows import Row
+from .select import FILTERS, selected
+from .tables import csv_text, markdown
+
+FORMATS = ("markdown", "latex", "csv")
+
+
+def table_text(words: Mapping[str, str], runs: Path) -> str:
+    """The rows that the words describe, in the format that they name. Raises UserError for words that fit no row."""
+    wanted = words.get("format", FORMATS[0])
+    if wanted not in FORMATS:
+        raise UserError(f"format={wanted} is not known. {did_you_mean(wanted, FORMATS)}")
+    rows = [row for row, _ in selected({k: v for k, v in words.items() if k in FILTERS}, runs)[0]]
+    if wanted == "csv":
+        return csv_text(rows)
+    return latex(rows, higher) if wanted == "latex" else _pages(rows)
+
+
+def _pages(rows: Sequence[Row]) -> str:
+    boards = groupby(rows, key=lambda row: (row.suite, row.task))
+    return "\n".join(markdown(list(board), generated=False) for _, board in boards)
+
+
+def higher(row: Row) -> bool:
+    """Whether higher values of the row's metric are better; of a task that is not installed here, they are."""
+    return _higher(row.task, row.metric)
+
+
+@cache
+def _higher(task: str, metric: str) -> bool:
+    entries = table("tasks").entries
+    return task not in entries or entries[task].load().metrics.get(metric, "higher") == "higher"

@@ -1,0 +1,35 @@
+"""The leaderboards as a pandas data frame."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .rows import COLUMNS, Row
+from .select import selected
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+EXTRA = {"cells": "object", "seed_values": "object", "local": "bool"}
+KINDS = {"str": "object", "int": "int64", "float": "float64", "bool": "bool", "int | None": "Int64"}
+
+
+def results(runs: Path, words: dict[str, str]) -> pd.DataFrame:
+    """See `vlbench.results`."""
+    import pandas as pd
+
+    found, local = selected(words, runs)
+    lines = [
+        [
+            *(getattr(row, name) for name in COLUMNS),
+            " ".join(record.cell for record in records),
+            " ".join("" if record.seed is None else str(record.seed) for record in records),
+            row.config in local,
+        ]
+        for row, records in found
+    ]
+    frame = pd.DataFrame(lines, columns=[*COLUMNS, *EXTRA])
+    # Of an empty frame too, and of a column without a value, the types are those of the row's fields.
+    return frame.astype({field.name: KINDS.get(str(field.type), "float64") for field in fields(Row)} | EXTRA)

@@ -1,0 +1,82 @@
+"""Rows by the words of a command: committed results and the user's own, narrowed down by task=, model= and so on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..board import readable
+from ..errors import UserError, did_you_mean
+from ..record import Record, read_record
+from .regenerate import boards_folder
+from .rows import Row, load_results, merge, ranked, rows_of
+from .tables import fixed, name
+
+FILTERS = ("suite", "task", "split", "model", "method", "pattern", "sparsity")
+SHOWN = 8  # rows that an error names
+
+Found = tuple[Row, list[Record]]
+
+
+def selected(words: Mapping[str, str], runs: Path) -> tuple[list[Found], set[str]]:
+    """The rows that the words describe, in a board's order, with their records, and the `config` of those that have
+    local results, which take the place of committed ones. Raises UserError for a word that leaves no row, naming it."""
+    records, local = merge(load_results(boards_folder() / "results"), readable(runs))
+    found = rows_of(records)
+    for key, value in words.items():
+        left = [pair for pair in found if _text(pair[0], key) == value]
+        if not left:
+            known = sorted({_text(row, key) for row, _ in found})
+            raise UserError(f"there are no results of {key}={value}. {did_you_mean(value, known)}")
+        found = left
+    return found, local
+
+
+def _text(row: Row, key: str) -> str:
+    return row.sparsity_target if key == "sparsity" else str(getattr(row, key))
+
+
+def named(names: Sequence[str], found: Sequence[Found], runs: Path) -> list[Found]:
+    """The row of each name: a `config` of a table, a cell, a run's folder, or a method that has one row (upop, or with
+    its target upop@0.5). Raises UserError for a name of none, of several, or of a row that was named before."""
+    chosen: dict[str, Found] = {}
+    for text in names:
+        pair = _named(text, found, runs)
+        if pair[0].config in chosen:
+            raise UserError(f"{text} names a row that was named before: {described(pair[0])}.")
+        chosen[pair[0].config] = pair
+    return list(chosen.values())
+
+
+def _named(text: str, found: Sequence[Found], runs: Path) -> Found:
+    cell = _cell_of_run(text, runs) or text
+    exact = [pair for pair in found if pair[0].config == text or any(r.cell == cell for r in pair[1])]
+    method, _, target = text.partition("@")
+    matches = exact or [
+        pair for pair in found if method in (pair[0].method, name(pair[0])) and target in ("", pair[0].sparsity_target)
+    ]
+    if len(matches) == 1:
+        return matches[0]
+    if not matches:
+        known = {row.method for row, _ in found}
+        raise UserError(f"no row is named {text!r}: {did_you_mean(text, known)} A config or a run's name will do, too.")
+    listed = [f"  {row.config}  {described(row)}" for row, _ in matches[:SHOWN]]
+    more = [f"  and {len(matches) - SHOWN} more"] if len(matches) > SHOWN else []
+    head = f"{text} names {len(matches)} rows: narrow it down by task= or model=, write METHOD@SPARSITY, or a config:"
+    raise UserError("\n".join([head, *listed, *more]))
+
+
+def _cell_of_run(text: str, runs: Path) -> str:
+    """The cell of a run's folder or name; empty where there is none."""
+    for folder in (Path(text), runs / text):
+        if (folder / "result.json").is_file():
+            record = read_record(folder / "result.json")
+            if not ranked(record):
+                raise UserError(f"{folder} is no row of a board: {', '.join(record.flags)}.")
+            return record.cell
+    return ""
+
+
+def described(row: Row) -> str:
+    """One line that tells a row from others."""
+    return f"{row.suite} {row.task} {row.model} {name(row)} {row.pattern} {fixed(100 * row.sparsity, 1)}%"

@@ -1,0 +1,60 @@
+"""The vision tower of transformers' CLIP, of which LLaVA reads a layer before the last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.models.clip.modeling_clip import CLIPAttention as LibraryAttention
+
+from ..structure import Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
+from .attend import attend, merge_heads, split_heads
+
+
+class CLIPAttention(LibraryAttention):  # type: ignore[misc]
+    """CLIPAttention through attend(): any kept width, the original scale."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any) -> tuple[Tensor, None]:
+        q, k, v = (split_heads(p(hidden_states), self.num_heads) for p in (self.q_proj, self.k_proj, self.v_proj))
+        dropout = self.dropout if self.training else 0.0
+        out = attend(q, k, v, scale=self.scale, mask=attention_mask, dropout=dropout)
+        return self.out_proj(merge_heads(out)), None
+
+
+def adopt(module: nn.Module) -> nn.Module:
+    """Give every CLIP attention below `module` our forward; parameters and keys stay the library's."""
+    for layer in module.modules():
+        if type(layer) is LibraryAttention:
+            layer.__class__ = CLIPAttention
+    return module
+
+
+def states_after(vision: Any, images: Tensor, blocks: int) -> Tensor:
+    """(I, 1 + N, D) hidden states of a CLIPVisionModel after its first `blocks` blocks; the rest is not computed."""
+    hidden: Tensor = vision.pre_layrnorm(vision.embeddings(images))
+    for layer in vision.encoder.layers[:blocks]:
+        hidden = layer(hidden, None)
+    return hidden
+
+
+def tower(module: nn.Module, prefix: str, blocks: int, name: str = "vision") -> Tower:
+    """The first `blocks` blocks of the encoder whose layers stand at `prefix`."""
+    found = []
+    for index, path, layer in blocks_named(module, prefix):
+        if index >= blocks:
+            break
+        block: Any = layer
+        attn = f"{path}.self_attn"
+        q, k, v = (Rows(f"{attn}.{part}_proj") for part in "qkv")
+        sites = (
+            attention_site(
+                module, f"{name}.{index}.attention", modality="vision", query=q, key=k, value=v,
+                output=f"{attn}.out_proj", heads=block.self_attn.num_heads, set_heads=count_setter(attn, "num_heads"),
+            ),
+            ffn_site(
+                module, f"{name}.{index}.ffn", modality="vision", up=f"{path}.mlp.fc1", down=f"{path}.mlp.fc2",
+                activation=block.mlp.activation_fn,
+            ),
+        )  # fmt: skip
+        found.append(Block(path, sites))
+    return Tower(name, tuple(found))

@@ -1,0 +1,195 @@
+"""The page of a suite: every board of it, to sort, filter and group, with pictures. Made from results alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from statistics import fmean
+from typing import Any
+
+from ..leaderboard.published import Published
+from ..leaderboard.rows import COLUMNS, Row
+from ..leaderboard.spots import Size, Spot, measured, published
+from ..leaderboard.tables import (
+    GENERATED,
+    LEGEND,
+    MINI_WARNING,
+    count,
+    csv_text,
+    estimate,
+    facts,
+    fixed,
+    name,
+    reduced,
+    subject,
+)
+from ..record import Record
+from .document import asset, data_block, escaped, filled, source_hash
+
+Found = Sequence[tuple[Row, Sequence[Record]]]
+Key = str | float | None
+DIGITS = 6  # of a number to sort or draw by
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column. key: what its cells are sorted by; spare: not shown in a narrow window, where opening the row does."""
+
+    name: str
+    label: str
+    title: str
+    cell: Callable[[Row], str]
+    key: Callable[[Row], Key]
+    text: bool = False
+    spare: bool = False
+
+
+SHOWN = (
+    _Column("method", "method", "method, recipe and options that tell it from others", name, name, text=True),
+    _Column("pattern", "pattern", "what is removed, and whether the chain trains", lambda r: _pattern(r),
+            lambda r: _pattern(r), text=True, spare=True),
+    _Column("sparsity", "pruned", "fraction of the prunable set that is removed",
+            lambda r: f"{fixed(100 * r.sparsity, 1)}%", lambda r: r.sparsity),
+    _Column("parameters", "parameters", "parameters that are not zero, and the reduction of the whole model",
+            lambda r: reduced(r.nonzero, r.model_reduction), lambda r: r.nonzero),
+    _Column("macs", "MACs", "of one sample, and their reduction",
+            lambda r: reduced(r.macs, r.macs_reduction), lambda r: r.macs),
+    _Column("value", "", "the primary metric with its 95 % interval",
+            lambda r: estimate(r.value, r.low, r.high, 2), lambda r: r.value),
+    _Column("delta", "vs dense", "paired difference to the dense model with its 95 % interval",
+            lambda r: estimate(r.delta, r.delta_low, r.delta_high, 2, sign="+"), lambda r: r.delta),
+    _Column("seeds", "seeds", "number of seeds, and the spread over them",
+            lambda r: str(r.seeds) if r.spread is None else f"{r.seeds} \u00b1{fixed(r.spread, 2)}", lambda r: r.seeds,
+            spare=True),
+    _Column("samples_seen", "samples seen", "by all training of the chain",
+            lambda r: count(r.samples_seen), lambda r: r.samples_seen, spare=True),
+    _Column("flags", "flags", "what to know before believing the row",
+            lambda r: r.flags.replace(";", "; "), lambda r: r.flags or None, text=True),
+)  # fmt: skip
+# Columns of the CSV that a row need not tell when it is opened: its cells do, or they are one for the whole board.
+TOLD = {
+    *("suite", "task", "split", "task_version", "model", "label", "metric", "samples", "clusters", "split_digest"),
+    *("weights_digest", "evaluation", "method", "options", "pattern", "trained", "sparsity", "value", "low", "high"),
+    *("delta", "delta_low", "delta_high", "seeds", "spread", "samples_seen", "flags"),
+}
+DETAILS = tuple(column for column in COLUMNS if column not in TOLD)
+NOTES = {
+    "fraction": "Crosses are published results of full-size models, each as a share of its own paper's dense model: of "
+    "other models, splits and protocols (listed below the table), hence no ranking against the rows here.",
+    "size": "Crosses are published results of other protocols (listed below the table): no ranking against these rows.",
+    "none": "Published results are of full-size models: they are drawn as shares of the dense model only.",
+}
+
+
+def page(suite: str, found: Found, numbers: Sequence[Published]) -> str:
+    """One self-contained HTML page of a suite. found: its rows in a board's order, each with its records."""
+    title = f"vlbench: suite {suite}"
+    boards = [_board(list(group), numbers) for _, group in groupby(found, key=lambda pair: pair[0].block)]
+    _tell_apart(boards)
+    columns = [{"key": c.name, "label": c.label, "title": c.title, "text": c.text, "spare": c.spare} for c in SHOWN]
+    data = {"columns": columns, "details": [d.replace("_", " ") for d in DETAILS], "boards": boards, "notes": NOTES}
+    style, script = asset("style.css"), "".join(asset(f"{part}.js") for part in ("table", "chart", "board"))
+    script = f'"use strict";\n(() => {{\n{script}}})();\n'
+    note = f"{MINI_WARNING[0].upper()}{MINI_WARNING[1:]}. " if suite == "mini" else ""
+    return filled(
+        asset("board.html"),
+        {
+            "MADE": GENERATED,
+            "TITLE": escaped(title),
+            "NOTE": f"{note}Rows are compared within one board: one task, split, model and way of evaluation.",
+            "FOOT": f"{LEGEND}. Digests and every column are in the CSV files beside this page.",
+            "STYLE": style,
+            "STYLE_HASH": source_hash(style),
+            "SCRIPT": script,
+            "SCRIPT_HASH": source_hash(script),
+            "DATA": data_block(data, "cells"),
+        },
+    )
+
+
+def _board(found: Found, numbers: Sequence[Published]) -> dict[str, Any]:
+    """The rows of one block. tiny: its models share no axis with full-size ones."""
+    rows = [row for row, _ in found]
+    first = rows[0]
+    told = list(csv.DictReader(io.StringIO(csv_text(rows))))
+    spots = measured(rows)
+    lines = [_row(row, records, spot, cells) for (row, records), spot, cells in zip(found, spots, told, strict=True)]
+    return {
+        "id": f"{first.task}/{subject(first)}",
+        "task": first.task,
+        "title": f"{first.task}: {subject(first)}",
+        "facts": f"{facts(first)}. {LEGEND}.",
+        "metric": first.metric,
+        "tiny": first.suite == "mini",
+        "rows": lines,
+        "published": [_quote(spot) for spot in published(rows, numbers)],
+    }
+
+
+def _tell_apart(boards: Sequence[dict[str, Any]]) -> None:
+    """Boards of one task and model differ in split, weights or way of evaluation: number them."""
+    names = [board["id"] for board in boards]
+    for at, board in enumerate(boards):
+        if names.count(names[at]) > 1:
+            number = names[: at + 1].count(names[at])
+            board["id"] += f"/{number}"
+            board["title"] += f" ({number})"
+
+
+def _row(row: Row, records: Sequence[Record], spot: Spot, told: dict[str, str]) -> dict[str, Any]:
+    towers = {name: fmean(record.parameters.towers.get(name, 0.0) for record in records)
+              for name in records[0].parameters.towers}  # fmt: skip
+    fraction = spot.fraction
+    share = fraction.value / row.value if fraction is not None and fraction.value is not None and row.value else None
+    ends = [_rounded(end) for end in (row.low, row.high)]
+    return {
+        "cells": [column.cell(row) for column in SHOWN],
+        "keys": [_rounded(column.key(row)) for column in SHOWN],
+        "details": [told[column] for column in DETAILS],
+        "towers": [[name, _rounded(gone)] for name, gone in towers.items()],
+        "dense": row.dense,
+        "section": row.section,
+        "pattern": row.pattern,
+        "training": "trained" if row.trained else "untrained",
+        "verdict": _verdict(row),
+        "size": [*_size(spot.size), *ends],
+        "fraction": fraction
+        and [
+            *_size(fraction),
+            *(e if e is None or share is None else _rounded(e * share) for e in (row.low, row.high)),
+        ],
+    }
+
+
+def _quote(spot: Spot) -> dict[str, Any]:
+    size = spot.size
+    numbers = ["" if number is None else count(round(number)) for number in (size.params, size.macs)]
+    return {
+        "name": spot.name,
+        "protocol": spot.protocol,
+        "texts": ["" if size.value is None else f"{size.value:g}", *numbers],
+        "size": _size(size),
+        "fraction": spot.fraction and _size(spot.fraction),
+    }
+
+
+def _size(size: Size) -> list[Key]:
+    return [_rounded(number) for number in (size.params, size.macs, size.value)]
+
+
+def _rounded(value: Key) -> Key:
+    return round(value, DIGITS) if isinstance(value, float) else value
+
+
+def _pattern(row: Row) -> str:
+    return f"{row.pattern}, trained" if row.trained else row.pattern
+
+
+def _verdict(row: Row) -> str:
+    """Only a difference whose interval excludes zero is coloured."""
+    if row.delta_low is None or row.delta_high is None:
+        return ""
+    return "bad" if row.delta_high < 0 else "good" if row.delta_low > 0 else ""

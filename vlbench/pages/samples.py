@@ -1,0 +1,102 @@
+"""The samples of a finished run: what it said, what the dense model said, and which of them to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..board import comparable
+from ..cell import Cell, open_cell
+from ..errors import UserError
+from ..evaluation.predictions import Line, read_predictions
+from ..record import Record, read_record
+from ..resolve import resolve
+from ..storage import read_json
+from ..task import Sample, Score, Task
+
+MOST = 50  # samples of a page
+LOST, GAINED = 30, 8  # of them at most: where the dense model is better, where it is worse
+OF_THE_COMMAND = ("precision", "batch_size")  # of a record's evaluation: the rest are the task's options
+
+Kind = Literal["lost", "gained", "same", "alone"]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One sample of the page. value, dense: of the primary metric for this sample alone, percent; dense: None where
+    there is nothing to compare with."""
+
+    sample: Sample
+    line: Line
+    value: float
+    theirs: Line | None
+    dense: float | None
+
+    @property
+    def kind(self) -> Kind:
+        if self.dense is None:
+            return "alone"
+        return "lost" if self.value < self.dense else "gained" if self.value > self.dense else "same"
+
+
+def all_samples(folder: Path, record: Record) -> tuple[Task, list[Shown]]:
+    """Every evaluated sample of a run, with what the dense run beside it says. Raises UserError where the data are not
+    there, or are others than those that were evaluated."""
+    cell = _dense_cell(folder, record)
+    samples = cell.samples
+    ids = [sample.id for sample in samples]
+    lines = read_predictions(folder / "predictions.jsonl", ids)
+    other = _dense_run(folder, record) if record.vs_dense is not None else None
+    theirs: Sequence[Line | None] = [None] * len(ids)
+    if other is not None:
+        theirs = read_predictions(other / "predictions.jsonl", ids)
+    task = cell.task
+    found = []
+    for sample, line, their in zip(samples, lines, theirs, strict=True):
+        if line["status"] == "ok":
+            dense = None if their is None else value_of(task, their["score"])
+            found.append(Shown(sample, line, value_of(task, line["score"]), their, dense))
+    return task, found
+
+
+def _dense_cell(folder: Path, record: Record) -> Cell:
+    """The cell of the same data and model without a method."""
+    words: Mapping[str, Any] = read_json(folder / "cell.json")["words"]
+    kept = {k: str(v) for k, v in words.items() if v and k not in ("method", "recipe", "model")}
+    spec = resolve({**kept, "method": "dense", "model": record.model})
+    told = {k: v for k, v in record.evaluation.items() if k not in OF_THE_COMMAND}
+    options = type(spec.task_options).model_validate({**spec.task_options.model_dump(), **told})
+    cell = open_cell(replace(spec, task_options=options))
+    if cell.split_digest != record.split_digest:
+        raise UserError(f"the data of {record.task} are not those that {folder.name} was evaluated on.")
+    return cell
+
+
+def _dense_run(folder: Path, record: Record) -> Path | None:
+    """The finished dense run beside this one that it may be compared with."""
+    for file in sorted(folder.parent.glob("*dense*/result.json")):
+        other = read_record(file)
+        if other.method == "dense" and comparable(other, record):
+            return file.parent
+    return None
+
+
+def value_of(task: Task, score: Score) -> float:
+    """The primary metric of one sample alone, percent; of a corpus metric, what it would be on this sample."""
+    numbers = np.atleast_1d(np.asarray(score, dtype=np.float64))
+    value = float(task.corpus_metric(numbers[None])[0]) if task.corpus else 100 * float(numbers[0])
+    return value if np.isfinite(value) else 0.0
+
+
+def chosen(found: Sequence[Shown]) -> list[Shown]:
+    """At most MOST to look at: the greatest losses, the greatest gains, and of the rest one in so many."""
+    lost = sorted((s for s in found if s.kind == "lost"), key=lambda s: s.value - (s.dense or 0.0))[:LOST]
+    gained = sorted((s for s in found if s.kind == "gained"), key=lambda s: (s.dense or 0.0) - s.value)[:GAINED]
+    rest = [s for s in found if s.kind in ("same", "alone")]
+    room = MOST - len(lost) - len(gained)
+    every = max(1, -(-len(rest) // room))
+    return [*lost, *gained, *rest[::every]]

@@ -1,0 +1,1 @@
+"""Finished runs -> pictures (PNG, SVG) and their numbers (CSV). matplotlib is imported only where one is drawn."""

@@ -1,0 +1,98 @@
+"""Fraction kept of every component and layer as the ratio grows, the published figure beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .canvas import COLOURS, GREY, MARKERS, SHADES, figure, save
+from .kept import Kept, Panel
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+
+DARK = 0.55  # fraction of a shade from which on white letters are easier to read
+
+
+def draw_components(panels: Sequence[Panel], out: Path, name: str) -> list[Path]:
+    """A panel a method: fraction kept of each component against what is gone of all."""
+    drawn = figure(4.4 * len(panels) + 0.6, 3.7)
+    names = list(dict.fromkeys(name for panel in panels for one in panel.targets for name in one.components))
+    axes = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for ax, panel in zip(axes, panels, strict=True):
+        _lines(ax, panel.targets, names)
+        label = "units gone, by the ratio aimed at (%)" if panel.published else "gone of the prunable weights (%)"
+        ax.set(title=panel.title, xlabel=label, ylim=(0, 103), xlim=(0, 100))
+    axes[0].set_ylabel("kept of the component (%)")
+    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(5, len(names)))
+    rows = [
+        (_origin(panel), one.target, one.gone, name, value)
+        for panel in panels for one in panel.targets for name, value in one.components.items()
+    ]  # fmt: skip
+    return save(drawn, ("origin", "target", "gone", "component", "kept"), rows, out, f"{name}-components")
+
+
+def _lines(ax: Axes, targets: Sequence[Kept], names: Sequence[str]) -> None:
+    for number, name in enumerate(names):
+        there = [one for one in targets if name in one.components]
+        ax.plot(
+            [100 * one.gone for one in there], [100 * one.components[name] for one in there],
+            marker=MARKERS[number % len(MARKERS)], markersize=5, linewidth=1.4,
+            color=COLOURS[number % len(COLOURS)], label=name,
+        )  # fmt: skip
+    ax.plot((0, 100), (100, 0), color=GREY, linewidth=0.8, linestyle=":", zorder=1)
+    ax.text(2, 99, "all alike", color=GREY, fontsize=7, rotation=-32, rotation_mode="anchor", va="top")
+
+
+def draw_layers(panels: Sequence[Panel], out: Path, name: str) -> list[Path]:
+    """A line of heat maps a method, one a target: sites down, layers across."""
+    wide = max(len(panel.targets) for panel in panels)
+    layers = max(layer for panel in panels for one in panel.targets for _, layer in one.layers) + 1
+    heights = [0.24 * len(panel.targets[0].rows) + 0.8 for panel in panels]
+    drawn = figure(2.2 + wide * max(1.5, 0.22 * layers), sum(heights) + 0.2)
+    grid = drawn.subplots(len(panels), wide, squeeze=False, height_ratios=heights)
+    image = None
+    for axes, panel in zip(grid, panels, strict=True):
+        for ax in axes[len(panel.targets) :]:
+            ax.set_axis_off()
+        for ax, one in zip(axes, panel.targets, strict=False):
+            image = _heat(ax, one)
+            ax.set_title(one.target if panel.published else f"{100 * one.gone:.1f}% gone", fontsize=9)
+        axes[0].set_title(f"{panel.title}\n{axes[0].get_title()}", loc="left", fontsize=9)
+        axes[0].set_title("")
+        axes[0].set_yticks(range(len(panel.targets[0].rows)), panel.targets[0].rows)
+        axes[0].set_xlabel("layer")
+    if image is not None:
+        drawn.colorbar(image, ax=grid, label="kept (%)", fraction=0.03, pad=0.01, aspect=25)
+    rows = [
+        (_origin(panel), one.target, row, layer + 1, value)
+        for panel in panels for one in panel.targets for (row, layer), value in one.layers.items()
+    ]  # fmt: skip
+    return save(drawn, ("origin", "target", "site", "layer", "kept"), rows, out, f"{name}-layers")
+
+
+def _heat(ax: Axes, one: Kept) -> AxesImage:
+    """One target. Fields of towers that have fewer layers stay empty."""
+    layers = max(layer for _, layer in one.layers) + 1
+    field = np.full((len(one.rows), layers), np.nan)
+    for (row, layer), value in one.layers.items():
+        field[one.rows.index(row), layer] = 100 * value
+    image = ax.imshow(field, cmap=SHADES, vmin=0, vmax=100, aspect="auto")
+    for (y, x), value in np.ndenumerate(field):
+        if not np.isnan(value):
+            colour = "white" if value > 100 * DARK else "black"
+            ax.text(x, y, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=6)
+    ax.grid(False)
+    ax.set_xticks(range(layers), [str(layer + 1) for layer in range(layers)], fontsize=7)
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    return image
+
+
+def _origin(panel: Panel) -> str:
+    return "published" if panel.published else "measured"
