@@ -190,11 +190,20 @@ class Causal(Language):
             ids = ids.to(self.device)
             shown = images[owner[torch.tensor([row[i] for i in index], device=owner.device)]]
             inputs = torch.cat([shown, self.embed(ids[:, :-1]).to(shown.dtype)], 1)
-            hidden = self.net(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, shown.shape[1] :]
+            out = self.net(inputs_embeds=inputs, attention_mask=_meta_mask(self.net, inputs), use_cache=False)
+            hidden = out.last_hidden_state[:, shown.shape[1] :]
             places = [(n, at, i) for n, i in enumerate(index) for at in range(len(prompts[row[i]]), ids.shape[1])]
             n, at, text = torch.tensor(places, device=self.device).unbind(1)
             parts.append((self.head(hidden[n, at - 1]), ids[n, at], text))
         return Told(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _meta_mask(net: Any, inputs: Tensor) -> Tensor | None:
+    """None: the library sees to it that no token sees a later one. Llama looks at the values of positions for that, and
+    on the meta device, where costs of large models are counted, there are none: there the mask itself."""
+    length = inputs.shape[1]
+    blank = inputs.device.type == "meta" and net.config.model_type == "llama"
+    return torch.ones(1, 1, length, length, dtype=torch.bool, device=inputs.device).tril() if blank else None
 
 
 def gathered(cache: Any, rows: Tensor) -> Any:

@@ -7,28 +7,26 @@ test-dev and test have no public answers: a run on them writes the file that Eva
 from __future__ import annotations
 
 import json
-import re
-import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 from pydantic import Field
 
 from vlbench.errors import UserError, did_you_mean
 from vlbench.task import Role, Sample, Score, Task, TaskOptions, held_out, task
 
+from ._files import refuse
 from ._vqa_accuracy import accuracy
+from ._vqa_files import Label, by_question, label, question, read_candidates
+from ._vqa_files import images as images_in
+from ._vqa_files import target as target_of
 
 SELECT_PERCENT = 5  # of the training images
 UPLOAD = "vqav2_results.json"
-IMAGE_NAME = re.compile(r"(?:[^.].*\D)?(\d+)\.(?:jpe?g|png)", re.IGNORECASE)  # the id is the last number
-SHOWN = 5  # ids that an error names
-
-T = TypeVar("T")
 
 
 class Files(NamedTuple):
@@ -50,15 +48,6 @@ SPLITS = {
     "test-dev": _official("test-dev2015", "test2015", annotated=False),
     "test": _official("test2015", "test2015", annotated=False),
 }
-
-
-class Label(NamedTuple):
-    """What the humans said. kind: "yes/no", "number" or "other". majority: `multiple_choice_answer`."""
-
-    answers: tuple[str, ...]
-    kind: str
-    majority: str
-    image_id: int
 
 
 class VQAv2Options(TaskOptions):
@@ -125,17 +114,17 @@ class VQAv2(Task):
 
     def samples(self, split: str) -> list[Sample]:
         files = self._files(split)
-        questions = _by_question(files.questions, "questions", _question)
+        questions = by_question(files.questions, "questions", question)
         labels = self._read_labels(files.annotations)
         if files.annotations:
-            _refuse(labels.keys() - questions.keys(), f"{files.questions} lacks questions that have answers")
-            _refuse(questions.keys() - labels.keys(), f"{files.annotations} lacks answers to questions")
+            refuse(labels.keys() - questions.keys(), f"{files.questions} lacks questions that have answers")
+            refuse(questions.keys() - labels.keys(), f"{files.annotations} lacks answers to questions")
         if split in ("train", "select"):
             kept = split == "select"
             questions = {q: row for q, row in questions.items() if _in_select(row[0]) is kept}
-        images = _images(files.images)
-        _refuse({str(i) for i, _ in questions.values() if i not in images}, f"{files.images} lacks images")
-        target = cache(_target)
+        images = images_in(files.images)
+        refuse({str(i) for i, _ in questions.values() if i not in images}, f"{files.images} lacks images")
+        target = cache(target_of)
         return [
             Sample(q, (images[image],), text, target(labels[q].answers) if labels else None, str(image))
             for q, (image, text) in questions.items()
@@ -151,7 +140,7 @@ class VQAv2(Task):
         LXMERT and OpenVQA), the most frequent first, then by the alphabet. Answers of select would
         flatter what is tuned on it, and are left out."""
         if self.options.answers:
-            return _read_candidates(self.options.answers)
+            return read_candidates(self.options.answers)
         path = self._files("train").annotations
         train = [label for label in self._read_labels(path).values() if not _in_select(label.image_id)]
         counts = Counter(label.majority for label in train)
@@ -203,7 +192,7 @@ class VQAv2(Task):
 
     def _read_labels(self, path: Path | None) -> dict[str, Label]:
         if path not in self._labels:
-            self._labels[path] = _by_question(path, "annotations", _label) if path else {}
+            self._labels[path] = by_question(path, "annotations", label) if path else {}
         return self._labels[path]
 
     @cached_property
@@ -222,84 +211,3 @@ class VQAv2(Task):
 @cache  # 83,000 training images, asked for at each of 444,000 questions
 def _in_select(image_id: int) -> bool:
     return held_out(str(image_id), SELECT_PERCENT)
-
-
-def _target(answers: tuple[str, ...]) -> dict[str, float]:
-    """Answer -> share of the humans who gave it: the weights of BLIP's loss."""
-    return {answer: count / len(answers) for answer, count in Counter(answers).items()}
-
-
-def _question(row: dict[str, Any]) -> tuple[int, str]:
-    return int(row["image_id"]), str(row["question"])
-
-
-def _label(row: dict[str, Any]) -> Label:
-    answers = tuple(map(sys.intern, row["answers"]))
-    if len(answers) < 2:
-        raise ValueError("it needs the answers of two humans or more")
-    kind, majority = row.get("answer_type", ""), row.get("multiple_choice_answer", "")
-    return Label(answers, sys.intern(kind), sys.intern(majority), int(row["image_id"]))
-
-
-def _by_question(path: Path, key: str, parse: Callable[[dict[str, Any]], T]) -> dict[str, T]:
-    """Question id -> parsed row of the list `key` in an official file, in the file's order."""
-    content = _read_json(path, _fold_answer)
-    rows = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(rows, list):
-        raise UserError(f"{path} is not a VQA file: it has no list {key!r}.")
-    found: dict[str, T] = {}
-    twice: set[str] = set()
-    for number, row in enumerate(rows):
-        try:
-            question_id, value = str(int(row["question_id"])), parse(row)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: entry {number} of {key!r} is not valid: {error!r}.") from None
-        if question_id in found:
-            twice.add(question_id)
-        found[question_id] = value
-    _refuse(twice, f"{path} has question ids twice")
-    return found
-
-
-def _fold_answer(row: dict[str, Any]) -> Any:
-    """{"answer": text, "answer_id": ...} -> text, at once: train has 4.4 million of these records."""
-    return row["answer"] if "answer" in row and "question_id" not in row else row
-
-
-def _read_candidates(path: Path) -> list[str]:
-    answers = _read_json(path)
-    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
-        raise UserError(f'{path} should be a JSON list of candidate answers, as in ["yes", "no"].')
-    return answers
-
-
-def _read_json(path: Path, fold: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    try:
-        return json.loads(path.read_bytes(), object_hook=fold)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON, or cut short: {error}.") from None
-
-
-def _images(folder: Path) -> dict[int, Path]:
-    """Image id -> file, from one listing: COCO_val2014_000000000042.jpg and 42.png are both image 42."""
-    try:
-        paths = list(folder.iterdir())
-    except OSError as error:
-        raise UserError(f"The image folder {folder} cannot be read: {error.strerror}.") from None
-    found: dict[int, Path] = {}
-    for path in paths:
-        if match := IMAGE_NAME.fullmatch(path.name):
-            twin = found.setdefault(int(match[1]), path)
-            if twin is not path:
-                raise UserError(f"{folder} has image {match[1]} twice: {twin.name} and {path.name}.")
-    return found
-
-
-def _refuse(ids: Iterable[str], problem: str) -> None:
-    """Raise if there are such ids, naming the first few."""
-    listed = sorted(ids, key=lambda text: (len(text), text))
-    if listed:
-        more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
-        raise UserError(f"{problem}: {', '.join(listed[:SHOWN])}{more}.")

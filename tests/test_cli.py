@@ -122,8 +122,10 @@ def test_help_of_a_chain(lab: Lab) -> None:
     ):
         assert f"    {option}" in told
     assert "optimiser steps (>= 0)" in told
-    assert "recipe=upop-code  task=ade20k, imagenet:" in told
-    assert "SGD" in told  # why the paper's settings for ade20k are not there
+    assert "recipe=upop-code  task=any: " in told  # what it sets everywhere is told once
+    assert "task=ade20k: upop_search.steps=5040" in told
+    assert told.count("upop_search.budget=code") == 1
+    assert "finetune.decay=poly" in told
     assert "unit_cost=12:1" in told
     assert "unit_cost=36:1" in told
 

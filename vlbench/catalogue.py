@@ -222,19 +222,26 @@ def _print_recipes(cls: Any) -> None:
 
 
 def _answers(recipe: Any) -> list[str]:
-    """What a recipe that is a function says for each task, at its target's default; alike answers on one line."""
+    """What a recipe that is a function says for each task, at its target's default: first what it says for all of
+    them, then the rest; alike answers on one line."""
     from .method import Context
 
-    told: dict[str, list[str]] = {}
+    values: dict[str, Mapping[str, Any]] = {}
+    refused: dict[str, list[str]] = {}
     for name in table("tasks").entries:
         try:
-            values = _told(recipe(Context("full", name, "", 0.5)))
+            values[name] = recipe(Context("full", name, "", 0.5))
         except UserError as error:
-            values = str(error)
-        told.setdefault(values, []).append(name)
-    if len(told) == 1:
-        return list(told)
-    return [f"task={', '.join(tasks)}: {values}" for values, tasks in told.items()]
+            refused.setdefault(str(error), []).append(name)
+    answers = list(values.values())
+    shared = {k: v for k, v in answers[0].items() if all(a.get(k) == v for a in answers)} if answers else {}
+    told: dict[str, list[str]] = {}
+    for name, answer in values.items():
+        told.setdefault(_told({k: v for k, v in answer.items() if k not in shared}), []).append(name)
+    if len(told) == 1 and not refused:
+        return [_told(answers[0])]
+    every = [f"task=any: {_told(shared)}"] if shared else []
+    return every + [f"task={', '.join(tasks)}: {text}" for text, tasks in (told | refused).items()]
 
 
 def _told(recipe: Mapping[str, Any]) -> str:

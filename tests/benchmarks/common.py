@@ -153,6 +153,12 @@ def render(path: Path, size: Size, seed: int) -> None:
     Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path, quality=92)
 
 
+def loaded() -> str:
+    """Threads here, and how busy the machine is with other work: what a reader of a measurement should know."""
+    busy = os.getloadavg()[0]
+    return f"{torch.get_num_threads()} threads of {os.cpu_count()} cores, load {busy:.1f} before it began"
+
+
 def seconds(work: Callable[[], Any], sync: Callable[[], None], *, repeats: int = 5, inner: int = 1) -> float:
     """Median wall seconds of work(), the device waited for, after one that is not counted. A kernel of microseconds
     goes `inner` times between two looks at the clock."""

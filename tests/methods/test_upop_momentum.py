@@ -111,7 +111,6 @@ def test_clip_end_to_end(shared: Path, tmp_path: Path, monkeypatch: pytest.Monke
                 told = oracle[f"alpha/{step:04d}/{sites[name]}"].flatten()
                 same, total = same + int((gate.detach() - told).abs().lt(1e-6).sum()), total + len(told)
     assert [step for step, _ in search.updates] == [step for step, _ in oracle.facts["updates"]]
-    print(same, total, same / total)
     assert same / total >= 0.99
 
 

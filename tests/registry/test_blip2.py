@@ -378,9 +378,7 @@ def test_calibration_counts_no_padding(pair: tuple[Any, Oracle]) -> None:
     model, _ = pair
     whole = prompted.batch()
     whole = Batch([Sample(s.id, (), s.text, {"red": 1.0}) for s in whole.samples], whole.images, whole.owner)
-    single = [
-        Batch([s], whole.images[whole.owner[i]], torch.tensor([[0]])) for i, s in enumerate(whole.samples)
-    ]
+    single = [Batch([s], whole.images[whole.owner[i]], torch.tensor([[0]])) for i, s in enumerate(whole.samples)]
     towers = [t.name for t in model.structure().towers if t.name != "vision"]  # an image is seen once or thrice
     found: list[dict[str, Tensor]] = []
     for batches in ([whole], single):

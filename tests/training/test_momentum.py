@@ -1,4 +1,4 @@
-"""The momentum loss: twin, queue and targets by hand, what it refuses, a search and a finetuning that are killed."""
+"""The momentum loss: twin, queue and targets by hand, and a search and a finetuning that are killed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import ValidationError
 from torch import Tensor
 
 from tests.training.families import TEXTS, open_model
 from vlbench.data.images import ImageStore
-from vlbench.errors import UserError
 from vlbench.job import Compression, Job
-from vlbench.model import CAPABILITIES, Batch, Pairs, Views
+from vlbench.model import Pairs, Views
 from vlbench.pruning.gates import Gates
 from vlbench.resolve import resolve
 from vlbench.task import Sample
@@ -220,9 +218,13 @@ WORDS = {
 }  # fmt: skip
 
 
-def chain(model: Any, samples: list[Sample], folder: Path, words: Mapping[str, str] = WORDS) -> Compression:
-    """upop_search and finetune on the model, as a run applies them."""
-    spec = resolve({"task": "coco_retrieval", "model": model.card.name, "method": "upop", "seed": "0", **words})
+def chain(model: Any, samples: list[Sample], folder: Path, search: str = "upop_search") -> Compression:
+    """The search and finetune on the model, as a run applies them."""
+    words = {key.replace("upop_search", search): value for key, value in WORDS.items()}
+    if search != "upop_search":
+        del words[f"{search}.interval"]
+    method = search.removesuffix("_search")
+    spec = resolve({"task": "coco_retrieval", "model": model.card.name, "method": method, "seed": "0", **words})
     state = Compression()
     for link in spec.links:
         job = job_of(model, samples, folder)
@@ -270,6 +272,13 @@ def test_killed_after_any_step_it_ends_the_same(
     assert [state.log[k]["loss"] for k in state.log] == [undisturbed.log[k]["loss"] for k in undisturbed.log]
 
 
+def test_learned_masks_train_on_it(samples: list[Sample], tmp_path: Path) -> None:
+    """Their gates come after the twin, too."""
+    state = chain(open_model("clip-mini"), samples, tmp_path, "mask_based_search")
+    assert [len(log["loss"]) for log in state.log.values()] == [4, 3]
+    assert all(np.isfinite(log["loss"]).all() for log in state.log.values())
+
+
 @pytest.mark.parametrize("name", MATCHERS)
 def test_the_twin_is_no_part_of_the_model(name: str, calm: Any) -> None:
     """The cut model has the dense one's keys and nothing of the twin, gates or queues."""
@@ -278,59 +287,3 @@ def test_the_twin_is_no_part_of_the_model(name: str, calm: Any) -> None:
     assert not any("forward" in vars(module) for module in model.net.modules())
     assert len(state.log["upop_search"]["loss"]) == 4
     assert len(state.log["finetune"]["loss"]) == 3
-
-
-# What is refused ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("word", [{"queue": 100}, {"momentum": 0.9}, {"alpha": 0.1}])
-def test_its_options_have_a_meaning_with_it_only(word: dict[str, Any]) -> None:
-    name = next(iter(word))
-    for cls in (MomentumOptions, importlib.import_module("vlbench.methods.finetune").FinetuneOptions):
-        with pytest.raises(ValidationError, match=f"{name}= has a meaning with loss=momentum only"):
-            cls(**{"steps": 1, "lr": 1e-3, **word})
-
-
-@pytest.mark.parametrize("word", [{"queue": 0}, {"momentum": 1.0}, {"momentum": -0.1}, {"alpha": 1.1}])
-def test_ranges(word: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        options(**word)
-
-
-@pytest.mark.parametrize("task", ["vqav2", "nlvr2", "coco_caption", "imagenet", "ade20k"])
-@pytest.mark.parametrize("link", ["upop_search", "finetune", "mask_based_search"])
-def test_tasks_without_momentum_encoders_refuse_it(task: str, link: str) -> None:
-    method = "mask_based" if link == "mask_based_search" else "upop"
-    with pytest.raises(UserError, match=rf"{link}\.loss=momentum: the capability \w+ has no momentum encoders"):
-        resolve({"task": task, "method": method, f"{link}.loss": "momentum"})
-
-
-def test_a_family_without_it_says_so() -> None:
-    class Bare(CAPABILITIES["match"]):  # type: ignore[misc]
-        def embed(self, states: Any, batch: Batch) -> list[Any]:
-            return []
-
-        def match_outputs(self, batch: Batch) -> Any:
-            return None
-
-    with pytest.raises(UserError, match="Bare has no momentum encoders"):
-        Bare().match_momentum(None, None)  # type: ignore[attr-defined]
-
-
-def test_left_away_it_enters_no_identity() -> None:
-    """The cells of the published results keep theirs."""
-    for method in ("upop", "dense+finetune", "mask_based"):
-        spec = resolve({"task": "coco_retrieval", "method": method})
-        for link in spec.links:
-            assert not {"loss", "queue", "momentum", "alpha"} & set(link.options.told())
-    told = resolve({"task": "coco_retrieval", "method": "upop", **WORDS}).links[0].options.told()
-    assert {k: told[k] for k in ("loss", "queue")} == {"loss": "momentum", "queue": 6}
-
-
-@pytest.mark.parametrize("recipe", ["paper", "upop-code"])
-@pytest.mark.parametrize("task", ["coco_retrieval", "flickr30k_retrieval", "nlvr2"])
-def test_recipes_of_the_originals_train_retrieval_on_it(task: str, recipe: str) -> None:
-    spec = resolve({"suite": "full", "task": task, "method": "upop", "recipe": recipe})
-    wanted = "task" if task == "nlvr2" else "momentum"
-    assert [link.options.loss for link in spec.links] == [wanted, wanted]
-    assert all((o.queue, o.momentum, o.alpha) == (57600, 0.995, 0.4) for o in (link.options for link in spec.links))

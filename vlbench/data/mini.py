@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from vlbench.data.worlds import ade20k, imagenet, karpathy, nlvr2, vqav2
+from vlbench.data.worlds import ade20k, gqa, imagenet, karpathy, nlvr2, nocaps, okvqa, vqav2
 from vlbench.data.writer import WORLD_VERSION, Progress, Writer
 from vlbench.errors import RunFailed
 
@@ -24,6 +24,9 @@ DIGESTS = {
     "flickr30k": "00a461ebd5067e28f1af2bc8ab27d4feb2d4231c6d6c91ff99177ed4ba0dfbd5",
     "nlvr2": "e9b788bf4b3ca7ac6113e696c063f59fb25211fee812d07d59b52ac12230650f",
     "ade20k": "40bd64b4307361b83fa947aa9c40d00c218a339404167fbba310b8d97ba90444",
+    "gqa": "d81b0f8d9b45d2f3a8ad0916f1aa19650da679bb08be36be220ffc780d08a891",
+    "okvqa": "b9f90b9472e36fd79c9ab255a1e2668cc7a265ad825c4d3b63205ac12d37db17",
+    "nocaps": "1c762fb5b5ede6cec22154e7bdddec879de6e6c8b52d38089a6cee86bca59b9f",
 }
 WORLDS = {  # of each task
     "vqav2": "vqav2",
@@ -33,6 +36,9 @@ WORLDS = {  # of each task
     "flickr30k_retrieval": "flickr30k",
     "nlvr2": "nlvr2",
     "ade20k": "ade20k",
+    "gqa": "gqa",
+    "okvqa": "okvqa",
+    "nocaps": "nocaps",
 }
 MARKER = "COMPLETE"
 
@@ -80,6 +86,9 @@ BUILDERS: dict[str, Callable[[Path, Progress | None], None]] = {
     "flickr30k": partial(build, "flickr30k", karpathy.FLICKR30K_IMAGES, karpathy.write_flickr30k),
     "nlvr2": partial(build, "nlvr2", nlvr2.IMAGES, nlvr2.write),
     "ade20k": partial(build, "ade20k", ade20k.IMAGES, ade20k.write),
+    "gqa": partial(build, "gqa", gqa.IMAGES, gqa.write),
+    "okvqa": partial(build, "okvqa", okvqa.IMAGES, okvqa.write),
+    "nocaps": partial(build, "nocaps", nocaps.IMAGES, nocaps.write),
 }
 
 

@@ -38,6 +38,7 @@ REACH = 2  # a shape's corners stand at most this far outside its nominal radius
 STREAMS = {
     "scene": 0, "ground": 1, "salient": 2, "question": 3,
     "coco": 4, "flickr30k": 5, "nlvr2": 6, "ade20k": 7, "caption": 8, "statement": 9,
+    "gqa": 10, "okvqa": 11, "nocaps": 12,
 }  # fmt: skip
 SPLITS = {"train": 0, "val": 1, "test": 2}
 

@@ -32,8 +32,8 @@ class Room:
 
 
 class Activations:
-    """One tensor a place (batch, call), copied in. A tensor of the shape of what is there takes over its memory: a
-    new one for each block would leave the heap in pieces, and take twice what is held."""
+    """One tensor a place (batch, call), copied in. A tensor of the shape of what is there takes over its memory: new
+    ones for each block would leave the heap in pieces, and take up to twice what is held."""
 
     def __init__(self, device: torch.device, room: Room) -> None:
         self.device, self.room = device, room
