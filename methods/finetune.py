@@ -30,6 +30,7 @@ class Finetune(Method):
     removed units stay removed."""
 
     Options = FinetuneOptions
+    parallel = True
     recipes = {"mini": small_batches}  # noqa: RUF012
 
     def apply(self, job: Job) -> None:

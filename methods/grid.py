@@ -66,6 +66,7 @@ class GridSearch(Method):
     """The first half of the grid search; `grid` is this and finetune. A killed run goes on where it was."""
 
     Options = GridOptions
+    parallel = True
     recipes = {"mini": _mini}  # noqa: RUF012
 
     def check(self, structure: Structure) -> None:
@@ -78,8 +79,9 @@ class GridSearch(Method):
         score = {s.name: unit_importance(s, lambda name: weight(name).detach()) for s in structure.sites}
         keeps = [spread(structure, score, one, self.options) for one in ratios]
         store = CheckpointStore(
-            job.folder / "checkpoint" / "grid_search", {**job.identity, "stage": "grid_search"}, every_seconds=0.0
-        )
+            job.folder / "checkpoint" / "grid_search", {**job.identity, "stage": "grid_search"}, every_seconds=0.0,
+            world=job.world,
+        )  # fmt: skip
         done, best, found = store.load() or (0, {}, [])
         for number in range(done, len(ratios)):
             job.progress("grid", number, len(ratios), _told(ratios[number]))

@@ -52,6 +52,7 @@ class MaskBasedSearch(Method):
     multiplied into their weights, so that the cut keeps what was trained."""
 
     Options = MaskOptions
+    parallel = True
     recipes = {"mini": _small_batches}  # noqa: RUF012
 
     def check(self, structure: Structure) -> None:

@@ -91,6 +91,7 @@ class UPopSearch(Method):
     """The first half of UPop; `upop` is this and finetune."""
 
     Options = UPopOptions
+    parallel = True
     recipes = {"mini": recipes.mini}  # noqa: RUF012
 
     def check(self, structure: Structure) -> None:

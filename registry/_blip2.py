@@ -13,10 +13,11 @@ from transformers.initialization import no_init_weights
 
 from vlbench.model import Card, Model, read_config
 from vlbench.nn import blip, blip2_vision, llama, opt, qformer, t5
+from vlbench.nn.stock import Stock
 from vlbench.structure import Tower
 from vlbench.weights import load_into, read_weights
 
-from ._prompted import plain, read_tokenizer
+from ._prompted import of_library, plain, read_tokenizer
 
 Config = dict[str, Any]
 POSITIONS = "vision_model.embeddings.position_embedding"
@@ -112,6 +113,11 @@ class Blip2Folder(Model):
             weights[POSITIONS] = blip.resized_positions(weights[POSITIONS], count)
         load_into(model.net, weights)
         return model
+
+    def stock(self) -> Stock:
+        """transformers' class, for which the whole file is."""
+        told = {k: v for part in (blip2_vision, qformer, t5, opt, llama) for k, v in part.told(self.net).items()}
+        return of_library(self.net, told)
 
     def vision(self, images: Tensor) -> Tensor:
         """(I, 3, H, W) -> (I, N, D) image tokens of the ViT."""

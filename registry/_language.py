@@ -131,7 +131,7 @@ class T5(Language):
         ids, mask = padded(prompts, self.net.config.pad_token_id, self.device)
         if mask is not None:
             mask = torch.cat([mask.new_ones(len(ids), images.shape[1]), mask], 1)
-        inputs = torch.cat([images[owner], self.embed(ids).to(images.dtype)], 1)
+        inputs = torch.cat([images[owner], self.embed(ids).to(images)], 1)
         states: Tensor = self.net.encoder(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
         return states, mask
 
@@ -189,7 +189,7 @@ class Causal(Language):
         for index, ids in by_length([[*prompts[r], *text] for r, text in zip(row, texts, strict=True)], ROWS):
             ids = ids.to(self.device)
             shown = images[owner[torch.tensor([row[i] for i in index], device=owner.device)]]
-            inputs = torch.cat([shown, self.embed(ids[:, :-1]).to(shown.dtype)], 1)
+            inputs = torch.cat([shown, self.embed(ids[:, :-1]).to(shown)], 1)
             out = self.net(inputs_embeds=inputs, attention_mask=_meta_mask(self.net, inputs), use_cache=False)
             hidden = out.last_hidden_state[:, shown.shape[1] :]
             places = [(n, at, i) for n, i in enumerate(index) for at in range(len(prompts[row[i]]), ids.shape[1])]
@@ -210,7 +210,8 @@ def gathered(cache: Any, rows: Tensor) -> Any:
     """A cache of its own with the given rows of another."""
     found = DynamicCache()
     for number, layer in enumerate(cache.layers):
-        found.update(layer.keys[rows], layer.values[rows], number)
+        index = rows.to(layer.keys.device)  # a model may be split over devices
+        found.update(layer.keys[index], layer.values[index], number)
     return found
 
 

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, BertTokenizer
 
 from vlbench.errors import UserError
 from vlbench.model import Answerer, Batch, Captioner, Model, Outputs, Prediction
+from vlbench.nn.spread import place
 
 from ._language import T5, Causal, Language, Read, Told
 
@@ -153,6 +154,11 @@ class Prompted(Model, Answerer, Captioner):
     def save_assets(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(folder)
 
+    def place(self, precision: str) -> None:
+        """These may have weights in 16 bits (precision=bf16), and be split over several GPUs."""
+        blocks = [self.net.get_submodule(b.path) for tower in self.structure().towers for b in tower.blocks]
+        place(self.net, blocks, precision)
+
 
 def _nll(told: Told, reduction: str) -> Tensor:
     wide = torch.promote_types(told.logits.dtype, torch.float32)
@@ -186,6 +192,12 @@ def read_tokenizer(folder: Path, vocabulary: int) -> Any:
             "that the model was trained with."
         )
     return found
+
+
+def of_library(net: Any, attention: Told) -> Stock:
+    """How transformers opens a model of its own class."""
+    names = {"class": type(net).__name__, "config": type(net.config).__name__}
+    return Stock.of({**names, "attention": attention}, Path(__file__).parent / "loaders" / "language.py")
 
 
 def plain(config: Config) -> Config:

@@ -68,6 +68,19 @@ MAX_WORDS = 50  # of a question
         prunable="every attention and feed-forward matrix of the ViT and OPT; the Q-Former, the projection, embeddings "
         "and lm_head stay dense, as in RESSA and ECoFLaP",
     ),
+    Card(
+        name="blip2-mini",
+        title="BLIP-2 of width 64 with a T5, VQA, mini world",
+        capabilities=("answer",),
+        checkpoint="mini:blip2-mini",
+        image=ImageSpec(size=64),
+        suite="mini",
+        default_for=("gqa", "okvqa"),
+        licence="Apache-2.0",
+        trained_on=("vqav2/train",),
+        prunable="every attention and feed-forward matrix of the ViT, the T5 encoder and the T5 decoder; the Q-Former, "
+        "the projection, embeddings and lm_head stay dense",
+    ),
 )
 class Blip2(Blip2Folder, Prompted):
     """encode: ViT, Q-Former and projection, once per image. The language model reads image tokens and a prompt."""

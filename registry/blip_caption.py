@@ -49,7 +49,7 @@ DEFAULTS: dict[str, Any] = {"prompt": "a picture of ", "beams": 3, "max_length":
         checkpoint="mini:blip-caption-mini",
         image=ImageSpec(size=64),
         suite="mini",
-        default_for=("coco_caption",),
+        default_for=("coco_caption", "nocaps"),
         licence="Apache-2.0",
         trained_on=("coco_caption/train",),
         prunable="every attention and feed-forward matrix of the ViT and the caption decoder",

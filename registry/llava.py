@@ -20,11 +20,12 @@ from transformers.initialization import no_init_weights
 from vlbench.errors import UserError
 from vlbench.model import Card, ImageSpec, family, read_config
 from vlbench.nn import clip_vision, llama
+from vlbench.nn.stock import Stock
 from vlbench.structure import Structure
 from vlbench.weights import load_into, read_weights
 
 from ._language import Causal, Language
-from ._prompted import Config, Prompted, plain, read_tokenizer
+from ._prompted import Config, Prompted, of_library, plain, read_tokenizer
 
 IMAGE = "<image>"
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -79,6 +80,18 @@ TEXT: dict[str, Config] = {
         prunable="every attention and feed-forward matrix of the first 23 blocks of the ViT (the last is never read) "
         "and of Vicuna; the projector, embeddings and lm_head stay dense",
     ),
+    Card(
+        name="llava-mini",
+        title="LLaVA of width 64 with a Llama of grouped heads, VQA, mini world",
+        capabilities=("answer",),
+        checkpoint="mini:llava-mini",
+        image=ImageSpec(size=64),
+        suite="mini",
+        licence="Apache-2.0",
+        trained_on=("vqav2/train",),
+        prunable="every attention and feed-forward matrix of the first four blocks of the ViT (the fifth is never "
+        "read) and of the Llama; the projector, embeddings and lm_head stay dense",
+    ),
 )
 class Llava(Prompted):
     """encode: ViT and projector, once per image. The language model reads the words before the image and the image once
@@ -128,6 +141,9 @@ class Llava(Prompted):
     @property
     def language(self) -> Language:
         return Causal(self.net.model.language_model, self.net.lm_head, self.net.config.text_config.eos_token_id)
+
+    def stock(self) -> Stock:
+        return of_library(self.net, {**clip_vision.told(self.net), **llama.told(self.net)})
 
     def structure(self) -> Structure:
         vision = clip_vision.tower(self.net, "model.vision_tower.encoder.layers", self.blocks)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
+
+from torch import Tensor
 
 from vlbench.launch.world import World
 
@@ -32,16 +35,43 @@ class Table:
             return self.counts[key]
 
 
+class Sums:
+    """Sums over threads, in order of their ranks."""
+
+    def __init__(self, size: int) -> None:
+        self.given: list[Any] = [None] * size
+        self.all = threading.Barrier(size, timeout=20)
+
+    def of(self, rank: int) -> Callable[[Tensor], None]:
+        def add(tensor: Tensor) -> None:
+            assert tensor.is_contiguous()
+            self.given[rank] = tensor.clone()
+            self.all.wait()
+            assert len({(g.shape, g.dtype) for g in self.given}) == 1, "the workers sum different things"
+            found = sum(self.given[1:], self.given[0])
+            self.all.wait()
+            tensor.copy_(found)
+
+        return add
+
+
 def together(size: int, work: Any) -> list[Any]:
-    """work(world) in `size` threads; what each gave."""
-    table, found = Table(), [None] * size
+    """work(world) in `size` threads; what each gave. Raises what the first of them raised."""
+    table, sums, found = Table(), Sums(size), [None] * size
+    raised: list[BaseException] = []
 
     def one(rank: int) -> None:
-        found[rank] = work(World(rank, size, table))
+        try:
+            found[rank] = work(World(rank, size, table, sums.of(rank)))
+        except BaseException as error:
+            raised.append(error)
+            sums.all.abort()
 
     threads = [threading.Thread(target=one, args=(rank,)) for rank in range(size)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=30)
+    if raised:
+        raise raised[0]
     return found

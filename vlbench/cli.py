@@ -44,7 +44,8 @@ CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACC
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 2 the command's words are wrong, 1 something failed."""
+    """Entry point. Exit codes: 0 done, 2 the command's words are wrong, 1 something failed, 130 and 143
+    stopped by Ctrl-C and SIGTERM, to be given again."""
     try:
         app()
     except (UserError, RunFailed) as error:
@@ -75,9 +76,14 @@ def _options(
 
 @contextmanager
 def _resumable() -> Iterator[None]:
-    """Ctrl-C leaves a cell that the same command resumes: say so (typer would end without a word)."""
+    """Ctrl-C and SIGTERM leave a cell that the same command resumes: say so (typer would end without a word)."""
+    from .stopping import STOPPED, Stopped, stoppable
+
     try:
-        yield
+        with stoppable(signal.SIGTERM):
+            yield
+    except Stopped:
+        _stop("stopped by SIGTERM; the same command goes on from here.", STOPPED)
     except KeyboardInterrupt:
         _stop("interrupted; the same command goes on from here.", 130)
 
@@ -96,7 +102,7 @@ def run(
     checkpoint_every: Annotated[float, typer.Option(help="seconds between two saved training states")] = 15.0,
 ) -> None:
     """Run one cell and print its table: vlbench run method=upop task=vqav2."""
-    from .launch.world import world
+    from .launch.world import leave, world
     from .resolve import resolve
     from .spec import parse
     from .ui import Screen
@@ -120,6 +126,7 @@ def run(
             record = Runner(runs, screen, checkpoint_seconds=checkpoint_every, world=workers).cell(cell)
         except Uploaded as told:
             return _say_uploaded(told.file, json=json) if workers.leads else None
+    leave()
     if workers.leads:
         _finish(record, runs, json=json)
     return None

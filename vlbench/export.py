@@ -23,8 +23,8 @@ def export(run: str, folder: Path, runs: Path) -> list[str]:
     Raises UserError where there is no such model, it is damaged, or `folder` holds something."""
     source = find_model(run, runs)
     _refuse_taken(folder)
-    model, _ = load_model(source)
-    stock = model.stock()
+    model, state = load_model(source)
+    stock = None if state.adapters else model.stock()
     with new_folder(folder.absolute()) as temporary:
         copy_saved(source, temporary)
         if stock is not None:
@@ -33,7 +33,9 @@ def export(run: str, folder: Path, runs: Path) -> list[str]:
                 write_text(temporary / name, text)
     names = sorted(p.name for p in folder.iterdir())
     told = [f"wrote {folder}: {', '.join(names)}"]
-    if stock is None:
+    if state.adapters:
+        told.append(f"no {LOADER}: adapters stand beside the weights, which libraries do not read; vlbench.load does.")
+    elif stock is None:
         told.append(f"no {LOADER}: {model.card.name} has no Model.stock() that says it; vlbench.load opens the folder.")
     return told
 

@@ -5,8 +5,9 @@ A job cannot reach the report split: the batches it hands out are checked agains
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,8 @@ from .data.sources import Source, refuse_few
 from .errors import RunFailed, UserError
 from .evaluation.loop import Evaluator
 from .evaluation.predictions import Predictions
-from .model import Batch, Model
+from .launch.world import ALONE, World
+from .model import CAPABILITIES, Batch, Model
 from .pruning.cut import Cut, Kept, cut
 from .pruning.masks import apply_masks
 from .record import Budget
@@ -52,6 +54,8 @@ class Compression:
     steps: int = 0
     samples_seen: int = 0
     log: dict[str, Any] = field(default_factory=dict)
+    # Linear -> scaling, of the low-rank adapters that stand beside their weights (nn/adapted.py)
+    adapters: dict[str, float] = field(default_factory=dict)
 
     @property
     def n_tuned(self) -> int:
@@ -64,7 +68,11 @@ class Compression:
 
 
 class Job:
-    """One link of a chain at work. Methods change the model through cut(), mask() and train()."""
+    """One link of a chain at work. Methods change the model through cut(), mask() and train().
+
+    world: the workers that do this together, each in a job of its own on the same model; `train`, `evaluate_select` and
+    the calibration of the engine's pruners share the work among them, and everything else is done by each.
+    """
 
     def __init__(
         self,
@@ -81,7 +89,9 @@ class Job:
         checkpoint_seconds: float = 15.0,
         progress: Progress = _silent,
         source: Source | None = None,
+        world: World = ALONE,
     ) -> None:
+        self.world = world
         self.model, self.task, self.seed, self.folder, self.images = model, task, seed, folder, store
         self.state = state or Compression()
         self.identity = dict(identity or {})
@@ -147,6 +157,7 @@ class Job:
         of every site where it is left out). kept_scale: see `pruning.cut.cut`."""
         if self.state.masks:
             raise UserError("a structured pruner cannot follow an unstructured one: put it first in the chain.")
+        self._refuse_adapters()
         structure = structure or self.structure
         self.state.cuts.append(Cut.of(structure, keep, kept_scale=kept_scale))
         cut(self.model.net, structure, keep, kept_scale=kept_scale)
@@ -154,10 +165,15 @@ class Job:
 
     def mask(self, masks: Mapping[str, Tensor], pattern: str) -> None:
         """Set weights to zero for good: later links keep them zero."""
+        self._refuse_adapters()
         apply_masks(self.model.net, masks)
         self.state.masks.update({k: v.cpu() for k, v in masks.items()})
         structured = self.state.pattern == "structured"
         self.state.pattern = f"structured+{pattern}" if structured else pattern
+
+    def _refuse_adapters(self) -> None:
+        if self.state.adapters:
+            raise UserError("nothing can be pruned where adapters stand beside weights: train them with merge=true.")
 
     def train(
         self,
@@ -169,17 +185,18 @@ class Job:
         """Train every parameter that requires a gradient on the task's loss, or on `loss`; returns the losses.
 
         Zeros of a mask stay zero. Resumes at the last saved step. A loss that keeps something from step to step is a
-        Hook, too.
+        Hook, too. Several workers share a batch; a loss that compares its samples, or is a Hook, is the leader's alone.
         """
         stream = self.batches(schedule.batch_size)
         store = CheckpointStore(
-            self.folder / "checkpoint" / stage, {**self.identity, "stage": stage}, self.checkpoint_seconds
+            self.folder / "checkpoint" / stage, {**self.identity, "stage": stage}, self.checkpoint_seconds, self.world
         )
         kept: list[Hook] = [loss] if isinstance(loss, Hook) else []
         loop = Loop(
             self.model.net, loss or self.loss, stream, schedule, seed=self.seed, store=store, precision=self.precision,
             hooks=[*hooks, *kept, KeepZeros(self.model.net, self.state.masks)], terms=self._terms,
             progress=lambda done, total, text: self._progress(stage, done, total, text),
+            world=self.world, whole=bool(kept) or self._compares(),
         )  # fmt: skip
         with recomputed(self.model.net, self.structure) if schedule.checkpointing == "on" else nullcontext():
             losses = loop.run()
@@ -194,6 +211,11 @@ class Job:
         counted = getattr(self.model, self.task.capability + "_terms", None)
         return int(counted(batch)) if counted is not None else len(batch.samples)
 
+    def _compares(self) -> bool:
+        """Whether the loss compares the samples of a batch with one another."""
+        capability = CAPABILITIES.get(self.task.capability)
+        return capability is not None and capability.loss_over_batch
+
     def trial(self, name: str) -> Job:
         """A job on a copy of the model as it is now, with a folder of its own below checkpoint/: candidates that are
         tried before one is chosen. What a trial trains enters its own budget, which is the caller's to count."""
@@ -201,10 +223,10 @@ class Job:
         model.net = deepcopy(self.model.net)
         job = Job(
             model, self.task, seed=self.seed, folder=self.folder / "checkpoint" / name, store=self.images,
-            state=Compression(masks=dict(self.state.masks), pattern=self.state.pattern),
+            state=Compression(masks=dict(self.state.masks), pattern=self.state.pattern, adapters=self.state.adapters),
             identity={**self.identity, "trial": name}, precision=self.precision,
             checkpoint_seconds=self.checkpoint_seconds, progress=self._progress, source=self.source,
-            dense=self.teacher if self._dense is not None else None,
+            dense=self.teacher if self._dense is not None else None, world=self.world,
         )  # fmt: skip
         job._samples = self._samples  # parsed once
         return job
@@ -221,12 +243,28 @@ class Job:
             batch_size=EVALUATED_AT_ONCE, precision=self.precision,
             progress=lambda done, total, text: self._progress("evaluate select", done, total, text),
         )  # fmt: skip
-        with TemporaryDirectory(prefix="vlbench-select-") as folder:
-            lines = evaluator.run(samples, Predictions(Path(folder) / "predictions.jsonl"))
+        with self._scratch() as folder:
+            lines = evaluator.run(samples, Predictions(folder / "predictions.jsonl", self.world))
         failed = next((line for line in lines if line["status"] != "ok"), None)
         if failed is not None:
             raise RunFailed(f"sample {failed['id']} of {split} fails: {failed['error']}")
         return float(task.aggregate(samples, [line["score"] for line in lines])[task.metric])
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        """An empty folder that all workers see, and that is gone afterwards."""
+        if self.world.size == 1:
+            with TemporaryDirectory(prefix="vlbench-select-") as name:
+                yield Path(name)
+            return
+        folder = self.folder / "checkpoint" / "select"
+        if self.world.leads:
+            shutil.rmtree(folder, ignore_errors=True)  # a killed run's
+        self.world.barrier()
+        yield folder
+        self.world.barrier()
+        if self.world.leads:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def progress(self, what: str, done: int, total: int, text: str = "") -> None:
         self._progress(what, done, total, text)
@@ -237,7 +275,8 @@ class KeepZeros(Hook):
 
     def __init__(self, net: torch.nn.Module, masks: Mapping[str, Tensor]) -> None:
         self.net = net
-        self.masks = {name: keep.to(net.get_parameter(name).device) for name, keep in masks.items()}  # moved once
+        moving = {name: p for name in masks if (p := net.get_parameter(name)).requires_grad}
+        self.masks = {name: masks[name].to(p.device) for name, p in moving.items()}  # moved once
 
     def after_step(self, step: int) -> None:
         apply_masks(self.net, self.masks)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,49 @@ from .storage import sweep
 
 HEARTBEAT = 5.0  # seconds between two signs of life
 EXPIRES = 60.0  # seconds of silence, watched by us, after which a holder on another machine is taken for dead
-OLD = 3600.0  # age by the clocks (of two machines, which may differ) at which nobody needs to watch
+OLD = 3600.0  # age by the clocks at which two heartbeats are watched for, and no longer
 POLL = 0.5  # seconds between two looks at another's lease
 # What a file system without hard links (FAT, some FUSE mounts) answers; creating the file exclusively is left.
 NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who works on a cell. since: by the clock of that machine; None where the lease does not say."""
+
+    host: str
+    pid: int | None
+    since: float | None
+
+
+def held(folder: Path) -> Holder | None:
+    """Who works on the cell in `folder`, at one look. On this machine that is exact. Elsewhere it is whoever gave a
+    sign of life within EXPIRES of now, before or after: where clocks differ by more, or have just jumped, the look is
+    wrong and no more than that, for nobody takes a lease over on account of it."""
+    try:
+        text, beaten = _look(folder / "lease.json")
+    except OSError:
+        return None
+    if text is None:
+        return None
+    known = _alive(text)
+    if known is False or (known is None and abs(time.time() - beaten) > EXPIRES):
+        return None
+    told = _read(text)
+    pid, since = told.get("pid"), told.get("since")
+    return Holder(
+        str(told.get("machine", "unknown")).split(" ")[0],
+        pid if isinstance(pid, int) else None,
+        float(since) if isinstance(since, int | float) else None,
+    )
 
 
 @contextmanager
 def lease(folder: Path, done: Callable[[], bool], tell: Callable[[str], None]) -> Iterator[bool]:
     """Hold the cell in `folder`. Yields True to the one worker that holds it, False where another finished it first.
 
-    A dead holder's lease is taken over: at once where its process is gone from this machine, after EXPIRES otherwise.
-    A live holder's is never stolen; this call waits for it.
+    A dead holder's lease is taken over: at once where its process is gone from this machine, after EXPIRES otherwise
+    (after two heartbeats where the last one is OLD). A live holder's is never stolen; this call waits for it.
     """
     file = folder / "lease.json"
     try:
@@ -72,7 +104,9 @@ def _wait(file: Path, done: Callable[[], bool], tell: Callable[[str], None]) -> 
         text, beaten = look
         if text is None:
             continue  # it went away between our two looks
-        if _dead(text) or time.monotonic() - since > EXPIRES or time.time() - beaten > OLD:
+        silent = EXPIRES if time.time() - beaten < OLD else 2 * HEARTBEAT  # clocks may be set, and differ by hours
+        known = _alive(text)
+        if known is False or (known is None and time.monotonic() - since > silent):
             _remove(file, text)
             continue
         if not told:
@@ -86,7 +120,8 @@ def _claim(file: Path) -> str | None:
     """Become the holder: the text of the lease, or None where there is one. Created under another name and linked, so
     that no reader (and no later run, where we are killed here) finds an empty lease."""
     pid = os.getpid()
-    text = json.dumps({"machine": _machine(), "pid": pid, "started": _started(pid), "token": secrets.token_hex(8)})
+    told = {"machine": _machine(), "pid": pid, "started": _started(pid), "token": secrets.token_hex(8)}
+    text = json.dumps({**told, "since": round(time.time(), 1)})
     draft = file.with_name(f".{file.name}.{pid}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -172,12 +207,13 @@ def _holder(text: str) -> str:
     return f"process {found.get('pid')} on {str(found.get('machine')).split(' ')[0]}"
 
 
-def _dead(text: str) -> bool:
-    """Whether the holder is known to be gone. Of another machine's process nothing is known but its silence."""
+def _alive(text: str) -> bool | None:
+    """Whether the holder is known to live or to be gone, which takes a process of this machine. None: nothing is known
+    of it but its silence."""
     found = _read(text)
     if found.get("machine") != _machine() or not isinstance(found.get("pid"), int):
-        return False
-    return _started(found["pid"]) != found.get("started")
+        return None
+    return _started(found["pid"]) == found.get("started")
 
 
 def _remove(file: Path, text: str) -> None:

@@ -29,6 +29,7 @@ from pydantic.fields import FieldInfo
 
 if TYPE_CHECKING:
     from .job import Job
+    from .model import Model
     from .structure import Structure
 
 Role = Literal["baseline", "pruner", "restorer"]
@@ -149,15 +150,23 @@ class Method(ABC):
     version: ClassVar[int] = 1
     patterns: ClassVar[tuple[str, ...]] = ()
     uses_seed: ClassVar[bool] = False
+    # Whether apply() may run in all of a cell's workers (torchrun) at once, each on its own copy of the model: it then
+    # does the same in each, reaches its data by the job's functions, and writes no files but by CheckpointStore with
+    # job.world. Where it is not said, the leading worker applies the method, and the others wait.
+    parallel: ClassVar[bool] = False
     # recipe name -> option values; a callable gets the context of the cell (paper settings differ by task and target)
     recipes: ClassVar[Mapping[str, Recipe]] = {}
 
     def __init__(self, options: Any) -> None:
         self.options = options
 
-    def check(self, structure: Structure) -> None:
+    def check(self, structure: Structure) -> None:  # noqa: B027
         """Raise UserError for what cannot be done to a model of this structure. Asked of the first link of a chain
         before anything is trained or written."""
+
+    def check_model(self, model: Model) -> None:  # noqa: B027
+        """Raise UserError for what cannot be done to this model, whatever links before do to it. Asked of every link
+        of a chain before anything is trained or written."""
 
     @abstractmethod
     def apply(self, job: Job) -> None:

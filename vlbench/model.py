@@ -186,6 +186,10 @@ class Model(ABC):
         `vlbench export`. None: the family does not say."""
         return None
 
+    def place(self, precision: str) -> None:
+        """Bring the module to the GPU where there is one. Families of models that are larger than one do more."""
+        self.net.to("cuda" if torch.cuda.is_available() else "cpu")
+
     @property
     def device(self) -> torch.device:
         return next(self.net.parameters()).device

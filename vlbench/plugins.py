@@ -17,14 +17,16 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from .errors import UserError, did_you_mean
 
@@ -45,6 +47,31 @@ WORKSPACE_FILE = "vlbench.toml"
 WORKSPACE_MODULES = "vlbench_workspace"
 
 
+T = TypeVar("T")
+_READ: ContextVar[dict[tuple[Any, ...], Any] | None] = ContextVar("_READ", default=None)
+
+
+@contextmanager
+def reading_once() -> Iterator[None]:
+    """Inside, a plug-in's source is read once and not for every cell: a plan of 100,000 is of one moment."""
+    token = _READ.set({})
+    try:
+        yield
+    finally:
+        _READ.reset(token)
+
+
+def _once(key: tuple[Any, ...], read: Callable[[], T]) -> T:
+    """What `read` gives: within reading_once() that of the first time."""
+    known = _READ.get()
+    if known is None:
+        return read()
+    if key not in known:
+        known[key] = read()
+    found: T = known[key]
+    return found
+
+
 @dataclass(frozen=True)
 class Entry:
     """One name of one table, as its file declares it. facts: the literal arguments. built_in: ships in the package."""
@@ -63,6 +90,9 @@ class Entry:
         None for built-ins, whose version is a number; but one that a checkout has changed or added, and git does not
         hold yet, counts as a file outside the package: or an edited formula would get its old results.
         """
+        return _once(("digest", self.file, self.module, self.built_in), self._digest)
+
+    def _digest(self) -> str | None:
         files = source_files(self.file, self.module)
         if self.built_in and not uncommitted().intersection(files):
             return None
@@ -74,7 +104,7 @@ class Entry:
     def load(self) -> Any:
         """Import the file and return the registered class. Raises UserError naming the file where it raises."""
         try:
-            return getattr(_import(self), self.attribute)
+            return getattr(_once(("module", self.file, self.module), lambda: _import(self)), self.attribute)
         except UserError:
             raise
         except (Exception, SystemExit) as error:

@@ -15,8 +15,9 @@ from . import __version__
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "numpy")
 
 
-def provenance(seconds: float) -> dict[str, Any]:
-    """Versions, device, threads and vlbench's own commit: what a reader needs to repeat the run."""
+def provenance(seconds: float, workers: int = 1) -> dict[str, Any]:
+    """Versions, device, threads and vlbench's own commit: what a reader needs to repeat the run. Several workers are
+    told here and are no part of a cell's identity: they compute the same but for the order of sums."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
         "vlbench": __version__,
@@ -27,6 +28,7 @@ def provenance(seconds: float) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "system": platform.system(),
         "seconds": round(seconds, 1),
+        **({"workers": workers} if workers > 1 else {}),
     }
 
 

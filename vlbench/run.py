@@ -9,6 +9,7 @@ import random
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from . import sums
 from .cell import Cell, open_cell, told_options
 from .cost.counts import count_parameters, stated_macs
 from .data.images import ImageStore
@@ -28,6 +30,7 @@ from .job import Compression, Job
 from .launch.world import ALONE, World
 from .leaderboard.statistics import bootstrap, interval, versus
 from .lease import lease
+from .memory import refuse_second_copy
 from .method import Method
 from .model import Model
 from .provenance import provenance
@@ -69,6 +72,8 @@ class Runner:
         folder = self.runs / cell.id
         if not self.world.leads:
             return self._follow(cell, folder)
+        if (folder / "result.json").is_file():
+            sums.check(folder, "result.json")
         found = finished(folder)
         self.world.share(DONE if found else "")
         if found is not None:
@@ -80,25 +85,24 @@ class Runner:
             return self._work(cell, folder, dense) if mine else read_record(folder / "result.json")
 
     def _check(self, cell: Cell) -> None:
-        """What the first link cannot do to this model, or with so few samples, is told before the dense model is
-        evaluated, which may take hours. (Where that is done, _work asks the method, before it writes anything.)"""
+        """What the links cannot do to this model, or with so few samples, is told before the dense model is evaluated,
+        which may take hours. (Where that is done, _work asks the methods, before it writes anything.)"""
         refuse_too_few(cell.spec, cell.task, cell.sources)
-        first = cell.spec.links[0]
         dense = self.runs / cell.dense().id / "result.json"
-        if first.method.check is not Method.check and _has_baseline(cell) and not dense.is_file():
-            first.method(first.options).check(self._build(cell)[0].structure())
+        if _asks(cell) and _has_baseline(cell) and not dense.is_file():
+            ask(cell, self._build(cell)[0])
 
     def _follow(self, cell: Cell, folder: Path) -> Record:
-        """What the other workers do of a cell: their share of the evaluation. The leading one tells when."""
+        """What the other workers do of a cell: their share of the compression and of the evaluation."""
         if self.world.share() == DONE:
             return read_record(folder / "result.json")
         if _has_baseline(cell):
             self._follow(cell.dense(), self.runs / cell.dense().id)
         if self.world.share() != DONE:
-            self.world.share()  # the model is there
-            model = self._build(cell)[0] if cell.is_dense else load_model(folder / "model")[0]
-            model.net.to("cuda" if torch.cuda.is_available() else "cpu")
-            self._evaluate(cell, folder, model, ImageStore(model.card.image))
+            model, state = self._build(cell)
+            store = ImageStore(model.card.image)
+            model, state = self._compress(cell, folder, model, state, store)
+            self._evaluate(cell, folder, model, store)
             if not cell.settings["labelled"]:
                 raise Uploaded(folder)
             self.world.share()  # the record is there
@@ -108,8 +112,7 @@ class Runner:
         start = time.monotonic()
         model, state = self._build(cell)  # first: weights that do not fit leave nothing behind
         original = model.structure()
-        first = cell.spec.links[0]
-        first.method(first.options).check(original)
+        ask(cell, model)
         words = cell.spec.words.model_dump()
         write_json(folder / "cell.json", {"cell": cell.id, "words": words, "identity": cell.identity})
         store = ImageStore(model.card.image)
@@ -118,7 +121,6 @@ class Runner:
         prunable = original.size
         towers = original.tower_sizes()
         model, state = self._compress(cell, folder, model, state, store)
-        self.world.share()
         lines, phases = self._evaluate(cell, folder, model, store)
         if not cell.settings["labelled"]:
             return self._upload(cell, folder, lines)
@@ -128,49 +130,73 @@ class Runner:
             macs=(macs_of(model, cell.task), macs_dense),
             phases=phases, seconds=time.monotonic() - start,
         )  # fmt: skip
+        sums.forget(folder, "result.json")
         write_record(folder / "result.json", record)
+        sums.note(folder, "result.json")
         self.world.share()
         return record
 
     def _build(self, cell: Cell) -> tuple[Model, Compression]:
         """The dense model on its device (of a compressed checkpoint, that), and what is to be saved with it."""
         model, state = open_model(cell)
-        model.net.to("cuda" if torch.cuda.is_available() else "cpu")
+        model.place(cell.spec.words.precision)
         return model, state
+
+    def _second(self, cell: Cell, model: Model) -> Model:
+        """The dense model beside `model`, for a method that learns from it."""
+        refuse_second_copy(model.net, "distillation")
+        return self._build(cell)[0]
 
     def _compress(
         self, cell: Cell, folder: Path, model: Model, state: Compression, store: ImageStore
     ) -> tuple[Model, Compression]:
-        """Apply each link of the chain, resuming after the last one that was finished."""
+        """Apply each link of the chain, resuming after the last one that was finished. All workers do this, and go on
+        from the leading one's files."""
         links = cell.spec.links
         if cell.is_dense:
             return model, state
         stages = [folder / "checkpoint" / f"after-{i}-{link.entry.name}" for i, link in enumerate(links)]
         stages[-1] = folder / "model"
-        done = max((i + 1 for i, stage in enumerate(stages) if is_saved(stage)), default=0)
+        leads = self.world.leads
+        found = max((i + 1 for i, stage in enumerate(stages) if is_saved(stage)), default=0) if leads else 0
+        done = int(self.world.share(str(found)))
+        names = [stage.relative_to(folder).as_posix() for stage in stages]
+        if done and leads:
+            sums.check(folder, names[done - 1])
         if done:
-            model, state = load_model(stages[done - 1])
-            model.net.to("cuda" if torch.cuda.is_available() else "cpu")
-        if done < len(links):  # predictions that lie here are of a model that was deleted
+            model, state = _loaded(stages[done - 1], cell.spec.words.precision)
+        if done < len(links) and leads:  # predictions that lie here are of a model that was deleted
             for name in PASSES:
                 discard(folder / f"{name}.jsonl")
-        for link, stage in list(zip(links, stages, strict=True))[done:]:
-            job = Job(
-                model, cell.task, seed=cell.spec.words.seed, folder=folder, store=store, state=state,
-                identity=_described(cell), precision=cell.spec.words.precision, dense=lambda: self._build(cell)[0],
-                checkpoint_seconds=self.checkpoint_seconds, progress=self.screen.progress,
-                source=cell.sources.get(link.entry.name),
-            )  # fmt: skip
-            _seed(cell.spec.words.seed)
-            link.method(link.options).apply(job)
-            save_model(stage, model, state)
+        for link, stage, name in list(zip(links, stages, names, strict=True))[done:]:
+            if leads or link.method.parallel:
+                self._apply(cell, folder, link, model, state, store)
+            if leads:
+                sums.forget(folder, name)
+                save_model(stage, model, state)
+                sums.note(folder, name)
+            self.world.barrier()
             # Go on from what was saved, killed or not: what a link leaves behind besides (frozen parameters, hooks)
             # would be there in an undisturbed run only.
             model.net.to("meta")  # its memory is free, though others still hold the object
-            model, state = load_model(stage)
-            model.net.to("cuda" if torch.cuda.is_available() else "cpu")
-        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+            model, state = _loaded(stage, cell.spec.words.precision)
+        self.world.barrier()  # nobody removes what another still reads
+        if leads:
+            shutil.rmtree(folder / "checkpoint", ignore_errors=True)
         return model, state
+
+    def _apply(
+        self, cell: Cell, folder: Path, link: LinkSpec, model: Model, state: Compression, store: ImageStore
+    ) -> None:
+        words = cell.spec.words
+        job = Job(
+            model, cell.task, seed=words.seed, folder=folder, store=store, state=state, identity=_described(cell),
+            precision=words.precision, dense=partial(self._second, cell, model),
+            checkpoint_seconds=self.checkpoint_seconds, progress=self.screen.progress,
+            source=cell.sources.get(link.entry.name), world=self.world if link.method.parallel else ALONE,
+        )  # fmt: skip
+        _seed(words.seed)
+        link.method(link.options).apply(job)
 
     def _evaluate(
         self, cell: Cell, folder: Path, model: Model, store: ImageStore
@@ -214,7 +240,7 @@ class Runner:
                 *parity_flags(cell, model.card, task.metric, spread, dense),
             ],
             identity=cell.identity,
-            provenance=provenance(seconds), phases=phases, scores=pack_scores(scores),
+            provenance=provenance(seconds, self.world.size), phases=phases, scores=pack_scores(scores),
             sample_clusters=pack_clusters(clusters),
             model_digest="" if cell.is_dense else manifest_digest(self.runs / cell.id / "model"),
         )  # fmt: skip
@@ -261,6 +287,12 @@ def open_model(cell: Cell) -> tuple[Model, Compression]:
     return open_checkpoint(cls, next(c for c in cls.cards if c.name == cell.spec.model.name), cell.weights)
 
 
+def _loaded(stage: Path, precision: str) -> tuple[Model, Compression]:
+    model, state = load_model(stage)
+    model.place(precision)
+    return model, state
+
+
 def macs_of(model: Model, task: Task) -> int | None:
     """Of the capability's stated sample (cost/stated.py), which no faster loop changes. None for a model that cannot be
     given one: a family of one's own without `tokenizer`."""
@@ -268,6 +300,20 @@ def macs_of(model: Model, task: Task) -> int | None:
         return stated_macs(model, task.capability)
     except UserError:
         return None
+
+
+def ask(cell: Cell, model: Model) -> None:
+    """Raise UserError for what the links cannot do to the model that the chain begins with."""
+    first = cell.spec.links[0]
+    first.method(first.options).check(model.structure())
+    for link in cell.spec.links:
+        link.method(link.options).check_model(model)
+
+
+def _asks(cell: Cell) -> bool:
+    """Whether a link wants to see the model before anything is done."""
+    first, *_ = methods = [link.method for link in cell.spec.links]
+    return first.check is not Method.check or any(one.check_model is not Method.check_model for one in methods)
 
 
 def _has_baseline(cell: Cell) -> bool:

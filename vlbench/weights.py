@@ -28,6 +28,13 @@ PATTERNS = [
     "vocab.txt",
     "tokenizer*",
     "special_tokens*",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "added_tokens.json",
+    "qformer_tokenizer/*",
+    "chat_template.*",
+    "processor_config.json",
 ]
 
 

@@ -120,6 +120,7 @@ def over_a_model(samples: int, repeats: int) -> None:
         print(f"Wanda, {samples} samples: {took:.1f} s of {what}, {took / two:.2f} x two forward passes", flush=True)
     block = BLOCK * samples
     print(f"  memory of the process: {min(peaks):.0f} MB more, {min(peaks) / block:.2f} x a block's ({block:.0f} MB)")
+    runs = (runs * FEW[1])[: FEW[1]]
     few, more = (tensor_peak(lambda n=n: wanda(net, structure, runs[:n])) for n in FEW)  # type: ignore[misc]
     each = (more - few) / (FEW[1] - FEW[0])
     fixed = few - FEW[0] * each

@@ -421,6 +421,10 @@ def test_a_model_opens_from_a_folder_of_shards(name: str, tmp_path: Path) -> Non
     for key, value in model.net.state_dict().items():
         assert torch.equal(other.net.state_dict()[key], value.half().float() if value.is_floating_point() else value)
     assert other.net.training is False
+    if name.endswith("t5"):  # FlanT5's words go in and out by different matrices
+        language = other.net.language_model
+        assert torch.equal(language.encoder.embed_tokens.weight, language.decoder.embed_tokens.weight)
+        assert not torch.equal(language.lm_head.weight, language.shared.weight)
 
 
 @every

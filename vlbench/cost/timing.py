@@ -7,7 +7,6 @@ in Python. Host time is part of it, as it is of what a user waits for; decoding 
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import resource
 import time
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 
 from ..errors import RunFailed
+from ..memory import free_memory
 from ..model import Batch, Model
 from .stated import STATED, infer
 
@@ -212,15 +212,7 @@ def _would_not_fit(device: torch.device, floor: float | None, peak: float | None
     """Whether a batch twice as large would come near the end of a CPU's memory. A GPU says so by itself."""
     if device.type == "cuda" or floor is None or peak is None:
         return False
-    return peak - floor > SHARE * (_available() + peak - floor)
-
-
-def _available() -> float:
-    """MB that the system can still give."""
-    with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024 / 1e6
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
+    return peak - floor > SHARE * (free_memory(device) / 1e6 + peak - floor)
 
 
 def device_name(device: torch.device) -> str:

@@ -43,7 +43,8 @@ class Recipe(Schedule):
     by their text; start_part: those whose names begin so; rename: part of a name there -> what it is called here, in
     one or two places. vision_steps: steps in which the vision tower first learns to name the object on each patch.
     frozen_steps: steps after that in which it stays as it is: trained together from the start, the text's first
-    gradients undo what it has learned.
+    gradients undo what it has learned. frozen_part: what stays, by how the names begin, where it is less than the whole
+    image encoder (a Q-Former has to learn with the text).
     """
 
     task: str
@@ -55,6 +56,7 @@ class Recipe(Schedule):
     rename: Mapping[str, Sequence[str]] = Field(default_factory=dict)
     vision_steps: int = Field(0, ge=0)
     frozen_steps: int = Field(0, ge=0)
+    frozen_part: str = ""
     frozen_lr: float = Field(2e-3, gt=0)
 
 
@@ -78,7 +80,7 @@ def train(name: str, screen: Screen) -> Path:
     cell = open_cell(resolve({"task": recipe.task, "model": name, "checkpoint": str(folder)}))
     store = ImageStore(card.image)
     if recipe.frozen_steps:
-        names = encoder_parameters(model)
+        names = frozenset(n for n in encoder_parameters(model) if n.startswith(recipe.frozen_part))
         frozen = recipe.model_copy(update={"steps": recipe.frozen_steps, "lr": recipe.frozen_lr, "decay": "constant"})
         _stage(f"{name}-frozen", model, cell.task, store, frozen, screen, frozen=names)
     losses = _stage(name, model, cell.task, store, recipe, screen)
@@ -230,7 +232,8 @@ def _stages(recipe: Recipe) -> str:
     vision = f"{recipe.vision_steps} steps in which every patch names its object, " if recipe.vision_steps else ""
     if recipe.start_from:
         vision = f"started from {recipe.start_from}{' (' + recipe.start_part + '*)' if recipe.start_part else ''}, "
-    frozen = f"{recipe.frozen_steps} steps on the task with the image encoder frozen, " if recipe.frozen_steps else ""
+    what = f"{recipe.frozen_part}*" if recipe.frozen_part else "the image encoder"
+    frozen = f"{recipe.frozen_steps} steps on the task with {what} frozen, " if recipe.frozen_steps else ""
     return f"{vision}{frozen}{'then ' if vision or frozen else ''}"
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import sums
 from ..errors import UserError
 from ..launch.world import ALONE, World
 from ..storage import cannot_write, canonical, read_json, write_json, write_text
@@ -15,6 +17,8 @@ from ..task import Sample
 
 Line = dict[str, Any]
 KEYS = ("id", "prediction", "score", "status")
+# Key of a part's line, of it and its folder's name: a damaged one, or another cell's, may be valid JSON.
+SUM = "crc32"
 PASSES = ("predictions", "embeddings", "pairs")  # names of the files an evaluation writes
 
 
@@ -23,7 +27,8 @@ class Predictions:
     order. A line of the parts has no score yet.
 
     What an earlier run left is taken over: the whole lines of its parts, or the finished file where it was killed
-    between that and its record. Lines of samples that failed are not: what failed then may be mended now.
+    between that and its record (UserError where that is damaged or another cell's). Lines of samples that failed are
+    not: what failed then may be mended now.
     `fits` is the batch size left after running out of memory, None where that did not happen.
     """
 
@@ -35,10 +40,11 @@ class Predictions:
         if parts := self._parts():
             self._keep([line for part in parts for line in _whole_lines(part)])
         elif self.file.is_file():
+            sums.check(self.file.parent, self.file.name)
             self._keep(read_predictions(self.file))
         world.barrier()  # nobody writes before everybody has read
         if self.part in parts:  # without what was torn
-            write_text(self.part, "".join(canonical(line) + "\n" for line in _whole_lines(self.part)))
+            write_text(self.part, "".join(self._row(line) for line in _whole_lines(self.part)))
 
     def beside(self, name: str) -> Predictions:
         """The lines of another pass over the same samples, `name`.jsonl in the same folder."""
@@ -52,17 +58,21 @@ class Predictions:
 
     def add(self, lines: Sequence[Line]) -> None:
         """Append one batch and wait until the disk has it."""
-        rows = [canonical(line) for line in lines]
+        rows = [self._row(line) for line in lines]
         try:
             self.part.parent.mkdir(parents=True, exist_ok=True)
             with self.part.open("a", encoding="utf-8", newline="\n") as stream:
-                stream.writelines(row + "\n" for row in rows)
+                stream.writelines(rows)
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
             raise cannot_write(self.part, error) from error
         # As a resumed run would read them: tuples are lists in both.
-        self.lines.update((line["id"], line) for line in map(json.loads, rows))
+        self.lines.update((line["id"], line) for line in json.loads(canonical(lines)))
+
+    def _row(self, line: Line) -> str:
+        """A line of the part."""
+        return canonical({**line, SUM: _checksum(self.part, line)}) + "\n"
 
     def limit(self, size: int) -> None:
         """Batches of more than `size` samples do not fit into memory: remembered for the runs that resume this one."""
@@ -81,7 +91,9 @@ class Predictions:
     def finish(self, lines: Sequence[Line]) -> list[Line]:
         """Write the finished file, `lines` in the split's order, and return them."""
         if self.world.leads:
+            sums.forget(self.file.parent, self.file.name)
             write_text(self.file, "".join(canonical(line) + "\n" for line in lines))
+            sums.note(self.file.parent, self.file.name)
             for part in self._parts():
                 part.unlink()
         return list(lines)
@@ -94,6 +106,7 @@ class Predictions:
 
 def discard(file: Path) -> None:
     """Remove the finished file of predictions and what an unfinished run left of it."""
+    sums.forget(file.parent, file.name)
     for path in [file, *file.parent.glob(f"{file.stem}.part*"), file.with_suffix(".fits")]:
         path.unlink(missing_ok=True)
 
@@ -107,10 +120,17 @@ def _whole_lines(part: Path) -> list[Line]:
     found: list[Line] = []
     for row in text.split("\n")[:-1]:  # behind the last newline is nothing, or a torn line
         try:
-            found.append(_line(row))
+            line = _line(row)
         except (ValueError, TypeError):
             break
+        if line.pop(SUM, None) != _checksum(part, line):
+            break
+        found.append(line)
     return found
+
+
+def _checksum(part: Path, line: Line) -> int:
+    return zlib.crc32(f"{part.absolute().parent.name}\n{canonical(line)}".encode())
 
 
 def _line(text: str) -> Line:

@@ -1,5 +1,5 @@
-"""What runs the cells of a sweep: processes of this machine (local.py); a cluster's queue would stand behind the same
-interface."""
+"""What runs the cells of a sweep: processes of this machine (local.py), Ray (ray_engine.py) or Slurm (slurm.py), all
+behind one interface."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
+
+FAILED = "failed: "  # begins the last line of a log whose cell failed
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,20 @@
 """Worker processes on this machine, one a GPU or as many as --jobs says.
 
 A worker runs many cells, so that torch is imported once; it gets them as JSON lines on its standard input and answers
-with one line each. What a cell prints goes to its log. A worker that dies fails the cell it had, and no other.
+with one line each. What a cell prints goes to its log. A worker that dies costs its own cell an attempt, and no other.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
-from .executor import Outcome, Work, log_file
-
-GRACE = 20.0  # seconds that a stopped worker has to let go of its cell; then it is killed, which resumes as well
-# -P: a file of the user's folder (random.py ...) must not stand in for a module.
-COMMAND = (sys.executable, "-P", "-m", "vlbench.launch.worker")
+from .executor import Outcome, Work
+from .process import GRACE, WorkerProcess, request_of, try_again
 
 
 class LocalExecutor:
@@ -71,32 +62,22 @@ class LocalExecutor:
 
 
 class _Slot:
-    """A thread with at most one worker process: hands it cells, and starts another where it died."""
+    """A thread with at most one worker process: hands it cells."""
 
     def __init__(self, executor: LocalExecutor, environment: Mapping[str, str]) -> None:
-        self.executor, self.environment = executor, environment
+        self.executor, self.worker = executor, WorkerProcess(environment)
         self.work: Work | None = None
-        self._process: subprocess.Popen[str] | None = None
         self._stopped = False
-        self._lock = threading.Lock()  # between the start of a process and stop()
         self._thread = threading.Thread(target=self._loop, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Close the worker's input: it leaves its cell at once, as it does where this process is killed."""
-        with self._lock:
-            self._stopped = True
-            if self._process is not None and self._process.stdin is not None:
-                with contextlib.suppress(OSError):
-                    self._process.stdin.close()
+        self._stopped = True
+        self.worker.stop()
 
     def join(self, seconds: float) -> None:
         self._thread.join(seconds)
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                if self._thread.is_alive():
-                    self._process.kill()
-            self._process.wait()
+        self.worker.end(0.0 if self._thread.is_alive() else GRACE)
 
     def _loop(self) -> None:
         while (work := self.executor._todo.get()) is not None and not self._stopped:
@@ -104,66 +85,12 @@ class _Slot:
             self.executor.tell()
             start = time.monotonic()
             try:
-                outcome = self._run(work)
+                outcome = try_again(self.worker, request_of(work, self.executor.runs))
             except Exception as error:
                 outcome = Outcome(work.cell, "failed", f"{type(error).__name__}: {error}", time.monotonic() - start)
             self.work = None
             self.executor._done.put(outcome)
-        process = self._process
-        if process is not None and process.stdin is not None:
-            with contextlib.suppress(OSError):
-                process.stdin.close()
-
-    def _run(self, work: Work) -> Outcome:
-        start = time.monotonic()
-        log = log_file(self.executor.runs, work.cell)
-        process = self._start(log)
-        if process is None:
-            return Outcome(work.cell, "failed", "stopped before it began")
-        told = {"cell": work.cell, "words": dict(work.words), "baseline": work.baseline}
-        request = json.dumps({**told, "runs": str(self.executor.runs), "log": str(log)})
-        answer = ""
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with contextlib.suppress(OSError, ValueError):  # it died, or stop() has closed its input
-            process.stdin.write(request + "\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
-        seconds = time.monotonic() - start
-        if not answer:
-            return Outcome(work.cell, "failed", self._bury(process), seconds)
-        found: dict[str, Any] = json.loads(answer)
-        return Outcome(work.cell, found["state"], found["reason"], seconds)
-
-    def _start(self, log: Path) -> subprocess.Popen[str] | None:
-        """The worker, started where there is none. Until its first cell it writes to that cell's log."""
-        with self._lock:
-            if self._stopped:
-                return None
-            if self._process is None:
-                log.parent.mkdir(parents=True, exist_ok=True)
-                with log.open("a", encoding="utf-8") as stream:
-                    self._process = subprocess.Popen(
-                        COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stream, text=True,
-                        env=dict(self.environment),
-                        start_new_session=True,  # Ctrl-C is for us: we tell the workers
-                    )  # fmt: skip
-            return self._process
-
-    def _bury(self, process: subprocess.Popen[str]) -> str:
-        """Why there is no answer, once the process has ended. The next cell gets a new one."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE)
-        if process.poll() is None:
-            process.kill()
-        code = process.wait()
-        with self._lock:
-            self._process = None
-            if self._stopped:
-                return "stopped; the same command goes on from here"
-        if code == -signal.SIGKILL:
-            return "its process was killed by signal 9, as a machine without free memory does"
-        return f"its process ended by {f'signal {-code}' if code < 0 else f'exit code {code}'} without a word"
+        self.worker.stop()
 
 
 def _environment(jobs: int, device: str | None) -> dict[str, str]:

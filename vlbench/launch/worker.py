@@ -1,4 +1,4 @@
-"""A process that runs the cells it is given: `python -m vlbench.launch.worker`, started by local.py.
+"""A process that runs the cells it is given: `python -m vlbench.launch.worker`, started by process.py.
 
 Each line of its input is one cell, each line of its output says how it ended. The end of its input is the order to
 stop: the cell at work is left where it is, and resumes. So it never outlives a killed sweep.
@@ -19,6 +19,7 @@ from queue import SimpleQueue
 from typing import Any, TextIO
 
 from ..errors import RunFailed, UserError
+from ..stopping import listen
 from .executor import incomplete
 
 
@@ -28,7 +29,11 @@ def main() -> None:
     faulthandler.enable(all_threads=False)
     # A shell starts what it puts into the background with SIGINT ignored, which is inherited: the order to stop would
     # go unheard, and the cell would keep its lease.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    listen(signal.SIGINT)  # what is being trained is saved at its next step
+    # Slurm sends these to every process of a job that it takes the machine from. Our parent hears them too, and closes
+    # our input. (Handlers, and not SIG_IGN: that would be inherited by the programs that a cell starts.)
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, lambda *_: None)
     requests: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     try:
@@ -62,7 +67,7 @@ def _answer(request: dict[str, Any]) -> dict[str, str]:
         _print_into(log)
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {request['cell']}", flush=True)
         state, reason = _attempt(request)
-        print(f"{state}: {reason}" if reason else state, flush=True)
+        print(f"{state}: {' '.join(reason.splitlines())}" if reason else state, flush=True)  # one line: it is read
     return {"state": state, "reason": reason}
 
 

@@ -1,7 +1,10 @@
-"""The worker processes of one cell: who this one is, and how they wait for one another.
+"""The worker processes of one cell: who this one is, how they wait for one another, and how they add up.
 
-Started by torchrun; data goes through files, and only "go on" through torchrun's key-value store, so that no
-collective can time out behind a slow worker (a worker that dies makes torchrun stop the others).
+Started by torchrun. Data goes through files, and "go on" through torchrun's key-value store, so that no collective can
+time out behind a slow worker (a worker that dies makes torchrun stop the others). Only what is summed at every training
+step and every calibrated block, gradients and statistics, goes through a process group, which is begun when it is first
+used and waits as long. Many machines need nothing more than torchrun's rendezvous, one runs folder that all of them
+share, and devices of one kind (sums are the same bits in every worker, what each makes of them should be too).
 """
 
 from __future__ import annotations
@@ -10,7 +13,12 @@ import os
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from ..errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PATIENCE = timedelta(days=365)
 
@@ -26,10 +34,15 @@ class Store(Protocol):
 
 
 class World:
-    """`size` workers, of which this is number `rank`. All of them call say/hear and barrier in the same order."""
+    """`size` workers, of which this is number `rank`. All of them call these functions in the same order.
 
-    def __init__(self, rank: int = 0, size: int = 1, store: Store | None = None) -> None:
-        self.rank, self.size, self._store, self._turn = rank, size, store, 0
+    add: sums a tensor over all workers, in place.
+    """
+
+    def __init__(
+        self, rank: int = 0, size: int = 1, store: Store | None = None, add: Callable[[Tensor], None] | None = None
+    ) -> None:
+        self.rank, self.size, self._store, self._add, self._turn = rank, size, store, add, 0
 
     @property
     def leads(self) -> bool:
@@ -44,6 +57,19 @@ class World:
         if self.leads:
             self._store.set(key, text)
         return self._store.get(key).decode()
+
+    def gather(self, text: str) -> list[str]:
+        """The texts of all workers, in order of their ranks, in every worker."""
+        if self._store is None:
+            return [text]
+        key = self._next()
+        self._store.set(f"{key}/{self.rank}", text)
+        return [self._store.get(f"{key}/{rank}").decode() for rank in range(self.size)]
+
+    def sum(self, tensor: Tensor) -> None:
+        """Replace a contiguous tensor by its sum over all workers, the same bits in each."""
+        if self._add is not None:
+            self._add(tensor)
 
     def first(self, work: Callable[[], T]) -> T:
         """What `work` gives; the leading worker does it before the others, who find its files."""
@@ -71,17 +97,61 @@ class World:
 ALONE = World()
 
 
+class Group:
+    """torch.distributed's process group of all workers (gloo on the CPU, nccl on GPUs), begun by the first sum."""
+
+    def __init__(self, store: Any, rank: int, size: int) -> None:
+        self.store, self.rank, self.size = store, rank, size
+
+    def add(self, tensor: Tensor) -> None:
+        """Sum the tensor over all workers, in place. Raises RunFailed where there are not as many as torchrun said."""
+        from torch import distributed
+
+        if not distributed.is_initialized():
+            self._begin()
+        distributed.all_reduce(tensor)
+
+    def _begin(self) -> None:
+        import torch
+        from torch import distributed
+        from torch.distributed.distributed_c10d import PrefixStore
+
+        on_gpu = torch.cuda.is_available()
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=PrefixStore("vlbench/group", self.store),
+            rank=self.rank, world_size=self.size, timeout=PATIENCE,
+        )  # fmt: skip
+        here = torch.ones(1, device="cuda" if on_gpu else "cpu")
+        distributed.all_reduce(here)
+        if int(here) != self.size:
+            raise RunFailed(f"torchrun told of {self.size} workers, and {int(here)} answer: start the command again.")
+
+
+def leave() -> None:
+    """End the process group, where one was begun. For a worker that has done all its work."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 @cache
 def world() -> World:
-    """The workers that torchrun started, or this process alone."""
+    """The workers that torchrun started, or this process alone. Raises UserError where a machine has fewer GPUs than
+    workers, and RunFailed where two workers have one number."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     import torch
     from torch.distributed.rendezvous import rendezvous
 
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        number, here = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if number >= here:
+            raise UserError(f"this machine has {here} GPUs, one a worker: start torchrun with --nproc-per-node {here}.")
+        torch.cuda.set_device(number)
     found: Any = next(iter(rendezvous("env://", timeout=PATIENCE)))
     store, rank, size = found
     store.set_timeout(PATIENCE)
-    return World(rank, size, store)
+    if store.add(f"vlbench/worker/{rank}", 1) > 1:
+        raise RunFailed(f"two workers have the number {rank}: start them with torchrun.")
+    return World(rank, size, store, Group(store, rank, size).add)

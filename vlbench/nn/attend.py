@@ -110,12 +110,14 @@ class Shared:
         rows, heads, length, width = q.shape
         beams = rows // len(self.owner)
         if not self.even:
+            slot = self._slot.to(q.device)  # a model may be split over devices
             padded = q.new_zeros((self.states.shape[0] * self._per_state, beams * heads * length * width))
-            q = padded.index_copy(0, self._slot, q.reshape(len(self.owner), -1))
+            q = padded.index_copy(0, slot, q.reshape(len(self.owner), -1))
         per_state = self._per_state * beams
         folded = q.reshape(-1, per_state, heads, length, width).transpose(1, 2).flatten(2, 3)
-        out = attend(folded, k, v, scale=scale, mask=self.mask, dropout=dropout)
+        mask = None if self.mask is None else self.mask.to(q.device)
+        out = attend(folded, k, v, scale=scale, mask=mask, dropout=dropout)
         out = out.reshape(-1, heads, per_state, length, width).transpose(1, 2)
         if not self.even:
-            out = out.reshape(self.states.shape[0] * self._per_state, -1)[self._slot]
+            out = out.reshape(self.states.shape[0] * self._per_state, -1)[slot]
         return out.reshape(rows, heads, length, width)

@@ -10,8 +10,9 @@ from transformers.models.instructblip.modeling_instructblip import InstructBlipA
 
 from .attend import attend, merge_heads, split_heads
 from .blip import vision_tower
+from .stock import Told
 
-__all__ = ["adopt", "vision_tower"]
+__all__ = ["adopt", "told", "vision_tower"]
 
 
 def _forward(self: Any, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
@@ -42,3 +43,12 @@ def adopt(module: nn.Module) -> nn.Module:
     for layer in module.modules():
         layer.__class__ = _OURS.get(type(layer), type(layer))
     return module
+
+
+def told(module: nn.Module) -> Told:
+    """For a class that does what the library's does at any width: its own reads it off the hidden states."""
+    found: Told = {}
+    for path, layer in module.named_modules():
+        if isinstance(layer, Blip2VisionAttention | InstructBlipVisionAttention):
+            found[path] = {"num_heads": int(layer.num_heads)}, 1.0
+    return found

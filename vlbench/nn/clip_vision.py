@@ -9,6 +9,7 @@ from transformers.models.clip.modeling_clip import CLIPAttention as LibraryAtten
 
 from ..structure import Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import attend, merge_heads, split_heads
+from .stock import Told
 
 
 class CLIPAttention(LibraryAttention):  # type: ignore[misc]
@@ -27,6 +28,16 @@ def adopt(module: nn.Module) -> nn.Module:
         if type(layer) is LibraryAttention:
             layer.__class__ = CLIPAttention
     return module
+
+
+def told(module: nn.Module) -> Told:
+    """For the library's class, which stores its softmax scale."""
+    found: Told = {}
+    for path, layer in module.named_modules():
+        if isinstance(layer, CLIPAttention):
+            heads, rows = int(layer.num_heads), int(layer.q_proj.weight.shape[0])
+            found[path] = {"num_heads": heads, "head_dim": rows // heads}, 1.0
+    return found
 
 
 def states_after(vision: Any, images: Tensor, blocks: int) -> Tensor:

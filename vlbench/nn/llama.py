@@ -11,6 +11,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from ..structure import AfterCut, Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import attend, merge_heads, split_heads
+from .stock import Told
 
 
 class LlamaAttention(LibraryAttention):  # type: ignore[misc]
@@ -65,6 +66,18 @@ def adopt(module: nn.Module) -> nn.Module:
             pairs = torch.arange(layer.head_dim // 2, device=layer.k_proj.weight.device)
             layer.register_buffer("pairs", pairs, persistent=False)
     return module
+
+
+def told(module: nn.Module) -> Told:
+    """For the library's class, which stores its softmax scale. rotary: the indices into cos and sin of what a cut layer
+    keeps, which the library's does not pick by itself."""
+    found: Told = {}
+    for path, layer in module.named_modules():
+        if isinstance(layer, LlamaAttention):
+            pairs, half = layer.pairs.tolist(), int(layer.head_dim) // 2
+            rotary = [*pairs, *(pair + half for pair in pairs)]
+            found[path] = {"head_dim": len(rotary), **({"rotary": rotary} if len(pairs) < half else {})}, 1.0
+    return found
 
 
 def tower(module: nn.Module, prefix: str = "model.layers", name: str = "language") -> Tower:

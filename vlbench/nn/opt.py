@@ -9,6 +9,7 @@ from transformers.models.opt.modeling_opt import OPTAttention as LibraryAttentio
 
 from ..structure import Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import attend, merge_heads, split_heads
+from .stock import Told
 
 
 class OPTAttention(LibraryAttention):  # type: ignore[misc]
@@ -36,6 +37,16 @@ def adopt(module: nn.Module) -> nn.Module:
         if type(layer) is LibraryAttention:
             layer.__class__ = OPTAttention
     return module
+
+
+def told(module: nn.Module) -> Told:
+    """For the library's class, which stores its softmax scale."""
+    found: Told = {}
+    for path, layer in module.named_modules():
+        if isinstance(layer, OPTAttention):
+            heads, rows = int(layer.num_heads), int(layer.q_proj.weight.shape[0])
+            found[path] = {"num_heads": heads, "head_dim": rows // heads}, 1.0
+    return found
 
 
 def tower(module: nn.Module, prefix: str = "model.decoder.layers", name: str = "language") -> Tower:

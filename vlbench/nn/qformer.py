@@ -10,6 +10,7 @@ from transformers.models.instructblip.modeling_instructblip import InstructBlipQ
 
 from ..structure import Block, Rows, Site, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import Shared, attend, merge_heads, split_heads
+from .stock import Told
 
 
 def _forward(
@@ -56,6 +57,17 @@ def adopt(module: nn.Module) -> nn.Module:
     for layer in module.modules():
         layer.__class__ = _OURS.get(type(layer), type(layer))
     return module
+
+
+def told(module: nn.Module) -> Told:
+    """For the library's classes, which store their softmax scale."""
+    found: Told = {}
+    for path, layer in module.named_modules():
+        if isinstance(layer, Blip2Attention | InstructBlipAttention):
+            heads, rows = int(layer.num_attention_heads), int(layer.query.weight.shape[0])
+            sizes = {"num_attention_heads": heads, "attention_head_size": rows // heads, "all_head_size": rows}
+            found[path] = sizes, 1.0
+    return found
 
 
 def tower(module: nn.Module, prefix: str = "qformer.encoder.layer", name: str = "qformer") -> Tower:

@@ -11,6 +11,7 @@ from transformers.models.t5.modeling_t5 import T5Attention as LibraryAttention
 
 from ..structure import Block, Rows, Site, Tower, attention_site, blocks_named, ffn_site
 from .attend import Shared, attend, merge_heads, split_heads
+from .stock import Told
 
 _HEADS = "block 0 makes the position bias of every layer, with one entry per head"
 
@@ -90,6 +91,16 @@ def adopt(module: nn.Module) -> nn.Module:
         if type(layer) is LibraryAttention:
             layer.__class__ = T5Attention
     return module
+
+
+def told(module: nn.Module) -> Told:
+    """For the library's class, which has no softmax scale."""
+    found: Told = {}
+    for path, layer in module.named_modules():
+        if isinstance(layer, T5Attention):
+            rows = int(layer.q.weight.shape[0])
+            found[path] = {"key_value_proj_dim": rows // int(layer.n_heads), "inner_dim": rows}, 1.0
+    return found
 
 
 def tower(module: nn.Module, prefix: str, name: str) -> Tower:

@@ -24,11 +24,13 @@ class Room:
 
     @classmethod
     def here(cls, device: torch.device, folder: Path | None = None) -> Room:
-        """Half of what is free on the device and on the host. It changes no number, and so is no option of a cell."""
+        """Half of what is free on the device and, shared with this machine's other workers, on the host. It changes no
+        number, and so is no option of a cell."""
         told = os.environ.get(VARIABLE)
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 << 30
         on_device = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else 0.0
-        return cls(on_device, float(told) * 2**30 if told else free / 2, folder)
+        workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return cls(on_device, float(told) * 2**30 if told else free / 2 / workers, folder)
 
 
 class Activations:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RunFailed
+from ..launch.world import ALONE, World
 from ..structure import Block, Structure
 from .activations import Activations, Room
 from .capture import Call, Finished, capture, capture_all, capture_tower, hidden_of, replay
-from .statistics import Collector, Statistics, collected, collecting, refuse_damaged
+from .statistics import Collector, Statistics, collected, collecting, joined, refuse_damaged
 
 __all__ = ["Call", "Statistics", "calibrate", "capture", "capture_all", "collect", "collected", "hidden_of", "replay"]
 
@@ -37,6 +38,7 @@ def calibrate(
     skip: int = 0,
     room: Room | None = None,
     image_tokens: Sequence[Tensor | None] = (),
+    world: World = ALONE,
 ) -> None:
     """Walk the towers in order of data flow; prune(block, statistics of its matrices) once for every block.
 
@@ -46,6 +48,7 @@ def calibrate(
     gram: collect x x^T too. dtype: of the sums. skip: so many blocks were pruned before (a run goes on after a kill, in
     a model as prune() left it). room: where hidden states are kept. image_tokens: of every run, (batch, tokens), True
     where a stream that mixes modalities has an image's token: statistics then tell them apart (`vision`, `text`).
+    world: each worker has runs of its own, at least one; what it gives to prune() is summed over all of them.
     """
     device = next(net.parameters()).device
     room = room or Room.here(device)
@@ -65,8 +68,9 @@ def calibrate(
                     raise RunFailed(f"the task's loss never calls {block.path}: nothing is known of its inputs.")
                 with collecting(net, block, gram=gram, dtype=dtype) as collector:
                     _forward(net, block, at, hidden, keep=propagate == "dense", seen=(collector, image_tokens))
-                refuse_damaged(block, collector.found)
-                prune(block, collector.found)
+                found = joined(collector.found, world)
+                refuse_damaged(block, found)
+                prune(block, found)
                 done += 1
                 if propagate == "pruned" and done < total:
                     _forward(net, block, at, hidden, keep=True)

@@ -6,6 +6,7 @@ passes) or of |gradient * weight| (first order). Fine: any pruner, with its bloc
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..launch.world import ALONE, World
 from ..structure import Structure
 from .gradients import gradients
 
@@ -105,10 +107,12 @@ def _filled(kept: Tensor, score: Tensor, size: Tensor, keep: float) -> Tensor:
     return kept
 
 
-def first_order(net: nn.Module, names: Sequence[str], batches: Sequence[tuple[Loss, int]]) -> dict[str, float]:
+def first_order(
+    net: nn.Module, names: Sequence[str], batches: Sequence[tuple[Loss, int]], world: World = ALONE
+) -> dict[str, float]:
     """Matrix -> sum of |W| times the batches' mean |gradient|. batches: (the loss of one, its samples)."""
     found: dict[str, float] = {}
-    for name, seen in gradients(net, names, batches, magnitudes=True).items():
+    for name, seen in gradients(net, names, batches, magnitudes=True, world=world).items():
         assert seen.gradient is not None
         found[name] = float((net.get_parameter(name).detach().abs() * seen.gradient).sum())
     return found
@@ -121,29 +125,40 @@ def zeroth_order(
     seeds: Callable[[], int],
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    world: World = ALONE,
 ) -> dict[str, float]:
     """Matrix -> sum over the batches of |L(W + eps z) - L(W - eps z)| / (2 eps), z normal from a seed a batch.
 
     The weights are put back from a copy: adding and taking away eps z leaves another matrix in half precision.
+    world: the workers share the batches, and add up what all found in the order of one process.
     """
-    found: dict[str, float] = {}
+    found: dict[str, list[float]] = {}
+    drawn = range(len(losses))
     with torch.no_grad():
         for name in names:
             weight = net.get_parameter(name)
             original = weight.detach().clone()
-            total = torch.zeros(1)
+            found[name] = []
             try:
-                for loss in losses:
-                    z = _direction(original, seeds())
+                for loss, seed in list(zip(losses, [seeds() for _ in drawn], strict=True))[world.rank :: world.size]:
+                    z = _direction(original, seed)
                     weight.copy_(original + EPSILON * z)
                     above = loss()
                     weight.copy_(original - EPSILON * z)
-                    total += abs(((above - loss()) / (2 * EPSILON)).item())
+                    found[name].append(abs(((above - loss()) / (2 * EPSILON)).item()))
             finally:
                 weight.copy_(original)
-            found[name] = float(total)
             progress(len(found), len(names))
-    return found
+    parts = [json.loads(text) for text in world.gather(json.dumps(found))]
+    return {name: _added([parts[i % world.size][name][i // world.size] for i in drawn]) for name in names}
+
+
+def _added(values: Sequence[float]) -> float:
+    """In single precision and in order, as the authors' code adds."""
+    total = torch.zeros(1)
+    for value in values:
+        total += value
+    return float(total)
 
 
 def _direction(like: Tensor, seed: int) -> Tensor:

@@ -38,7 +38,7 @@ class _Spread(torch.autograd.Function):
 class _GatedLinear(torch.autograd.Function):
     """F.linear(x, weight * gate, bias * gate), a gate a row. The gated weight is made again in the backward pass: kept,
     it would be a second copy of every gated matrix (0.48 GB in BLIP-base). The products are autograd's and in its
-    order, so that all gradients are those of the plain expression, bit for bit."""
+    order, so that all gradients are those of the plain expression, bit for bit where x is contiguous."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RunFailed
+from ..launch.world import ALONE, World
+from ..training.parallel import summed
 from .statistics import Statistics
 
 Loss = Callable[[], Tensor]
@@ -21,12 +23,13 @@ def gradients(
     dtype: torch.dtype = torch.float64,
     magnitudes: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    world: World = ALONE,
 ) -> dict[str, Statistics]:
     """Mean gradient, and mean square of it, of every parameter named. losses: (the mean loss of a batch, its samples).
 
     The mean gradient does not depend on how samples are put together. Its square does: that of a batch of one is the
     diagonal of the empirical Fisher matrix, that of a larger batch is smaller (the samples' noise cancels).
-    magnitudes: `gradient` is the mean of the batches' |gradient|.
+    magnitudes: `gradient` is the mean of the batches' |gradient|. world: the workers share the batches.
     """
     net.eval()
     parameters = {name: net.get_parameter(name) for name in names}
@@ -37,18 +40,21 @@ def gradients(
     for p in parameters.values():
         p.requires_grad_(True)
     try:
-        for number, (loss, samples) in enumerate(losses):
+        own = losses[world.rank :: world.size]
+        for number, (loss, samples) in enumerate(own):
             grads = torch.autograd.grad(loss(), list(parameters.values()), allow_unused=True)
             for (name, p), grad in zip(parameters.items(), grads, strict=True):
                 grad = torch.zeros_like(p) if grad is None else grad
                 _add(name, found[name], grad.abs() if magnitudes else grad, samples)
-            progress(number + 1, len(losses))
+            progress(number + 1, len(own))
     finally:
         for p, flag in flags.items():
             p.requires_grad_(flag)
     for seen in found.values():
+        seen.samples = summed(seen.samples, world)
         for total in (seen.gradient, seen.gradient_square):
             assert total is not None
+            world.sum(total)
             total /= max(1, seen.samples)
     return found
 

@@ -21,6 +21,9 @@ class LearnedGates(Hook):
         self.gates, self.penalty, self.schedule = gates, penalty, schedule
         self.optimiser = torch.optim.Adam(gates.value.values(), lr=schedule.lr)
 
+    def leaves(self) -> list[Tensor]:
+        return list(self.gates.value.values())
+
     def after_backward(self, step: int) -> None:
         gradient = self.gates.take()
         refuse_not_finite(gradient, step)

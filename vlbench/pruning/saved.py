@@ -17,15 +17,17 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..job import Compression
 from ..model import Card, Model
+from ..nn.adapted import adapter_keys, attach_all
 from ..plugins import table
 from ..storage import new_folder, read_json, read_sealed, standing, write_json, write_sealed
 from ..weights import MANIFEST as MANIFEST
 from ..weights import file_digest, load_into, read_weights, save_tensors
 from .cut import Cut
 
-FORMAT = 1
+FORMAT = 2  # 1: without adapters, which is written where there are none, so that an older vlbench reads it
 WEIGHTS = "model.safetensors"
-MASKS = "masks.bin"  # safetensors too, under a name that no loader of weights takes for weights
+# Safetensors too, under names that no loader of weights takes for weights.
+MASKS, ADAPTERS = "masks.bin", "adapters.bin"
 
 
 def save_model(folder: Path, model: Model, state: Compression) -> None:
@@ -33,21 +35,28 @@ def save_model(folder: Path, model: Model, state: Compression) -> None:
     with new_folder(folder) as temporary:
         model.save_assets(temporary)
         write_json(temporary / "config.json", model.config)
-        save_tensors(temporary / WEIGHTS, distinct_tensors(model.net))
+        tensors = distinct_tensors(model.net)
+        apart = {name: tensors.pop(name) for path in state.adapters for name in adapter_keys(path)}
+        save_tensors(temporary / WEIGHTS, tensors)
+        if apart:
+            save_tensors(temporary / ADAPTERS, apart)
         if state.masks:
             save_tensors(temporary / MASKS, {k: _pack(v) for k, v in state.masks.items()})
         manifest = {
-            "format": FORMAT,
+            "format": FORMAT if apart else 1,
             "model": model.card.name,
             "cuts": [made.sites for made in state.cuts],
             # Numbers of the cuts that left attention with the scale of its kept width.
             "kept_scale": [number for number, made in enumerate(state.cuts) if made.kept_scale],
+            **({"adapters": state.adapters} if apart else {}),
             "pattern": state.pattern,
             "trained": state.trained,
             "steps": state.steps,
             "samples_seen": state.samples_seen,
             "log": state.log,
-            "files": {p.name: file_digest(p) for p in sorted(temporary.iterdir()) if p.is_file()},
+            "files": {
+                p.relative_to(temporary).as_posix(): file_digest(p) for p in sorted(temporary.rglob("*")) if p.is_file()
+            },
         }
         write_sealed(temporary / MANIFEST, manifest)
 
@@ -56,6 +65,7 @@ def copy_saved(source: Path, target: Path) -> None:
     """Copy a saved model, and nothing else that lies in its folder. Raises UserError where it is damaged."""
     source = standing(source)
     for name in (*_manifest(source)["files"], MANIFEST):
+        (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, target / name)
 
 
@@ -86,10 +96,13 @@ def load_model(folder: Path) -> tuple[Model, Compression]:
         steps=manifest["steps"],
         samples_seen=manifest["samples_seen"],
         log=manifest["log"],
+        adapters=manifest.get("adapters", {}),
     )
     for made in state.cuts:
         made.repeat(model.net, model.structure())
     load_into(model.net, read_weights(folder))
+    if state.adapters:
+        attach_all(model.net, load_file(folder / ADAPTERS), state.adapters, folder / ADAPTERS)
     if MASKS in manifest["files"]:
         packed = load_file(folder / MASKS)
         state.masks = {k: _unpack(v, model.net.get_parameter(k).shape) for k, v in packed.items()}
@@ -105,7 +118,7 @@ def open_checkpoint(cls: type[Model], card: Card, weights: Path) -> tuple[Model,
     model, state = load_model(weights)
     if model.card.name != card.name:
         raise UserError(f"{weights} is a compressed {model.card.name}, and this cell's model is {card.name}.")
-    return model, Compression(cuts=state.cuts, masks=state.masks)
+    return model, Compression(cuts=state.cuts, masks=state.masks, adapters=state.adapters)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

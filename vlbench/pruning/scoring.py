@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..job import Job
+from ..launch.world import ALONE
 from ..method import Method, PruneOptions
 from ..storage import digest
 from ..structure import Block, Site, Structure
@@ -47,6 +48,7 @@ class ScorePruner(Method):
     # different sites are compared as they are.
     additive: ClassVar[bool] = False
     gram: ClassVar[bool] = False
+    parallel: ClassVar[bool] = True
 
     @abstractmethod
     def score(self, weight: Tensor, statistics: Statistics | None) -> Tensor:
@@ -104,11 +106,11 @@ class ScorePruner(Method):
         net, names = job.model.net, list(structure.matrices)
         if options.allocation == "ecoflap":
             sizes = [len(batch.samples) for batch in batches]
-            scores = first_order(net, names, list(zip(losses, sizes, strict=True)))
+            scores = first_order(net, names, list(zip(losses, sizes, strict=True)), job.world)
         else:
             scores = zeroth_order(
                 net, names, losses, seeds_from(job.seed),
-                progress=lambda done, total: job.progress("allocate", done, total),
+                progress=lambda done, total: job.progress("allocate", done, total), world=job.world,
             )  # fmt: skip
         return block_ratios(structure, scores, options.fraction, code=options.group == "code")
 
@@ -124,7 +126,7 @@ class ScorePruner(Method):
             seen = gradients(
                 job.model.net, work.parameters(), [(partial(job.loss, b), len(b.samples)) for b in batches],
                 dtype=getattr(torch, options.statistics),
-                progress=lambda done, total: job.progress("gradients", done, total),
+                progress=lambda done, total: job.progress("gradients", done, total), world=job.world,
             )  # fmt: skip
         for tower in structure.towers:
             for block in tower.blocks:
@@ -132,32 +134,40 @@ class ScorePruner(Method):
         return None
 
     def _calibrate(self, job: Job, structure: Structure, work: Work, options: CalibratedOptions) -> None:
-        """Block by block. What was found of a block is on disk before the next one is begun."""
+        """Block by block. What was found of a block is on disk before the next one is begun. Several workers share the
+        samples; the leading one looks at their sums, and the others read what it found."""
         batches = job.calibration(options.calibration_samples, 1)
         self._told(job, batches)
+        world = job.world if len(batches) >= job.world.size else ALONE  # too few to share: each looks at all of them
+        batches = batches[world.rank :: world.size]
         folder = job.folder / "checkpoint" / self.name
         stores = [
-            CheckpointStore(folder / f"{i:04d}", {**job.identity, "stage": self.name, "block": block.path}, 0.0)
+            CheckpointStore(
+                folder / f"{i:04d}", {**job.identity, "stage": self.name, "block": block.path}, 0.0, job.world
+            )
             for i, block in enumerate(b for t in structure.towers for b in t.blocks)
         ]
-        done = 0
+        done, device = 0, next(job.model.net.parameters()).device
         while done < len(stores) and (state := stores[done].load()) is not None:
-            device = next(job.model.net.parameters()).device
             work.add({name: tensor.to(device) for name, tensor in state[1].items()})
             done += 1
         todo = iter(stores[done:])
 
         def prune(block: Block, statistics: Mapping[str, Statistics]) -> None:
-            found = work.block(block, statistics)
-            next(todo).save(0, {name: t.cpu().contiguous() for name, t in found.items()}, {})
+            store, found = next(todo), dict[str, Tensor]()
+            if job.world.leads:
+                found = work.block(block, statistics)
+                store.save(0, {name: t.cpu().contiguous() for name, t in found.items()}, {})
+            if job.world.size > 1 and (state := store.load()) is not None:
+                found = {name: tensor.to(device) for name, tensor in state[1].items()}
             work.add(found)
 
         calibrate(
             job.model.net, structure, [partial(job.loss, batch) for batch in batches], prune,
             propagate=options.propagate, gram=self.gram, dtype=getattr(torch, options.statistics), skip=done,
-            room=Room.here(next(job.model.net.parameters()).device, folder),
+            room=Room.here(device, folder),
             progress=lambda done, total: job.progress("calibrate", done, total),
-            image_tokens=[job.model.image_tokens(batch) for batch in batches],
+            image_tokens=[job.model.image_tokens(batch) for batch in batches], world=world,
         )  # fmt: skip
 
     def _told(self, job: Job, batches: list[Any]) -> None:

@@ -134,6 +134,9 @@ class GateSearch(Hook):
         """Part of the search that is done, in (0, 1] -> part of the target that is pruned, 1 at 1."""
         raise NotImplementedError
 
+    def leaves(self) -> list[Tensor]:
+        return list(self.gates.value.values())
+
     def after_backward(self, step: int) -> None:
         gradient = self.gates.take()
         refuse_not_finite(gradient, step)

@@ -6,7 +6,8 @@ Sums are mergeable: those of two workers, or of two halves of the samples, added
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RunFailed
+from ..launch.world import World
 from ..nn.attend import Shared
 from ..structure import Block
 
@@ -91,6 +93,41 @@ class Statistics:
         gram, gradient, square = (None if t is None else t.clone() for t in tensors)
         vision = None if self.vision is None else self.vision.clone()
         return Statistics(self.square_sum.clone(), self.samples, gram, gradient, square, vision)
+
+
+def joined(found: Mapping[str, Statistics], world: World) -> Mapping[str, Statistics]:
+    """The statistics of all workers' samples together, the same bits in every worker. Matrices share one Statistics
+    where they do in each worker."""
+    if world.size == 1:
+        return found
+    numbers: dict[int, int] = {}
+    told = {
+        name: [numbers.setdefault(id(seen), len(numbers)), seen.samples, seen.vision and seen.vision.samples]
+        for name, seen in found.items()
+    }
+    tables: list[dict[str, list[Any]]] = [json.loads(text) for text in world.gather(json.dumps(told))]
+    groups: dict[tuple[int, ...], Statistics] = {}
+    result: dict[str, Statistics] = {}
+    for name, seen in found.items():
+        key = tuple(table[name][0] for table in tables)
+        if key not in groups:
+            groups[key] = _summed(seen, [table[name][1:] for table in tables], world)
+        result[name] = groups[key]
+    return result
+
+
+def _summed(seen: Statistics, told: Sequence[Sequence[int | None]], world: World) -> Statistics:
+    """told: of every worker, its samples, and those with tokens of an image (None where it met none)."""
+    own = Statistics(seen.square_sum.clone(), sum(n or 0 for n, _ in told), seen.gram)
+    world.sum(own.square_sum)
+    if own.gram is not None:
+        own.gram = own.gram.clone()
+        world.sum(own.gram)
+    if any(n is not None for _, n in told):
+        device, dtype = own.square_sum.device, own.square_sum.dtype
+        vision = seen.vision or Statistics.zeros(len(own.square_sum), device, gram=own.gram is not None, dtype=dtype)
+        own.vision = _summed(vision, [(n, None) for _, n in told], world)
+    return own
 
 
 class Collector:

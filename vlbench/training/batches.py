@@ -49,6 +49,18 @@ class Batches:
         """The batch of `step`, on the device, normalised."""
         return collate(self.chosen(step), self.store, self.device, options, seed=(self.seed, step))
 
+    def share(self, step: int, rank: int, size: int) -> Batch | None:
+        """Part `rank` of the `size` parts (`divided`) of that batch; None where it has too few samples. Images of other
+        parts are not read, but where they are cropped: the places are drawn for the whole batch."""
+        samples = self.chosen(step)
+        count = min(size, len(samples))
+        if rank >= count:
+            return None
+        if self.store.spec.resize == "keep":
+            return divided(self.at(step), size)[rank]
+        start, end = (len(samples) * i // count for i in (rank, rank + 1))
+        return collate(samples[start:end], self.store, self.device)
+
     def chosen(self, step: int) -> list[Sample]:
         """The samples of that batch, without their images."""
         epoch, index = divmod(step, self.batches_per_epoch)

@@ -19,25 +19,24 @@ from torch import Tensor
 from ..errors import UserError
 from ..method import later
 from ..model import Batch, Model, Outputs
+from .loop import Schedule
 from .momentum import MomentumOptions
 
 if TYPE_CHECKING:
     from ..job import Job
 
 
-class DistilOptions(MomentumOptions):
-    """What a restorer trains on."""
+class TeacherOptions(Schedule):
+    """A stage that may be trained on what the dense model says."""
 
-    loss: Literal["task", "kd", "both", "momentum"] = later(  # type: ignore[assignment]
-        "task",
-        description="the task's loss; kd: distillation from the dense model's logits; both: these together; momentum: "
-        "retrieval's with momentum encoders and a queue, as BLIP's and CLIP's published finetuning has it",
+    loss: Literal["task", "kd", "both"] = later(
+        "task", description="the task's loss; kd: distillation from the dense model's logits; both: these together"
     )
     kd_weight: float = later(0.5, ge=0, le=1, description="weight of distillation in loss=both, the task has the rest")
     temperature: float = later(2.0, gt=0, description="what the logits are divided by in distillation")
 
     @model_validator(mode="after")
-    def _meaning(self) -> DistilOptions:
+    def _meaning(self) -> TeacherOptions:
         changed = self.changed("kd_weight", "temperature")
         if "kd_weight" in changed and self.loss != "both":
             raise ValueError("kd_weight= has a meaning with loss=both only")
@@ -47,11 +46,24 @@ class DistilOptions(MomentumOptions):
 
     def objective(self, job: Job) -> Callable[[Batch], Tensor] | None:
         """The loss of a batch for Job.train; None for the task's own."""
-        if self.loss not in ("kd", "both"):
-            return super().objective(job)
+        if self.loss == "task":
+            return None
         weight = 1.0 if self.loss == "kd" else self.kd_weight
         distillation = Distillation(job.teacher(), job.task.capability, weight, self.temperature)
         return lambda batch: distillation(job.model, batch)
+
+
+class DistilOptions(TeacherOptions, MomentumOptions):
+    """What a restorer of all weights trains on."""
+
+    loss: Literal["task", "kd", "both", "momentum"] = later(  # type: ignore[assignment]
+        "task",
+        description="the task's loss; kd: distillation from the dense model's logits; both: these together; momentum: "
+        "retrieval's with momentum encoders and a queue, as BLIP's and CLIP's published finetuning has it",
+    )
+
+    def objective(self, job: Job) -> Callable[[Batch], Tensor] | None:
+        return (MomentumOptions if self.loss == "momentum" else TeacherOptions).objective(self, job)
 
 
 class Distillation:

@@ -11,14 +11,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..errors import RunFailed
+from ..launch.world import ALONE, World
 from ..method import MethodOptions, later
 from ..model import CAPABILITIES, Batch
 from ..nn.precision import plain_float32
+from ..stopping import Stopped, ordered, step_by_step
 from ..storage import digest
+from ..task import Sample
 from ..weights import weights_digest
 from .batches import Batches, divided
 from .checkpoint import CheckpointStore
 from .optimisers import build_optimiser
+from .parallel import join, mixed, refuse_drift, summed
 
 POLY_POWER = 0.9  # of Segmenter's schedule (Strudel et al. 2021), as of DeepLab's
 
@@ -73,10 +77,14 @@ class Diverged(RunFailed):
 
 
 class Hook:
-    """What a method adds to the loop. Its state travels with the checkpoint."""
+    """What a method adds to the loop. Its state travels with the checkpoint, and is the same in every worker."""
+
+    def leaves(self) -> Sequence[Tensor]:
+        """Tensors outside the network whose .grad is read: several workers' are summed as the network's are."""
+        return ()
 
     def after_backward(self, step: int) -> None:
-        """Gradients are there, the optimiser has not moved."""
+        """Gradients are there (of the whole batch, in every worker), the optimiser has not moved."""
 
     def after_step(self, step: int) -> None:
         """The optimiser has moved, gradients are cleared."""
@@ -95,6 +103,10 @@ class Loop:
     With `accumulate` the gradient is summed over parts of the batch, each weighted by terms(part), the number of terms
     that its loss is the mean over: the gradient of the whole batch to rounding, where the loss is such a mean and
     without dropout, which draws other numbers. A loss that compares the samples of a batch (contrastive) is none.
+
+    Several workers (`world`) share a batch in just this way, each with a part of it, and all move alike. Of a loss that
+    is no mean, or that keeps something from step to step (`whole`), the leading worker has the whole batch, and the
+    others follow. The leading worker alone saves.
     """
 
     def __init__(
@@ -110,8 +122,11 @@ class Loop:
         store: CheckpointStore | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
         progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+        world: World = ALONE,
+        whole: bool = False,
     ) -> None:
         self.net, self.loss, self.batches, self.schedule = net, loss, batches, schedule
+        self.world, self.whole = world, whole
         self.seed, self.terms, self.hooks, self.store = seed, terms, hooks, store
         self.precision, self.progress = precision, progress
         self.optimiser = build_optimiser(schedule.optimiser, net, lr=schedule.lr, weight_decay=schedule.weight_decay)
@@ -120,26 +135,34 @@ class Loop:
 
     def run(self) -> list[float]:
         """Train to the end and return the loss of every step. Raises Diverged on a loss that is not finite."""
-        self._start = self._fingerprint() if self.store is not None else ""
+        self._start = self.world.share(self._fingerprint()) if self.store is not None else ""
         start = self._resume()
+        self._refuse_drift()
         # What a method's own backward left would be added to the first step, which after a kill is another one.
         self.net.zero_grad(set_to_none=True)
         was_training = self.net.training
         plain_float32()
         self.net.train()
-        for step in range(start, self.schedule.steps):
-            self._step(step)
-            self.progress(step + 1, self.schedule.steps, f"loss {self.losses[-1]:.3f}")
-            if self.store is not None and self.store.due() and step + 1 < self.schedule.steps:
-                self.save(step + 1)
+        with step_by_step():
+            for step in range(start, self.schedule.steps):
+                self._step(step)
+                self.progress(step + 1, self.schedule.steps, f"loss {self.losses[-1]:.3f}")
+                due = self.store is not None and self.store.due() and step + 1 < self.schedule.steps
+                stop = self._ordered()
+                if due or stop:
+                    self.save(step + 1)
+                if stop:
+                    self.world.barrier()  # the state is on disk before any worker ends
+                    raise Stopped
+        self._refuse_drift()
         self.net.train(was_training)
         return self.losses
 
     def _step(self, step: int) -> None:
-        torch.manual_seed((self.seed << 32) + step)
+        self._seed(step)
         for group in self.optimiser.param_groups:
             group["lr"] = self.schedule.lr_at(step)
-        value = self._backward(step, self.batches.at(step))
+        value = self._backward(step, self._batch(step))
         for hook in self.hooks:
             hook.after_backward(step)
         if self.schedule.clip:
@@ -150,34 +173,73 @@ class Loop:
             hook.after_step(step)
         self.losses.append(value)
 
-    def _backward(self, step: int, batch: Batch) -> float:
-        """Add up the gradients of the batch's parts, and return its loss."""
+    def _seed(self, step: int, rank: int = 0) -> None:
+        """Workers drop out differently, and are alike in everything else that is drawn."""
+        torch.manual_seed((self.seed << 32) + step if rank == 0 else mixed(self.seed, step, rank))
+
+    def _batch(self, step: int) -> Batch | None:
+        """This worker's part of the batch, None where it has none."""
+        if self.world.size == 1 or (self.whole and self.world.leads):
+            return self.batches.at(step)
+        return None if self.whole else self.batches.share(step, self.world.rank, self.world.size)
+
+    def _backward(self, step: int, batch: Batch | None) -> float:
+        """Add up the gradients of the batch's parts, of all workers, and return its loss."""
+        if self.world.size == 1:
+            return self._own_backward(step, batch)
+        self._seed(step, self.world.rank)
+        value = join(self._leaves(), self._own_backward(step, batch), self.world)
+        self._seed(step)
+        if not math.isfinite(value):  # in every worker, so that all of them stop or try something else
+            raise self._diverged(step, self.batches.chosen(step), value)
+        return value
+
+    def _leaves(self) -> list[Tensor]:
+        own = [p for p in self.net.parameters() if p.requires_grad]
+        return [*own, *(leaf for hook in self.hooks for leaf in hook.leaves())]
+
+    def _own_backward(self, step: int, batch: Batch | None) -> float:
         total = 0.0
         for part, share in self._parts(batch):
             with torch.autocast(part.images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 loss = self.loss(part) * share
             value = loss.item()
-            if not math.isfinite(value):
-                raise self._diverged(step, part, value)
+            if not math.isfinite(value) and self.world.size == 1:
+                raise self._diverged(step, part.samples, value)
             loss.backward()
             total += value
         return total
 
-    def _parts(self, batch: Batch) -> list[tuple[Batch, float]]:
-        """The parts of a batch and their shares of its loss. A part without terms (pixels without a class) has none."""
-        parts = divided(batch, self.schedule.accumulate)
-        counts = [1] if len(parts) == 1 else [self.terms(part) for part in parts]
-        whole = sum(counts)
-        return [(p, n / whole) for p, n in zip(parts, counts, strict=True) if n] or [(batch, 1.0)]
+    def _parts(self, batch: Batch | None) -> list[tuple[Batch, float]]:
+        """The parts of a batch and their shares of its loss. A part without terms (pixels without a class) has none;
+        of a batch without any the loss is taken all the same, and is no number."""
+        parts = [] if batch is None else divided(batch, self.schedule.accumulate)
+        alone = self.world.size == 1
+        counts = [1] if len(parts) == 1 and alone else [self.terms(part) for part in parts]
+        whole = sum(counts) if alone else summed(sum(counts), self.world)
+        if not whole:
+            return [] if batch is None else [(batch, 1.0)]
+        return [(p, n / whole) for p, n in zip(parts, counts, strict=True) if n]
 
-    def _diverged(self, step: int, batch: Batch, value: float) -> Diverged:
-        ids = ", ".join(s.id for s in list(batch.samples)[:8])
+    def _ordered(self) -> bool:
+        """Whether the order to stop has come to any of the workers: they leave at one step."""
+        return ordered() if self.world.size == 1 else summed(int(ordered()), self.world) > 0
+
+    def _refuse_drift(self) -> None:
+        if self.world.size > 1:  # what a loss keeps is the leader's
+            state = {n: v for n, v in self._state().items() if not (self.whole and n.startswith("hook."))}
+            refuse_drift(state, self.world)
+
+    def _diverged(self, step: int, samples: Sequence[Sample], value: float) -> Diverged:
+        ids = ", ".join(s.id for s in list(samples)[:8])
         store = self.store
         kept = f" The last good state stays in {store.folder}." if store is not None and store.folder.is_dir() else ""
         return Diverged(f"the loss is {value} at step {step} (samples {ids} ...): lower the learning rate.{kept}")
 
     def save(self, step: int) -> None:
         """Store the state after `step` steps; but one that is not finite does not replace the last good one."""
+        if not self.world.leads:
+            return
         state = self._state()
         trained = {f"net.{name}" for name, _ in self.net.named_parameters()}
         good = all(bool(v.isfinite().all()) for k, v in state.items() if k in trained or k.startswith("optimiser."))

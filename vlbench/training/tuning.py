@@ -75,8 +75,9 @@ def tuned(job: Job, stage: str, options: T, train: Callable[[Job, T], Any]) -> N
     if not options.rates:
         train(job, options)
         return
-    store = CheckpointStore(job.folder / "checkpoint" / f"{stage}-tuned", {**job.identity, "stage": stage}, 0)
-    start = digest([weights_digest(job.model.net), options.told(), job.seed, job.precision])
+    folder = job.folder / "checkpoint" / f"{stage}-tuned"
+    store = CheckpointStore(folder, {**job.identity, "stage": stage}, 0, job.world)
+    start = job.world.share(digest([weights_digest(job.model.net), options.told(), job.seed, job.precision]))
     trials, kept = _resumed(store, start)
     for number in range(len(trials.values), len(options.rates)):
         trial = job.trial(f"{stage}-{number}")

@@ -1,0 +1,76 @@
+"""SparseLoRA (He et al. 2024, arXiv 2404.02424): low-rank adapters under the mask, which merging does not fill.
+
+    y = ((W + alpha / r * B A) * M) x + b            M: True where the pruner kept a weight
+
+(SparseLoRA of ICML 2025, arXiv 2506.16500, is another thing: it speeds up LoRA by sparse activations and leaves the
+model dense.)
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from vlbench.job import Job
+from vlbench.method import Method, method
+from vlbench.model import Model
+from vlbench.training.adapters import (
+    AdapterOptions,
+    alone,
+    attach_new,
+    drawn,
+    merge,
+    placed,
+    pruned_towers,
+    refuse_misplaced,
+    restore,
+    verify_zeros,
+)
+
+from .finetune import small_batches
+
+# What RESSA's published code does, whatever its configuration says: ranks of ViT, language model and Q-Former; 25,000
+# captions once in 390 batches of 64; a constant rate (its scheduler's cosine starts with the second epoch); no weight
+# decay, warm-up or clipping; dropout is configured as 0.05 and never applied. Its divergence is summed over all tokens,
+# padding too, and divided by the batch; here it is the mean over the tokens that are told.
+PAPER = {
+    "ranks": "vision:4,language:8,qformer?:2", "alpha": 16.0, "dropout": 0.0, "steps": 390, "batch_size": 64,
+    "lr": 1e-4, "decay": "constant", "warmup": 0, "weight_decay": 0.0, "clip": 0.0,
+    "loss": "both", "kd_weight": 0.1, "temperature": 1.0,
+}  # fmt: skip
+
+
+class SparseLoraOptions(AdapterOptions):
+    """Where a matrix has no mask (a tower that was cut, or left dense) the adapter stands beside it, as LoRA's."""
+
+    recompute: bool = Field(
+        False, description="build (W + B A) * M again in the backward pass: no second copy of the weights is kept"
+    )
+
+
+@method(
+    "sparselora",
+    title="SparseLoRA (arXiv 2404.02424): adapters under the mask, merged, zeros kept",
+    role="restorer",
+    uses_seed=True,
+    paper="https://arxiv.org/abs/2404.02424",
+)
+class SparseLora(Method):
+    """Trains A and B alone; weights, biases and norms stay. Merging keeps every zero and every n:m pattern, which is
+    verified. Dropout leaves out columns of A, the same for all tokens of a step."""
+
+    Options = SparseLoraOptions
+    parallel = True
+    recipes = {"mini": small_batches, "paper": PAPER}  # noqa: RUF012
+
+    def check_model(self, model: Model) -> None:
+        refuse_misplaced(model, self.options)
+
+    def apply(self, job: Job) -> None:
+        net, options = job.model.net, self.options
+        ranks = placed(job.model, options, pruned_towers(job.structure, job.state))
+        with alone(net):
+            with drawn(job.seed):
+                attach_new(net, ranks, options, job.state.masks, recompute=options.recompute)
+            restore(job, "sparselora", options)
+        merge(net, ranks)
+        verify_zeros(net, job.state)

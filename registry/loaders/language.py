@@ -1,0 +1,40 @@
+"""load() opens this folder with transformers, as narrow as it was cut. Needs torch, transformers and safetensors."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+def vision(self: Any, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:  # BLIP-2's own cannot be cut
+    q, k, v = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    out = nn.functional.scaled_dot_product_attention(q, k, v, scale=self.scale)
+    return self.projection(out.transpose(1, 2).flatten(2)), None
+
+
+def turned(self: Any, args: Any, told: Any) -> Any:  # every layer of Llama keeps rotary pairs of its own
+    return args, told | {"position_embeddings": [a[..., self.rotary] for a in told["position_embeddings"]]}
+
+
+def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
+    config, stock = (json.loads(Path(folder, name).read_text()) for name in ("config.json", "stock.json"))
+    net: Any = getattr(transformers, stock["class"])(getattr(transformers, stock["config"]).from_dict(config))
+    weights = load_file(Path(folder, "model.safetensors"))
+    for name in weights.keys() - dict(net.named_parameters()).keys():  # tied in the class, and apart in this file
+        net.get_submodule(name.rpartition(".")[0]).weight = nn.Parameter(weights[name])
+    if different := weights.keys() ^ dict(net.named_parameters()).keys():
+        raise ValueError(f"{folder} has other weights than the model: {sorted(different)[:5]}")
+    for name, parameter in net.named_parameters():
+        parameter.data = weights[name]
+    for layer in (layer for layer in net.modules() if isinstance(layer, nn.Linear)):
+        layer.out_features, layer.in_features = layer.weight.shape
+    for name, (attributes, _) in stock["attention"].items():
+        vars(own := net.get_submodule(name)).update(attributes)
+        if hasattr(own, "qkv"):
+            own.__class__ = type("VisionAttention", (type(own),), {"forward": vision})
+        if "rotary" in attributes:
+            own.register_forward_pre_hook(turned, with_kwargs=True)
+    return net.eval()

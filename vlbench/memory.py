@@ -1,0 +1,37 @@
+"""Memory that is left, and what a second model beside the first one takes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .errors import UserError
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a GPU, or the system, can still give."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def refuse_second_copy(net: nn.Module, what: str) -> None:
+    """Raise UserError where the parameters of `net` do not fit a second time on the devices where they are. what:
+    wants that copy, for the sentence. Activations come on top, so that what passes here may still not fit."""
+    needed: dict[torch.device, int] = defaultdict(int)
+    for parameter in net.parameters():
+        needed[parameter.device] += parameter.numel() * parameter.element_size()
+    for device, size in needed.items():
+        if size > (free := free_memory(device)):
+            raise UserError(
+                f"{what} needs the dense model beside the pruned one, {size / 1e9:.3g} GB more, and {device} has "
+                f"{free / 1e9:.3g} GB left: use loss=task, or a machine with more memory."
+            )

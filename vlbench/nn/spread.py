@@ -1,0 +1,67 @@
+"""Bringing a large model to the GPU: weights in 16 bits where they are asked for, and split over several by accelerate
+where one is too small."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..errors import UserError
+
+# From here precision=bf16 holds the weights in 16 bits as well, as the checkpoints of such models are published; below
+# it only computes in them.
+LARGE = 1_000_000_000
+SPARE = 1.2  # of the weights' size: what activations and caches of a batch need beside them
+
+
+def place(net: nn.Module, blocks: Sequence[nn.Module], precision: str) -> None:
+    """To the GPU where there is one, else the CPU. blocks: what must not be split. Raises UserError with the memory
+    needed where the model does not fit and cannot be split."""
+    if precision == "bf16" and sum(p.numel() for p in net.parameters()) >= LARGE:
+        halve(net)
+    if not torch.cuda.is_available():
+        net.to("cpu")
+        return
+    needed = SPARE * size_of(net)
+    free = torch.cuda.mem_get_info()[0]
+    if needed <= free:
+        net.to("cuda")
+        return
+    count = torch.cuda.device_count()
+    advice = "" if precision == "bf16" else " use precision=bf16, or"
+    told = f"this model needs {needed / 2**30:.2g} GiB of GPU memory, and {free / 2**30:.2g} GiB are free:{advice}"
+    if count < 2 or torch.distributed.is_initialized():
+        raise UserError(f"{told} one worker with several GPUs, over which it is split.")
+    try:
+        split(net, blocks, {n: int(torch.cuda.mem_get_info(n)[0] / SPARE) for n in range(count)})
+    except ImportError:
+        raise UserError(f"{told} pip install accelerate, which splits it over the {count} GPUs.") from None
+
+
+def halve(net: nn.Module) -> None:
+    """Parameters in bfloat16. Buffers keep their type: the angles of rotary positions need it."""
+    for parameter in net.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def size_of(net: nn.Module) -> int:
+    """Bytes of parameters and buffers."""
+    return sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers()))
+
+
+def split(net: nn.Module, blocks: Sequence[nn.Module], room: dict[int | str, int]) -> None:
+    """Modules to devices, in order, so many bytes to each. Raises ImportError without accelerate, and UserError where
+    there is no room for all."""
+    from accelerate import dispatch_model, infer_auto_device_map
+
+    whole = sorted({type(block).__name__ for block in blocks})
+    found = infer_auto_device_map(net, max_memory=room, no_split_module_classes=whole)
+    if "disk" in found.values():
+        gib = sum(room.values()) / 2**30
+        raise UserError(
+            f"this model has {size_of(net) / 2**30:.2g} GiB, and there is room for {gib:.2g}: use more GPUs."
+        )
+    dispatch_model(net, found, skip_keys=getattr(net, "_skip_keys_device_placement", None))
