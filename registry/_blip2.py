@@ -89,6 +89,9 @@ class Blip2Folder(Model):
         """The tokenizer files in `folder`."""
         self.tokenizer = read_tokenizer(folder, self.vocabulary())
 
+    def save_assets(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+
     @classmethod
     def build(cls: type[M], card: Card, config: Config, folder: Path) -> M:
         net = cls.network(plain(config)).eval()
@@ -115,7 +118,7 @@ class Blip2Folder(Model):
         return model
 
     def stock(self) -> Stock:
-        """transformers' class, for which the whole file is."""
+        """transformers' class of this model."""
         told = {k: v for part in (blip2_vision, qformer, t5, opt, llama) for k, v in part.told(self.net).items()}
         return of_library(self.net, told)
 

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, BertTokenizer
 from vlbench.errors import UserError
 from vlbench.model import Answerer, Batch, Captioner, Model, Outputs, Prediction
 from vlbench.nn.spread import place
+from vlbench.nn.stock import Stock
 
 from ._language import T5, Causal, Language, Read, Told
 
@@ -180,7 +181,9 @@ def read_tokenizer(folder: Path, vocabulary: int) -> Any:
         raise UserError(f"{folder} has no tokenizer: put the tokenizer files of its checkpoint there.")
     try:
         known = any((folder / name).is_file() for name in TOKENIZER)
-        found = (AutoTokenizer if known else BertTokenizer).from_pretrained(folder, local_files_only=True)
+        found = (AutoTokenizer if known else BertTokenizer).from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         told = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -194,7 +197,7 @@ def read_tokenizer(folder: Path, vocabulary: int) -> Any:
     return found
 
 
-def of_library(net: Any, attention: Told) -> Stock:
+def of_library(net: Any, attention: Mapping[str, Any]) -> Stock:
     """How transformers opens a model of its own class."""
     names = {"class": type(net).__name__, "config": type(net.config).__name__}
     return Stock.of({**names, "attention": attention}, Path(__file__).parent / "loaders" / "language.py")

@@ -216,7 +216,7 @@ class _Words:
     """A tokenizer of transformers, which stands in the model's folder."""
 
     def __init__(self, folder: Path, length: int, vocabulary: int) -> None:
-        self.words: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.words: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         self.length = length
         if len(self.words) > vocabulary:
             raise UserError(f"the tokenizer in {folder} has {len(self.words)} words, and its model {vocabulary}.")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from vlbench.errors import UserError
+from vlbench.paths import inside as inside
 
 SHOWN = 5  # ids that an error names
 
@@ -28,11 +29,3 @@ def refuse(ids: Iterable[str], problem: str) -> None:
     if listed:
         more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
         raise UserError(f"{problem}: {', '.join(listed[:SHOWN])}{more}.")
-
-
-def inside(name: str, source: Path) -> PurePosixPath:
-    """The relative path that an annotation file names, refused where it would leave the data folder."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not path.name:
-        raise UserError(f"{source} names the image {name!r}, which is no file inside the data folder: correct it.")
-    return path

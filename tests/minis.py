@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from vlbench.job import Compression
@@ -12,11 +14,14 @@ from vlbench.pruning.masks import apply_masks
 from vlbench.structure import Structure
 from vlbench.weights import locate
 
+MINI = Path(__file__).parents[1] / "registry" / "mini"
 WAYS = ("cut", "heads", "kept_scale", "masked", "finetuned")
 
 
 def names() -> list[str]:
-    return [e.name for e in table("models").entries.values() if e.facts.get("suite") == "mini" and e.built_in]
+    """Those of the package that have weights."""
+    entries = [e for e in table("models").entries.values() if e.facts.get("suite") == "mini" and e.built_in]
+    return [e.name for e in entries if (MINI / e.name / "model.safetensors").is_file()]
 
 
 def opened(name: str) -> Model:
@@ -27,11 +32,16 @@ def opened(name: str) -> Model:
 
 
 def compressed(name: str, way: str) -> tuple[Model, Compression]:
-    """cut: some of the units of every site; heads: whole heads of every attention that has them; kept_scale:
-    as the first, with the softmax scale of the kept width; masked: half of the weights zero; finetuned: cut, then moved
-    by an optimiser."""
+    """The mini model of that name, compressed."""
     torch.manual_seed(len(name))
-    model, state = opened(name), Compression(pattern="structured")
+    return compress(opened(name), way)
+
+
+def compress(model: Model, way: str) -> tuple[Model, Compression]:
+    """cut: some of the units of every site; heads: whole heads (or groups) of every attention that has them;
+    kept_scale: as the first, with the softmax scale of the kept width; masked: half of the weights zero; finetuned:
+    cut, then moved by an optimiser."""
+    state = Compression(pattern="structured")
     if way == "masked":
         for matrix in model.structure().matrices:
             state.masks[matrix] = torch.rand(model.net.get_parameter(matrix).shape) > 0.5
@@ -39,7 +49,7 @@ def compressed(name: str, way: str) -> tuple[Model, Compression]:
         return model, state
     structure = model.structure()
     if way == "heads":
-        structure = structure.with_units(lambda s: "head" if any(v.unit == "head" for v in s.variants) else s.unit)
+        structure = structure.with_units(lambda s: s.variants[0].unit if s.variants else s.unit)
     sizes = {s.name: 1 + int(torch.randint(s.units, ())) for s in structure.sites}
     keep = {s.name: torch.randperm(s.units)[: sizes[s.name]].sort().values for s in structure.sites}
     cut_to(model, state, keep, structure, kept_scale=way == "kept_scale")

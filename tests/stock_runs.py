@@ -1,5 +1,5 @@
-"""What every mini model computes, called as its library calls it: imports no vlbench, so that a process without it can
-compare what it loads with what was recorded here."""
+"""What the mini models, and the tiny ones of tests/registry/prompted.py, compute, called as their libraries call them.
+Imports no vlbench, so that a process without it can compare what it loads with what was recorded here."""
 
 from __future__ import annotations
 
@@ -66,6 +66,42 @@ def segmenter(net: Any) -> list[Tensor]:
     return [getattr(net, "masks", net)(images(0))]
 
 
+def shown(net: Any) -> Tensor:
+    """Image tokens of a language model, of two images."""
+    size = net.config.vision_config.image_size
+    pixels = images(0)[:, :, :size, :size]
+    if not hasattr(net, "qformer"):  # LLaVA
+        states = net.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2]
+        return torch.as_tensor(net.model.multi_modal_projector(states[:, 1:]))
+    states = net.vision_model(pixel_values=pixels).last_hidden_state
+    queries = net.query_tokens.expand(2, -1, -1)
+    words = {"input_ids": ids(3, 5) % 30} if type(net).__name__.startswith("Instruct") else {}
+    found = net.qformer(query_embeds=queries, encoder_hidden_states=states, **words).last_hidden_state
+    return torch.as_tensor(net.language_projection(found[:, : queries.shape[1]]))
+
+
+def language(net: Any) -> list[Tensor]:
+    """Image tokens, and logits after them and six words of a text, the second padded on its left."""
+    tokens = shown(net)
+    embedded = torch.cat([tokens, net.get_input_embeddings()(ids(1, 6) % 30)], 1)
+    mask = torch.ones(embedded.shape[:2], dtype=torch.long)
+    mask[1, :2] = 0
+    model = getattr(net, "language_model", None) or net.model.language_model
+    told = {"decoder_input_ids": ids(2, 4) % 30} if model.config.is_encoder_decoder else {}
+    out = model(inputs_embeds=embedded, attention_mask=mask, **told)
+    logits = out.logits if hasattr(out, "logits") else net.lm_head(out.last_hidden_state)
+    return [tokens, logits]
+
+
+def blip2_retrieval(net: Any) -> list[Tensor]:
+    states = net.vision_model(pixel_values=images(0)[:, :, :16, :16]).last_hidden_state
+    queries = net.query_tokens.expand(2, -1, -1)
+    words = net.embeddings(input_ids=ids(1, 5) % 30, query_embeds=queries)
+    told = {"encoder_hidden_states": states, "query_length": queries.shape[1]}
+    seen = net.qformer(query_embeds=words, **told).last_hidden_state
+    return [net.itm_head(seen[:, : queries.shape[1]]), net.text_projection(seen[:, queries.shape[1] :])]
+
+
 RUNS = {
     "blip-vqa-mini": vqa,
     "blip-caption-mini": caption,
@@ -74,7 +110,8 @@ RUNS = {
     "clip-mini": clip,
     "deit-mini": deit,
     "segmenter-mini": segmenter,
-}
+    "blip2-retrieval": blip2_retrieval,
+}  # and of all others: language
 
 
 def save(tensors: dict[str, Tensor], file: Path) -> None:
@@ -82,6 +119,6 @@ def save(tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def outputs(name: str, net: Any) -> dict[str, Tensor]:
-    """The outputs of a mini model, float32, on the same inputs in every process."""
+    """The outputs of a model, float32, on the same inputs in every process."""
     with torch.no_grad():
-        return {str(number): one.contiguous() for number, one in enumerate(RUNS[name](net.eval()))}
+        return {str(number): one.contiguous() for number, one in enumerate(RUNS.get(name, language)(net.eval()))}

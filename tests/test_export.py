@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from tests import minis, stock_runs
 from tests.lab import Lab, make_data, make_weights, write_toml
+from tests.registry import prompted
+from tests.registry import test_blip2_retrieval as retrieval
 from vlbench import load
 from vlbench.cost.counts import count_parameters
 from vlbench.errors import UserError
@@ -26,6 +28,12 @@ from vlbench.pruning.saved import save_model
 HERE = Path(__file__).parent
 LINES = 40  # of a load.py
 TOLERANCE = 1e-6  # of the largest output
+RETRIEVAL = "blip2-retrieval"
+TINY = (*prompted.NAMES, RETRIEVAL)
+CASES = [
+    *((name, way) for name in minis.names() for way in minis.WAYS),
+    *((name, way) for name in TINY for way in ("cut", "heads", "masked")),
+]
 
 # What the other process does: argv are this folder and the exported ones.
 COMPARE = """
@@ -50,25 +58,27 @@ print(json.dumps(told))
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[object]]]:
-    """Every mini model, compressed in every way and exported to NAME@WAY, with what it computes; and what the process
-    without vlbench says of each."""
+    """Every mini model, compressed in every way and exported to NAME@WAY, with what it computes; so are two ways of the
+    tiny models with a language model. And what the process without vlbench says of each."""
     root = tmp_path_factory.mktemp("exported")
-    for name in minis.names():
-        for way in minis.WAYS:
+    for name, way in CASES:
+        if name in TINY:
+            model = retrieval.build(root) if name == RETRIEVAL else prompted.build(name, root)
+            model.net.float()
+            model, state = minis.compress(model, way)
+        else:
             model, state = minis.compressed(name, way)
-            folder = root / f"{name}@{way}"
-            save_model(root / "saved", model, state)
-            export(str(root / "saved"), folder, root)
-            stock_runs.save(stock_runs.outputs(name, model.net), folder / "wanted.st")
-    shutil.rmtree(root / "saved")
-    words = [sys.executable, "-c", COMPARE, str(HERE), *map(str, sorted(root.iterdir()))]
+        folder = root / f"{name}@{way}"
+        save_model(root / "saved", model, state)
+        export(str(root / "saved"), folder, root)
+        stock_runs.save(stock_runs.outputs(name, model.net), folder / "wanted.st")
+    words = [sys.executable, "-c", COMPARE, str(HERE), *map(str, sorted(root.glob("*@*")))]
     done = subprocess.run(words, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return root, json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("way", minis.WAYS)
-@pytest.mark.parametrize("name", minis.names())
+@pytest.mark.parametrize(("name", "way"), CASES)
 def test_the_librarys_own_class_computes_the_same(
     opened: tuple[Path, dict[str, list[object]]], name: str, way: str
 ) -> None:
@@ -80,7 +90,7 @@ def test_the_librarys_own_class_computes_the_same(
         assert float((found[key] - one).abs().max() / one.abs().max()) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", minis.names())
+@pytest.mark.parametrize("name", dict.fromkeys(name for name, _ in CASES))
 def test_a_loader_is_short_and_builds_the_librarys_classes(
     opened: tuple[Path, dict[str, list[object]]], name: str
 ) -> None:
@@ -104,6 +114,17 @@ def test_vlbench_load_gives_the_same_bits(opened: tuple[Path, dict[str, list[obj
         state, again = model.net.state_dict(), load(opened[0] / f"{name}@{way}").net.state_dict()
         assert state.keys() == again.keys()
         assert all(torch.equal(state[key], again[key]) for key in state)
+
+
+def test_folders_of_assets_travel_and_are_watched(opened: tuple[Path, dict[str, list[object]]], tmp_path: Path) -> None:
+    """InstructBLIP has a second tokenizer, in a folder of its own."""
+    folder = shutil.copytree(opened[0] / "instructblip-t5@cut", tmp_path / "copy")
+    (inside,) = (path for path in folder.iterdir() if path.is_dir())
+    load(folder)
+    file = next(path for path in inside.iterdir() if path.suffix == ".json")
+    file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(UserError, match=f"{inside.name}/{file.name} is damaged"):
+        load(folder)
 
 
 def data_bytes(file: Path) -> int:

@@ -46,8 +46,7 @@ class Cell:
     def split_digest(self) -> str:
         """Digest of what is evaluated and of the settings; of the mini world, of what they follow from."""
         if self._world is not None:
-            options = self.spec.task_options.model_dump(mode="json")
-            return digest([self._world, self.split, self.spec.words.limit, options])
+            return digest([self._world, self.split, self.spec.words.limit, self.spec.task_options.told()])
         return digest_samples(self.samples, self.settings)
 
     @property
@@ -63,14 +62,15 @@ class Cell:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Evaluation settings: what the capability gets as options."""
-        return {**self.task.settings(self.split), "labelled": self.task.labelled(self.split)}
+        found = {**self.task.settings(self.split), "labelled": self.task.labelled(self.split)}
+        return {**found, "blind": True} if self.spec.task_options.blind else found
 
     @property
     def evaluation(self) -> dict[str, Any]:
         """How it is evaluated, for the record: rows that differ here are not compared. Paths are left out: their
         content is in the split's digest."""
-        options = self.spec.task_options.model_dump()
-        told = {k: v for k, v in options.items() if not isinstance(v, Path)}
+        options = self.spec.task_options
+        told = {k: v for k, v in options.told().items() if not isinstance(getattr(options, k), Path)}
         return {**told, "precision": self.spec.words.precision, "batch_size": self.batch_size}
 
     @cached_property

@@ -17,6 +17,7 @@ from . import __version__
 from .errors import RunFailed, UserError
 
 if TYPE_CHECKING:
+    from .launch.engines import Engine
     from .launch.sweep import Sweep
     from .record import Record
     from .ui import Screen
@@ -163,24 +164,40 @@ def sweep(
     runs: Runs = RUNS,
     plan: Annotated[bool, typer.Option("--plan", help="print the cells and what is done; run nothing")] = False,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, help="cells at a time; by default one a GPU, or one")
+        int | None,
+        typer.Option("--jobs", min=1, help="cells at a time; by default one a GPU or one, or what the cluster holds"),
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", help="local: this machine; ray or slurm: a cluster")] = "local",
+    address: Annotated[
+        str, typer.Option("--address", help="ray: a standing cluster, auto or HOST:PORT; by default this machine alone")
+    ] = "",
+    gpus_per_cell: Annotated[
+        float | None,
+        typer.Option("--gpus-per-cell", min=0, help="ray: 1 where there are GPUs; 0.5 lets two cells share one"),
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option("--slurm", metavar="KEY=VALUE", help="slurm: an option of sbatch, like partition=gpu; repeat it"),
     ] = None,
     json: Json = False,
 ) -> None:
     """Run every combination: vlbench sweep method=upop task=vqav2 sparsity=0.5,0.75 seed=0,1,2."""
     from .launch import sweep as sweeping
+    from .launch.engines import Engine
+    from .launch.planning import plan as planning
     from .launch.sweepfile import lines_of
     from .ui import Screen
 
     if not words and file is None:
         raise UserError("vlbench sweep takes words like task=vqav2 method=upop,uniform, or --file PATH.")
+    chosen = Engine(engine, jobs, address, gpus_per_cell, slurm or ())
     lines = lines_of(words or [], file)
     with _resumable(), Screen(quiet=json) as screen:
-        planned = sweeping.plan(lines, screen.building)
+        planned = planning(lines, screen.building)
         if plan:
             return sweeping.print_plan(planned, runs, json=json)
         made = sweeping.Sweep(planned, runs, screen)
-        stopped = _run_sweep(made, jobs)
+        stopped = _run_sweep(made, chosen)
     sweeping.print_summary(made, json=json)
     if stopped:
         _stop("interrupted; the same command goes on from here.", 130)
@@ -189,22 +206,40 @@ def sweep(
     return None
 
 
-def _run_sweep(made: Sweep, jobs: int | None) -> bool:
-    """Run it here. Whether Ctrl-C or SIGTERM stopped it."""
-    from .launch.local import LocalExecutor, visible_devices
-    from .run import refuse_unwritable
-
-    refuse_unwritable(made.runs)
-    devices = visible_devices()
-    number = jobs or len(devices) or 1
+def _run_sweep(made: Sweep, engine: Engine) -> bool:
+    """Run it. Whether Ctrl-C or SIGTERM stopped it."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        made.run(lambda tell: LocalExecutor(made.runs, number, devices, tell))
+        made.run(lambda tell: engine.start(made.runs, tell))
     except KeyboardInterrupt:
         return True
     finally:
         signal.signal(signal.SIGTERM, before)
     return False
+
+
+@app.command()
+def status(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE[,VALUE]", help="the words of a sweep; without any, all that lies in --runs"),
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="a sweep file")] = None,
+    runs: Runs = RUNS,
+    json: Json = False,
+) -> None:
+    """Which cells are done, running, failed (and why) or to do; the time left: vlbench status --file x.sweep."""
+    from .launch.status import print_status
+    from .launch.sweepfile import lines_of
+    from .ui import Screen
+
+    planned = None
+    if words or file is not None:
+        from .launch.planning import plan as planning
+
+        with _resumable(), Screen(quiet=json) as screen:
+            planned = [one.cell for one in planning(lines_of(words or [], file), screen.building)]
+    print_status(planned, runs, json=json)
 
 
 @app.command("list")

@@ -44,8 +44,7 @@ class MethodOptions(BaseModel):
 
     def told(self) -> dict[str, Any]:
         """Option -> value in JSON, as identities and records have them (see `later`)."""
-        fields, values = type(self).model_fields, self.model_dump(mode="json")
-        return {k: v for k, v in values.items() if not (_is_later(fields[k]) and getattr(self, k) == fields[k].default)}
+        return told(self)
 
     def changed(self, *names: str) -> list[str]:
         """Those of `names` that are not at their default: for options that have a meaning together with others only."""
@@ -63,6 +62,12 @@ class MethodOptions(BaseModel):
             value = cls.__dict__.get(name)
             if inherited is not None and value is not None and not isinstance(value, FieldInfo):
                 setattr(cls, name, Field(value, description=inherited.description, **_range_of(inherited)))
+
+
+def told(options: BaseModel) -> dict[str, Any]:
+    """Option -> value in JSON, but for those that came later and are at their default."""
+    fields, values = type(options).model_fields, options.model_dump(mode="json")
+    return {k: v for k, v in values.items() if not (_is_later(fields[k]) and getattr(options, k) == fields[k].default)}
 
 
 def _is_later(field: FieldInfo) -> bool:

@@ -49,7 +49,7 @@ from .record import (
 )
 from .resolve import resolve
 from .spec import LinkSpec
-from .storage import write_json
+from .storage import json_text, write_json
 from .task import Score, Task
 from .ui import Screen
 
@@ -130,9 +130,8 @@ class Runner:
             macs=(macs_of(model, cell.task), macs_dense),
             phases=phases, seconds=time.monotonic() - start,
         )  # fmt: skip
-        sums.forget(folder, "result.json")
+        sums.announce(folder, "result.json", json_text(record.model_dump(mode="json")))
         write_record(folder / "result.json", record)
-        sums.note(folder, "result.json")
         self.world.share()
         return record
 
@@ -162,7 +161,7 @@ class Runner:
         done = int(self.world.share(str(found)))
         names = [stage.relative_to(folder).as_posix() for stage in stages]
         if done and leads:
-            sums.check(folder, names[done - 1])
+            sums.take(folder, names[done - 1])
         if done:
             model, state = _loaded(stages[done - 1], cell.spec.words.precision)
         if done < len(links) and leads:  # predictions that lie here are of a model that was deleted

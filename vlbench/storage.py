@@ -59,7 +59,12 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, sort_keys=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """What write_json writes."""
+    return json.dumps(value, indent=1, sort_keys=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:

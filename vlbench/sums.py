@@ -7,6 +7,7 @@ or an older vlbench wrote it) is taken as it is.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from .errors import UserError
@@ -18,7 +19,12 @@ SUMS = "sums.json"
 
 def note(cell: Path, name: str) -> None:
     """The file or model folder `name` of the cell's folder is finished."""
-    _write(cell, {**_read(cell), name: _digest(cell / name)})
+    _write(cell, {**_read(cell), name: file_digest(_file(cell / name))})
+
+
+def announce(cell: Path, name: str, text: str) -> None:
+    """The file `name` is going to be written with this text, as the last that this run writes in the cell."""
+    _write(cell, {**_read(cell), name: hashlib.sha256(text.encode()).hexdigest()})
 
 
 def forget(cell: Path, name: str) -> None:
@@ -27,19 +33,28 @@ def forget(cell: Path, name: str) -> None:
         _write(cell, {other: sha for other, sha in sums.items() if other != name})
 
 
+def take(cell: Path, name: str) -> None:
+    """check(), before a run that holds the cell goes on from `name`; from then on it is noted."""
+    check(cell, name)
+    if name not in _read(cell):
+        note(cell, name)
+
+
 def check(cell: Path, name: str) -> None:
     """Raise UserError naming the file where it is not what was noted."""
     sha = _read(cell).get(name)
-    if sha is not None and sha != _digest(cell / name):
+    file = _file(cell / name)
+    if sha is not None and (not file.is_file() or file_digest(file) != sha):
         raise UserError(
-            f"{cell / name} is damaged or of another cell ({SUMS} has another digest of it): delete it and run again."
+            f"{file} is damaged or of another cell ({SUMS} has another digest of it): delete {cell / name} and run "
+            "again."
         )
 
 
-def _digest(path: Path) -> str:
-    """Of a model folder that of its manifest, which has the digests of its files."""
+def _file(path: Path) -> Path:
+    """What stands for `path`: of a model folder its manifest, which has the digests of its files."""
     found = standing(path)
-    return file_digest(found / MANIFEST if found.is_dir() else found)
+    return found / MANIFEST if found.is_dir() else found
 
 
 def _read(cell: Path) -> dict[str, str]:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from .method import later, told
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -61,6 +63,16 @@ class TaskOptions(BaseModel):
     """Options every task has; a task adds its own by subclassing (they enter the cell's identity)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    blind: bool = later(
+        False,
+        description="evaluate on images of one colour, the mean of the model's preprocessing: what the texts alone are "
+        "worth. Methods see the images",
+    )
+
+    def told(self) -> dict[str, Any]:
+        """Option -> value in JSON, as identities and records have them (see `vlbench.method.later`)."""
+        return told(self)
 
 
 class Task(ABC):

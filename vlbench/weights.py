@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .errors import UserError
+from .limits import declared, refuse_bomb, refuse_giant
 
 ABOUT = (".*", "*.md", "LICENSE*")  # files beside a model that do not change what it computes
 PATTERNS = [
@@ -112,8 +113,10 @@ def _refuse_nan(file: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of one file as they are. Raises UserError naming the file."""
+    """The tensors of one file as they are. Raises UserError naming the file, before anything is allocated where it
+    declares more than it holds, or than the machine could."""
     try:
+        refuse_giant(file, _elements(file))
         found = dict(load_file(file)) if file.suffix == ".safetensors" else _read_torch(file)
     except UserError:
         raise
@@ -124,6 +127,16 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if not found:
         raise UserError(f"{file} holds no tensors.")
     return found
+
+
+def declared_elements(source: Path) -> int:
+    """How many elements the weights of a model folder, or of one file, declare. Allocates nothing."""
+    files = [source] if source.is_file() else sorted(source.glob("*.safetensors"))
+    return sum(sum(_elements(file).values()) for file in files)
+
+
+def _elements(file: Path) -> dict[str, int]:
+    return declared(file, lambda: _load_torch(file))
 
 
 class _Ignored:
@@ -151,11 +164,11 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
     is one of IGNORED."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:  # torch reads past a wrong checksum
+            refuse_bomb(archive, file)
             if wrong := archive.testzip():
                 raise zipfile.BadZipFile(f"the checksum of {wrong} differs")
     try:
-        with torch.serialization.safe_globals([(_Ignored, name) for name in IGNORED]):
-            found = torch.load(file, map_location="cpu", weights_only=True)
+        return _load_torch(file)
     except pickle.UnpicklingError as error:
         if not re.search(r"unsupported (global|class)|unrecognized function", str(error), re.IGNORECASE):
             raise ValueError("it is no pickle") from None  # torch's text advises to unpickle it all the same
@@ -163,6 +176,11 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
             f"{file} is refused: it holds Python objects besides tensors, and reading them would run their code. "
             "Save its state dict alone (best as safetensors) and give that file."
         ) from None
+
+
+def _load_torch(file: Path) -> dict[str, Tensor]:
+    with torch.serialization.safe_globals([(_Ignored, name) for name in IGNORED]):
+        found = torch.load(file, map_location="cpu", weights_only=True)
     for key in ("model", "state_dict"):
         found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
     if not isinstance(found, dict):

@@ -21,7 +21,7 @@ def turned(self: Any, args: Any, told: Any) -> Any:  # every layer of Llama keep
 
 def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
     config, stock = (json.loads(Path(folder, name).read_text()) for name in ("config.json", "stock.json"))
-    net: Any = getattr(transformers, stock["class"])(getattr(transformers, stock["config"]).from_dict(config))
+    net: nn.Module = getattr(transformers, stock["class"])(getattr(transformers, stock["config"]).from_dict(config))
     weights = load_file(Path(folder, "model.safetensors"))
     for name in weights.keys() - dict(net.named_parameters()).keys():  # tied in the class, and apart in this file
         net.get_submodule(name.rpartition(".")[0]).weight = nn.Parameter(weights[name])

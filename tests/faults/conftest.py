@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +13,15 @@ from tests.faults.lives import Place, place_in
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with place_in(tmp_path_factory.mktemp("faults")) as found:
-        yield found
+def place() -> Iterator[Place]:
+    """In a folder that others may read: a test is another user."""
+    folder = Path(tempfile.mkdtemp(prefix="vlbench-faults-"))
+    folder.chmod(0o755)
+    try:
+        with place_in(folder) as found:
+            yield found
+    finally:
+        shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import json
 import mmap
 import os
 import random
+import re
 import resource
 import signal
 import sys
@@ -100,17 +101,19 @@ def writes(event: str, args: tuple[Any, ...]) -> bool:
     return bool(set(mode or "") & set("wax+")) or bool((flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
 
 
-def watch(runs: str, kill_step: int, refuse_step: int, number: int) -> None:
-    """Count the steps that change files under `runs` (or open them). SIGKILL before step `kill_step`; from step
-    `refuse_step` on every one that needs room fails with `number`."""
-    made = 0
+def watch(runs: str, kill_step: int, kill_at: tuple[str, int], refuse_step: int, number: int) -> None:
+    """Count the steps that change files under `runs` (or open them). SIGKILL before step `kill_step`, or before the
+    n-th of a file like kill_at = (pattern, n); from step `refuse_step` on every one that needs room fails with
+    `number`."""
+    made = like = 0
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        nonlocal made
+        nonlocal made, like
         if event in STEPS and args and str(args[0]).startswith(runs):
             made += 1
             count(made)
-            if made == kill_step:
+            like += bool(re.search(kill_at[0], str(args[0])))
+            if made == kill_step or (kill_at[1] and like == kill_at[1]):
                 os.kill(os.getpid(), signal.SIGKILL)
             if refuse_step and made >= refuse_step and event in NEEDS_ROOM and writes(event, args):
                 raise OSError(number, os.strerror(number), str(args[0]))
@@ -145,7 +148,8 @@ def child(order: dict[str, Any]) -> int:
         os.setuid(NOBODY)
     if "clock" in order:
         jumping_clock(order["clock"])
-    watch(order["runs"], order.get("kill_step", 0), order.get("refuse_step", 0), order.get("errno", errno.ENOSPC))
+    kill_step, kill_at = order.get("kill_step", 0), order.get("kill_at", ("", 0))
+    watch(order["runs"], kill_step, kill_at, order.get("refuse_step", 0), order.get("errno", errno.ENOSPC))
     sys.argv = ["vlbench", *order["words"]]
     from vlbench import cli
 
@@ -175,12 +179,19 @@ def begin(order: dict[str, Any]) -> int:
         os._exit(code)
 
 
-def end(pid: int, after: float | None, sign: int) -> int:
-    """Wait for a child, or send it `sign` after some seconds and wait then. A negative code is a signal."""
+def end(pid: int, after: float | None, stage: str, sign: int) -> int:
+    """Wait for a child, or send it `sign` after some seconds (of a stage, from its first step on) and wait then. A
+    negative code is a signal."""
+
+    def ended() -> bool:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
     if after is not None:
+        while not chalked().startswith(stage) and not ended():
+            time.sleep(0.001)
         stop = time.monotonic() + after
-        while time.monotonic() < stop and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            time.sleep(0.002)
+        while time.monotonic() < stop and not ended():
+            time.sleep(0.001)
         os.kill(pid, sign)  # of a child that has ended nothing remains to hear it
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
@@ -189,8 +200,10 @@ def live(order: dict[str, Any]) -> dict[str, Any]:
     chalk("start")
     count(0)
     start = time.monotonic()
-    pids = [begin(one) for one in order["lives"]]
-    codes = [end(pid, one.get("after"), one.get("signal", signal.SIGKILL)) for pid, one in zip(pids, order["lives"])]
+    orders = order["lives"]
+    pids = [begin(one) for one in orders]
+    ways = [(one.get("after"), one.get("stage", ""), one.get("signal", signal.SIGKILL)) for one in orders]
+    codes = [end(pid, *way) for pid, way in zip(pids, ways, strict=True)]
     return {"codes": codes, "seconds": time.monotonic() - start, "stage": chalked(), "steps": int(BOARD[64:80])}
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from vlbench.launch import local
+from vlbench.launch import local, process
 from vlbench.launch.executor import Outcome, Work, log_file
 from vlbench.launch.local import LocalExecutor, cores
+from vlbench.launch.state import Runs
 
 STUB = """
 import json, os, signal, sys, time
@@ -23,6 +23,14 @@ for line in sys.stdin:
     if do == "exit":
         print("last words", file=sys.stderr, flush=True)
         os._exit(3)
+    if do in ("third", "fail"):
+        with Path(do).open("a") as stream:
+            stream.write("x")
+        if do == "third" and Path(do).stat().st_size < 3:
+            os._exit(1)
+        if do == "fail":
+            print(json.dumps({"state": "failed", "reason": str(Path(do).stat().st_size)}), flush=True)
+            continue
     if do == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if do == "wait":
@@ -42,7 +50,7 @@ for line in sys.stdin:
 
 @pytest.fixture(autouse=True)
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "COMMAND", (sys.executable, "-c", STUB))
+    monkeypatch.setattr(process, "ARGUMENTS", ("-c", STUB))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -59,8 +67,9 @@ def run(executor: LocalExecutor, *what: str) -> dict[str, Outcome]:
 def test_a_worker_that_dies_fails_its_cell_and_no_other(tmp_path: Path) -> None:
     found = run(LocalExecutor(tmp_path, 1), "go", "exit", "go", "kill", "go")
     assert [found[name].state for name in sorted(found)] == ["done", "failed", "done", "failed", "done"]
-    assert "exit code 3" in found["1-exit"].reason
+    assert "exit code 3 without a word, in each of 3 attempts" in found["1-exit"].reason
     assert "signal 9" in found["3-kill"].reason
+    assert Runs.read(tmp_path).reason("3-kill") == found["3-kill"].reason, "`vlbench status` is not told"
     pids = [json.loads(found[f"{n}-go"].reason)[0] for n in (0, 2, 4)]
     assert len(set(pids)) == 3
 
@@ -72,7 +81,14 @@ def test_one_worker_runs_many_cells(tmp_path: Path) -> None:
 
 def test_what_a_new_worker_says_before_its_cell_is_in_the_log(tmp_path: Path) -> None:
     run(LocalExecutor(tmp_path, 1), "exit")
-    assert log_file(tmp_path, "0-exit").read_text() == "last words\n"
+    assert log_file(tmp_path, "0-exit").read_text().startswith("last words\nlast words\nlast words\nfailed: ")
+
+
+def test_a_cell_whose_worker_dies_is_tried_again(tmp_path: Path) -> None:
+    """Twice for nothing, as where a neighbour takes the memory; and one that says why it fails is believed."""
+    found = run(LocalExecutor(tmp_path, 1), "third", "fail")
+    assert found["0-third"].state == "done"
+    assert found["1-fail"].reason == "1"
 
 
 def test_jobs_run_side_by_side_with_a_device_each_and_their_share_of_the_cores(tmp_path: Path) -> None:
@@ -104,7 +120,7 @@ def test_closing_stops_a_running_cell(tmp_path: Path) -> None:
         time.sleep(0.01)
     executor.close()
     assert Path("left").exists()
-    process = executor._slots[0]._process
+    process = executor._slots[0].worker._process
     assert process is None or process.poll() is not None
 
 

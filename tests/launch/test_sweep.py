@@ -16,8 +16,10 @@ import pytest
 from tests.lab import Lab, make_data, make_weights, method_file, write_toml
 from vlbench.errors import UserError
 from vlbench.launch import worker
-from vlbench.launch.executor import Outcome, Work, log_file
-from vlbench.launch.sweep import Planned, Sweep, plan, state_of
+from vlbench.launch.executor import Outcome, Work
+from vlbench.launch.planning import Planned, plan
+from vlbench.launch.state import Runs
+from vlbench.launch.sweep import Sweep
 from vlbench.launch.sweepfile import Line
 from vlbench.plugins import forget
 from vlbench.ui import Screen
@@ -174,27 +176,6 @@ def test_an_interrupt_closes_the_executor_and_leaves_the_rest(tmp_path: Path) ->
     assert [one.cell for one in sweep.left()] == ["b"]
 
 
-# States ------------------------------------------------------------------------------------------------------------
-
-
-def test_states(tmp_path: Path) -> None:
-    folder = tmp_path / "cell"
-    assert state_of(tmp_path, "cell") == "to do"
-    folder.mkdir()
-    (folder / "cell.json").write_text("{}")
-    assert state_of(tmp_path, "cell") == "started"
-    log = log_file(tmp_path, "cell")
-    log.parent.mkdir()
-    log.write_text("failed: an old attempt\nbegun again\n")
-    assert state_of(tmp_path, "cell") == "started"
-    log.write_text("begun\nfailed: why\n")
-    assert state_of(tmp_path, "cell") == "failed"
-    (folder / "lease.json").write_text("{}")
-    assert state_of(tmp_path, "cell") == "running"
-    os.utime(folder / "lease.json", (time.time() - 3600,) * 2)
-    assert state_of(tmp_path, "cell") == "failed"
-
-
 # The whole, with a real worker -------------------------------------------------------------------------------------
 
 
@@ -247,7 +228,7 @@ def test_sigterm_stops_the_running_cell_which_resumes(lab: Lab) -> None:
     assert sorted(rows.values()) == ["done", "left"]
     cell = next(name for name, state in rows.items() if state == "left")
     assert not (lab.folder / "runs" / cell / "lease.json").exists()
-    assert state_of(lab.folder / "runs", cell) == "started"
+    assert Runs.read(lab.folder / "runs").state(cell) == "started"
 
 
 def test_a_worker_refuses_words_that_mean_another_cell_by_now(lab: Lab) -> None:

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from tests.nn.test_kinds import close_gates, random_keep
+from tests.pruning.test_calibrate import one_by_one
 from tests.registry import prompted
 from vlbench.errors import UserError
 from vlbench.model import Batch
 from vlbench.pruning.calibration import calibrate
 from vlbench.pruning.capture import capture_all, replay
 from vlbench.pruning.cut import cut
+from vlbench.pruning.masks import apply_masks, keep_fraction
 from vlbench.structure import check_structure
 from vlbench.task import Sample
 
@@ -393,6 +395,27 @@ def test_calibration_counts_no_padding(pair: tuple[Any, Oracle]) -> None:
     names = [m for t in model.structure().towers if t.name in towers for s in t.sites for m in s.matrices]
     for name in names:
         assert torch.allclose(found[0][name], found[1][name], rtol=1e-6), name
+
+
+@every
+def test_the_walk_equals_running_the_model_anew(name: str, tmp_path: Path) -> None:
+    """Half of each matrix goes on the way: through the Q-Former and the projection, which are no tower, every tower
+    sees those before it pruned."""
+    found = []
+    for walk in (one_by_one, calibrate):
+        model = prompted.build(name, tmp_path)
+        net, masks = model.net, dict[str, Tensor]()
+
+        def prune(_: Any, seen: Any, net: nn.Module = net, masks: dict[str, Tensor] = masks) -> None:
+            for key, one in seen.items():
+                masks[key] = keep_fraction(net.get_parameter(key).detach().abs() * one.norm, 0.5, "row")
+            apply_masks(net, {key: masks[key] for key in seen})
+
+        batches = (prompted.batch(), prompted.batch())
+        walk(net, model.structure(), [lambda b=b, m=model: m.answer_loss(b) for b in batches], prune)
+        found.append(masks)
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 
 
 @every

@@ -41,7 +41,12 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = prompted.tokenizer_into(tmp_path_factory.mktemp("retrieval"))
+    return build(tmp_path_factory.mktemp("retrieval"))
+
+
+def build(folder: Path) -> Any:
+    """A tiny one with random weights, in float64."""
+    prompted.tokenizer_into(folder)
     cls = retrieval.Blip2Retrieval
     found = cls.build(cls.cards[0], CONFIG, folder)
     ready(found.net)

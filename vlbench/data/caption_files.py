@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import UserError
+from ..paths import inside
 from ..task import Sample
 
 LAYOUTS = "COCO's captions (JSON), Conceptual Captions (caption, tab, image file) or Visual Genome's regions (JSON)"
@@ -109,11 +110,7 @@ def _words(value: Any) -> str:
 
 
 def _inside(name: Any, file: Path) -> PurePosixPath:
-    """The relative path that a file names, refused where it would leave the images' folder."""
-    path = PurePosixPath(_words(name))
-    if path.is_absolute() or ".." in path.parts or not path.name:
-        raise UserError(f"calibration={file} names the image {name!r}, which is no file inside its folder: correct it.")
-    return path
+    return inside(_words(name), f"calibration={file}")
 
 
 def _refuse_missing(file: Path, samples: list[Sample]) -> None:

@@ -198,7 +198,7 @@ class Evaluator:
                 paths = {p: i for i, p in enumerate(dict.fromkeys(p for s in samples for p in s.images))}
                 batch = Batch(
                     samples,
-                    on_device([images[p] for p in paths], self.store.spec, device, model.dtype),
+                    self._images([images[p] for p in paths], device),
                     torch.tensor([[paths[p] for p in s.images] for s in samples], device=device),
                     self._options,
                     [self.store.sizes[p] for p in paths],
@@ -208,6 +208,13 @@ class Evaluator:
             with self._phase("predict"):
                 found: list[Prediction] = getattr(model, self._method)(states, batch)
                 return found
+
+    def _images(self, images: Sequence[Tensor], device: torch.device) -> Any:
+        """Batch.images; of a blind evaluation all of them of the mean colour, which is 0 when it is normalised."""
+        found = on_device(images, self.store.spec, device, self.model.dtype)
+        if not self.settings.get("blind"):
+            return found
+        return [torch.zeros_like(image) for image in found] if isinstance(found, list) else torch.zeros_like(found)
 
     def _blame(self, sample: Sample, cause: Exception) -> Line:
         """The line of a sample that raised alone. Where nothing but that happens, it is not the samples' fault."""

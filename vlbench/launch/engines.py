@@ -38,6 +38,18 @@ class Engine:
 
     def start(self, runs: Path, tell: Callable[[], None]) -> Executor:
         """tell: called when a cell begins. Raises UserError where the engine is not there, or cannot run a cell."""
+        # The engine first: what it refuses is told before anything is written.
+        executor = self._start(runs, tell)
+        from ..run import refuse_unwritable
+
+        try:
+            refuse_unwritable(runs)
+        except BaseException:
+            executor.close()
+            raise
+        return executor
+
+    def _start(self, runs: Path, tell: Callable[[], None]) -> Executor:
         if self.name == "ray":
             from .ray_engine import RayExecutor
 

@@ -26,8 +26,8 @@ UNKNOWN = "is not known here"  # what resolve() says of a word that nothing in t
 
 @dataclass(frozen=True)
 class Planned:
-    """One cell of a sweep. dense: its baseline's identity, empty where it has none or is one itself. steps: of training,
-    where its methods have such an option: how long it takes, as far as one can tell before a cell like it was run."""
+    """One cell of a sweep. dense: its baseline's identity, empty where it has none or is one itself. steps: of
+    training, where its methods have such an option."""
 
     work: Work
     dense: str = ""

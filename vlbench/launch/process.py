@@ -1,7 +1,7 @@
 """A worker process (worker.py) as its parent sees it: ask it for cells one after the other, learn why it died.
 
 Every engine runs cells through it, on whatever machine: a crash of libraries, or the kernel's hunt for memory, ends
-this process and not the engine's own. Its input is a pipe: where the parent is killed, it ends too, and lets its cell go.
+this process and not the engine's own. Its input is a pipe: where the parent is killed, it ends too.
 """
 
 from __future__ import annotations

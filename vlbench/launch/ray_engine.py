@@ -13,6 +13,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from .process import (
 HERE = "local"  # Ray's word for a cluster of this machine alone, started now and ended with us
 LOOK = 2.0  # seconds between two looks at what runs
 AHEAD = 2  # cells that Ray has for each that it can run at once: none of its places is ever empty
+HEARS = 0.2  # seconds between two moments in which a task can be cancelled
 REACHES = 5.0  # seconds to wait for a cluster's port, where its address is given
 STORE = 80 * 2**20  # bytes of Ray's object store here: cells exchange a few words, and /dev/shm is small in containers
 
@@ -67,10 +69,10 @@ class RayExecutor:
         self._todo: deque[Work] = deque()
         self._open: dict[Any, Work] = {}
         # With a GPU a process ends after its cell, so that its memory is free for the next one wherever that runs.
-        self._task = self.ray.remote(_attempt).options(
+        self._task = self.ray.remote(
             num_cpus=self.cpus, num_gpus=self.gpus, max_calls=1 if self.gpus else 0,
             max_retries=ATTEMPTS - 1, retry_exceptions=[WorkerDied],
-        )  # fmt: skip
+        )(_attempt)  # fmt: skip
 
     def submit(self, works: Iterable[Work]) -> None:
         self._todo.extend(works)
@@ -128,17 +130,29 @@ def _attempt(request: dict[str, Any], variables: Mapping[str, str], arguments: t
     if _worker is None:
         _worker = WorkerProcess({**os.environ, **variables}, arguments)
     try:
-        return asdict(_worker.run(request))
+        return asdict(_interruptible(_worker, request))
     except WorkerDied as death:
         raise WorkerDied(f"{death} ({socket.gethostname()})") from None
-    except BaseException:  # cancelled: KeyboardInterrupt, while it waits for the answer
-        _worker.end()
+    except BaseException:  # cancelled: a KeyboardInterrupt
         _worker = None
         raise
     finally:
-        if os.environ.get("CUDA_VISIBLE_DEVICES") and _worker is not None:
+        if os.environ.get("CUDA_VISIBLE_DEVICES") and _worker is not None:  # its memory is another cell's next
             _worker.end()
             _worker = None
+
+
+def _interruptible(worker: WorkerProcess, request: Mapping[str, Any]) -> Outcome:
+    """The attempt, while this thread looks up now and then: Ray's order to cancel wakes nobody who waits in a read."""
+    with ThreadPoolExecutor(1) as thread:
+        attempt = thread.submit(worker.run, request)
+        try:
+            while not attempt.done():
+                wait([attempt], HEARS)
+        except BaseException:
+            worker.end()
+            raise
+        return attempt.result()
 
 
 # The cluster -------------------------------------------------------------------------------------------------------
@@ -167,7 +181,9 @@ def _connect(address: str, jobs: int | None) -> Any:
     return ray
 
 
-REMEDY = "Start one with `ray start --head` there, or leave --address out: one machine needs nothing that is started by hand."
+REMEDY = (
+    "Start one with `ray start --head` there, or leave --address out: one machine needs nothing started by hand."
+)
 
 
 def _refuse_unreachable(address: str) -> None:

@@ -91,7 +91,7 @@ class SlurmExecutor:
         return [cell for cell, state in states if state == "RUNNING"]
 
     def close(self) -> None:
-        """Cancel what has not ended. It lets its cell go, or is killed by Slurm a while later, which resumes as well."""
+        """Cancel what has not ended. It lets its cell go, and Slurm kills it a while later."""
         for one in self._open.values():
             one.job.cancel(check=False)
         for file in self.folder.glob("outcome-*.json"):

@@ -33,6 +33,7 @@ class Sweep:
     runs: Path
     screen: Screen
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    _queue: list[Planned] = field(default_factory=list)
 
     def run(self, start: Callable[[Callable[[], None]], Executor]) -> None:
         """Run what is not done. start: makes the executor, given what it calls when a cell begins. An interrupt stops
@@ -41,7 +42,7 @@ class Sweep:
         self.outcomes.update({one.cell: outcome for one in self.planned if (outcome := self._finished(one, found))})
         if len(self.outcomes) == len(self.planned):
             return
-        self._sort(Times(found))
+        self._queue = self._longest_first(Times(found))
         executor = start(lambda: self._progress(executor))
         try:
             executor.submit([one.work for one in self._at_start()])
@@ -53,19 +54,21 @@ class Sweep:
         finally:
             executor.close()
 
-    def _sort(self, times: Times) -> None:
-        """Baselines first, for others wait for them; then the longest: one that begins last would leave every other
-        worker idle. Of cells that were never run, those that train for more steps are taken for longer."""
-        order = {one.cell: (one.cell not in self._waiting, -(times.seconds(one.cell) or 0.0), -one.steps)
-                 for one in self.planned}  # fmt: skip
-        self.planned = sorted(self.planned, key=lambda one: order[one.cell])
-        del self._waiting  # in the order of `planned`
+    def _longest_first(self, times: Times) -> list[Planned]:
+        """After the baselines, for which others wait: a long cell that begins last leaves every other worker idle. Of
+        cells like which none was ever run, those that train for more steps are taken for longer."""
+        baselines = {one.dense for one in self.planned}
+
+        def key(one: Planned) -> tuple[bool, float, int]:
+            return one.cell not in baselines, -(times.seconds(one.cell) or 0.0), -one.steps
+
+        return sorted(self.planned, key=key)
 
     @cached_property
     def _waiting(self) -> dict[str, list[Planned]]:
         """Baseline -> the cells that wait for it."""
         found: dict[str, list[Planned]] = defaultdict(list)
-        for one in self.planned:
+        for one in self._queue:
             if one.dense:
                 found[one.dense].append(one)
         return found
@@ -81,7 +84,7 @@ class Sweep:
 
     def _at_start(self) -> Iterable[Planned]:
         """Cells that wait for no baseline."""
-        for one in self.planned:
+        for one in self._queue:
             if one.cell not in self.outcomes and (not one.dense or one.dense in self.outcomes):
                 yield from self._unless_failed(one)
 

@@ -101,7 +101,7 @@ class Group:
     """torch.distributed's process group of all workers (gloo on the CPU, nccl on GPUs), begun by the first sum."""
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
-        self.store, self.rank, self.size = store, rank, size
+        self.store, self.rank, self.size, self._begun = store, rank, size, 0
 
     def add(self, tensor: Tensor) -> None:
         """Sum the tensor over all workers, in place. Raises RunFailed where there are not as many as torchrun said."""
@@ -117,8 +117,9 @@ class Group:
         from torch.distributed.distributed_c10d import PrefixStore
 
         on_gpu = torch.cuda.is_available()
+        self._begun += 1  # a group that was left has its keys in the store still
         distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=PrefixStore("vlbench/group", self.store),
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=PrefixStore(f"vlbench/group{self._begun}", self.store),
             rank=self.rank, world_size=self.size, timeout=PATIENCE,
         )  # fmt: skip
         here = torch.ones(1, device="cuda" if on_gpu else "cpu")

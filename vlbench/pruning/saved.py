@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..job import Compression
+from ..limits import bounded
 from ..model import Card, Model
 from ..nn.adapted import adapter_keys, attach_all
+from ..paths import inside
 from ..plugins import table
 from ..storage import new_folder, read_json, read_sealed, standing, write_json, write_sealed
 from ..weights import MANIFEST as MANIFEST
-from ..weights import file_digest, load_into, read_weights, save_tensors
+from ..weights import declared_elements, file_digest, load_into, read_weights, save_tensors
 from .cut import Cut
 
 FORMAT = 2  # 1: without adapters, which is written where there are none, so that an older vlbench reads it
@@ -85,7 +87,8 @@ def load_model(folder: Path) -> tuple[Model, Compression]:
     manifest = _manifest(folder)
     cls = table("models").get(manifest["model"]).load()
     card: Card = next(c for c in cls.cards if c.name == manifest["model"])
-    model: Model = cls.build(card, read_json(folder / "config.json"), folder)
+    with bounded(folder):
+        model: Model = cls.build(card, read_json(folder / "config.json"), folder)
     state = Compression(
         cuts=[
             Cut({name: (unit, kept) for name, (unit, kept) in sites.items()}, number in manifest.get("kept_scale", []))
@@ -114,7 +117,8 @@ def open_checkpoint(cls: type[Model], card: Card, weights: Path) -> tuple[Model,
     opens, or the folder of a compressed model, whose cuts and zeros stay. Raises UserError where that is of another
     model."""
     if not is_saved(weights):
-        return cls.open(card, weights), Compression()
+        with bounded(weights, declared_elements(weights)):
+            return cls.open(card, weights), Compression()
     model, state = load_model(weights)
     if model.card.name != card.name:
         raise UserError(f"{weights} is a compressed {model.card.name}, and this cell's model is {card.name}.")
@@ -131,6 +135,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is of format {found}, this vlbench reads {FORMAT}: update vlbench.")
     manifest = read_sealed(folder / MANIFEST)
     for name, sha in manifest["files"].items():
+        inside(name, folder / MANIFEST, "file")
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing: delete the folder and run again.")
         if file_digest(folder / name) != sha:

@@ -33,7 +33,7 @@ class RestoreOptions(TeacherOptions, TuneOptions):
     """A stage that trains a few parameters and leaves the rest alone. Defaults suit the mini world."""
 
     steps: int = 300
-    lr: float = 2e-3
+    lr: float = 5e-3
     warmup: int = 20
     weight_decay: float = 0.0
     batch_size: int = 128
@@ -42,6 +42,8 @@ class RestoreOptions(TeacherOptions, TuneOptions):
 class AdapterOptions(RestoreOptions):
     """Low-rank adapters. Defaults are those of RESSA's code, but for the length of the training."""
 
+    kd_weight: float = 0.1
+    temperature: float = 1.0
     rank: int = Field(8, ge=1, description="rank of the adapters of every tower that was pruned")
     ranks: str = Field(
         "",

@@ -1,0 +1,179 @@
+"""What many cells cost besides their own work, and what more workers gain:
+
+    python -m tests.benchmarks.scaling plan            100,000 cells planned, 90,000 of them done
+    python -m tests.benchmarks.scaling overhead ray    seconds of the engine (local, ray) for each empty cell
+    python -m tests.benchmarks.scaling sweep           a sweep by 2 workers against 1
+    python -m tests.benchmarks.scaling evaluation      evaluation of one cell by 2 workers against 1
+    python -m tests.benchmarks.scaling lost            24 cells on two Ray nodes of which one is killed half-way
+
+Ratios are of one run on one machine. On one that does other work they say little: the load is printed.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.launch.stub import STUB
+from vlbench.launch import process
+from vlbench.launch.engines import Engine
+from vlbench.launch.executor import Executor, Work
+from vlbench.launch.local import LocalExecutor
+from vlbench.launch.planning import Planned, plan
+from vlbench.launch.state import Runs, Times
+from vlbench.launch.sweepfile import Line
+from vlbench.plugins import package_folder
+
+CELLS, DONE = 100_000, 90_000
+GRID = {"task": "imagenet", "method": "wanda,sparsegpt,taylor,obd,upop", "sparsity": "0.3,0.4,0.5,0.6,0.7"}
+
+
+def lines(cells: int) -> list[Line]:
+    """25 combinations, and as many seeds as it takes."""
+    seeds = ",".join(str(number) for number in range(-(-cells // 25)))
+    return [Line({**GRID, "seed": seeds})]
+
+
+def write_results(runs: Path, cells: list[str]) -> None:
+    """A published result of 9 KB for each, under the cell's name."""
+    folder = package_folder("leaderboards") / "results" / "mini"
+    text = next(folder.glob("*imagenet*-wanda-0.5-s0-*.json")).read_bytes()
+    for cell in cells:
+        (runs / cell).mkdir()
+        (runs / cell / "result.json").write_bytes(text)
+
+
+def planning() -> None:
+    plan(lines(25))  # imports, the mini world and the digests of weights are there
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Path(folder)
+        start = time.monotonic()
+        planned = plan(lines(CELLS))
+        resolved = time.monotonic() - start
+        write_results(runs, [one.cell for one in planned[1 : DONE + 1]])
+        start = time.monotonic()
+        found, seconds = _planned_again(planned, runs)
+        told = time.monotonic() - start
+        print(f"{len(planned)} cells, {found} done: {resolved:.1f} s to plan, {told:.1f} s to see what is done", end="")
+        print(f"; {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB at most; load {os.getloadavg()[0]}")
+        assert seconds > 0
+
+
+def _planned_again(planned: list[Planned], runs: Path) -> tuple[int, float]:
+    """Cells that are done, and seconds of work that is left."""
+    there = Runs.read(runs)
+    times = Times(there)
+    states = [there.state(one.cell) for one in planned]
+    rest = [one for one, state in zip(planned, states, strict=True) if state != "done"]
+    return states.count("done"), sum(times.seconds(one.cell) or 0.0 for one in rest)
+
+
+def overhead(engine: str, cells: int = 40) -> None:
+    """Of cells that do nothing, in a worker that is there: the second half of the cells."""
+    process.ARGUMENTS = ("-c", STUB)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.monotonic()
+        if engine == "ray":
+            executor: Executor = Engine("ray", 1, gpus_per_cell=0).start(Path(folder), lambda: None)
+        else:
+            executor = LocalExecutor(Path(folder), 1)
+        ready = time.monotonic() - start
+        ends = _ends(executor, [Work(f"cell-{number}", {"do": "go"}) for number in range(cells)])
+    each = (ends[-1] - ends[cells // 2 - 1]) / (cells - cells // 2)
+    print(f"{engine}: {each:.4f} s a cell, {ready:.1f} s to start; load {os.getloadavg()[0]:.1f}")
+
+
+def _ends(executor: Executor, works: list[Work]) -> list[float]:
+    executor.submit(works)
+    try:
+        found = []
+        for outcome in executor.outcomes():
+            assert outcome.state == "done", outcome
+            found.append(time.monotonic())
+        return found
+    finally:
+        executor.close()
+
+
+def sweep(cells: int = 6) -> None:
+    """Small mini cells, their imports and their dense baseline counted."""
+    words = ["task=imagenet", "method=wanda", "sparsity=0.5", "limit=256", f"seed={','.join(map(str, range(cells)))}"]
+    seconds = [_timed(lambda jobs=jobs: _sweep(words, jobs)) for jobs in (1, 2)]  # type: ignore[misc]
+    print(f"a sweep of {cells} cells: {seconds[0]:.1f} s by 1 worker, {seconds[0] / seconds[1]:.2f} times as fast by 2", end="")
+    print(f"; load {os.getloadavg()[0]:.1f}")
+
+
+def _sweep(words: list[str], jobs: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "vlbench.cli", "sweep", *words, "--jobs", str(jobs), "--runs", folder, "--json"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def evaluation() -> None:
+    """The dense cell by torchrun, without what one worker takes for a single sample: imports and the model."""
+    words = ["-m", "vlbench.cli", "run", "task=nlvr2", "--json"]
+    seconds = []
+    for workers in (1, 2):
+        small, whole = (_timed(lambda limit=limit: _run(words, workers, limit)) for limit in ("limit=2", ""))  # type: ignore[misc]  # noqa: B023
+        seconds.append(whole - small)
+    print(f"evaluation: {seconds[0]:.1f} s by 1 worker, {seconds[0] / seconds[1]:.2f} times as fast by 2", end="")
+    print(f"; load {os.getloadavg()[0]:.1f}")
+
+
+def _run(words: list[str], workers: int, limit: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={workers}", "--standalone"]
+        command = [*launch, *words, *filter(None, [limit]), "--runs", folder]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)  # type: ignore[call-overload]
+
+
+def _timed(work: Callable[[], None]) -> float:
+    start = time.monotonic()
+    work()
+    return time.monotonic() - start
+
+
+def lost() -> None:
+    """24 cells of the mini suite with real workers; the second node is killed when twelve are done."""
+    from ray.cluster_utils import Cluster
+
+    words = {"task": "imagenet", "method": "wanda", "limit": "64", "sparsity": "0.5", "seed": ",".join(map(str, range(23)))}
+    planned = plan([Line(words)])
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20})
+    node = cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Path(folder)
+
+        def lose() -> None:
+            while sum(1 for _ in runs.glob("*/result.json")) < 12:
+                time.sleep(0.1)
+            cluster.remove_node(node, allow_graceful=False)
+
+        thread = threading.Thread(target=lose, daemon=True)
+        thread.start()
+        from vlbench.launch.sweep import Sweep
+        from vlbench.ui import Screen
+
+        made = Sweep(planned, runs, Screen())
+        made.run(lambda tell: Engine("ray", address=cluster.address).start(runs, tell))
+        results = [record.cell for record in made.records()]
+        print(f"{len(planned)} cells, a node killed after 12: {len(results)} results, {len(set(results))} cells")
+        assert sorted(results) == sorted(one.cell for one in planned)
+    cluster.shutdown()
+
+
+def main(what: str, *more: str) -> None:
+    todo = {"plan": planning, "overhead": overhead, "sweep": sweep, "evaluation": evaluation, "lost": lost}
+    todo[what](*more)  # type: ignore[operator]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

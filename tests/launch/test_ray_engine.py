@@ -1,0 +1,178 @@
+"""Cells as Ray tasks: on this machine, and on two nodes of which one is lost. Stub workers without torch."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.launch.stub import STUB
+from vlbench.errors import UserError
+from vlbench.launch import process, ray_engine
+from vlbench.launch.engines import Engine
+from vlbench.launch.executor import Outcome, Work, log_file
+
+SMALL = 80 * 2**20  # bytes of a node's object store
+
+
+@pytest.fixture(autouse=True)
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "ARGUMENTS", ("-c", STUB))
+    monkeypatch.setenv("VLBENCH_TEST", "travels")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def ray() -> Iterator[Any]:
+    module = pytest.importorskip("ray", reason="needs Ray: pip install 'vlbench[ray]'")
+    yield module
+    module.shutdown()
+
+
+@pytest.fixture
+def cluster(ray: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head with a core, to which nodes can be added."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": SMALL})
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def run(executor: Any, **cells: str) -> dict[str, Outcome]:
+    executor.submit(Work(name, {"do": do}) for name, do in cells.items())
+    try:
+        return {outcome.cell: outcome for outcome in executor.outcomes()}
+    finally:
+        executor.close()
+
+
+def tries(cell: str) -> list[str]:
+    file = Path("runs") / cell / "tries"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+# Without Ray ---------------------------------------------------------------------------------------------------------
+
+
+def test_without_ray_the_command_to_install_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'vlbench\[ray\]'"):
+        Engine("ray").start(Path("runs"), print)
+    assert not Path("runs").exists()
+
+
+def test_where_no_cluster_listens_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="needs Ray")
+    for address, why in (("127.0.0.1:1", "no Ray cluster at --address 127.0.0.1:1"), ("somewhere", "HOST:PORT")):
+        with pytest.raises(UserError, match=why):
+            Engine("ray", address=address).start(Path("runs"), print)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "gpus", "cpus", "slots"),
+    [
+        ([{"CPU": 8.0}], None, 0, 1, 8),
+        ([{"CPU": 8.0, "GPU": 2.0}], None, 1, 4, 2),
+        ([{"CPU": 8.0, "GPU": 2.0}], 0.5, 0.5, 2, 4),
+        ([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 64.0}], 1, 1, 4, 2),
+        ([{"CPU": 2.0, "GPU": 4.0}], 1, 1, 0.5, 4),
+    ],
+)
+def test_what_a_cell_takes(
+    nodes: list[dict[str, float]], asked: float | None, gpus: float, cpus: float, slots: int
+) -> None:
+    assert ray_engine._gpus_per_cell(nodes, asked) == gpus
+    assert ray_engine._cpus_per_cell(nodes, gpus) == cpus
+    assert ray_engine._slots(nodes, cpus, gpus) == slots
+
+
+def test_more_gpus_than_any_node_has_are_refused() -> None:
+    """Four in all, and no cell can have three."""
+    nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 2.0}]
+    with pytest.raises(UserError, match="a cell needs 3 GPUs and no node of the cluster has more than 2"):
+        ray_engine._gpus_per_cell(nodes, 3)
+    with pytest.raises(UserError, match="a cell needs 1 GPUs and the cluster has none"):
+        ray_engine._gpus_per_cell([{"CPU": 8.0}], 1)
+    with pytest.raises(UserError, match="whole number"):
+        ray_engine._gpus_per_cell(nodes, 1.5)
+
+
+# With it -------------------------------------------------------------------------------------------------------------
+
+
+def test_cells_on_this_machine(ray: Any) -> None:
+    """One after the other: worker processes are kept, deaths are tried again, and failures are believed."""
+    runs = Path("runs")
+    with pytest.raises(UserError, match="a cell needs 9 GPUs"):
+        Engine("ray", jobs=1, gpus_per_cell=9).start(runs, print)
+    assert not ray.is_initialized()
+    executor = Engine("ray", jobs=1, gpus_per_cell=0).start(runs, lambda: None)
+    found = run(executor, a="go", b="go", c="fail", d="die 2", e="die 9")
+    assert {cell: outcome.state for cell, outcome in found.items()} == {
+        "a": "done", "b": "done", "c": "failed", "d": "done", "e": "failed",
+    }  # fmt: skip
+    assert found["a"].reason == found["b"].reason, "torch would be imported anew for each cell"
+    assert found["c"].reason == "a mistake"
+    assert [len(tries(cell)) for cell in "abcde"] == [1, 1, 1, 3, 3]
+    assert tries("a")[0].split()[-1] == "travels"
+    assert "signal 9" in found["e"].reason
+    assert "in each of 3 attempts" in log_file(runs, "e").read_text().splitlines()[-1]
+    assert not ray.is_initialized()
+
+
+def test_closing_lets_the_running_cell_go(ray: Any) -> None:
+    executor = Engine("ray", jobs=1, gpus_per_cell=0).start(Path("runs"), lambda: None)
+    executor.submit([Work("slow", {"do": "sleep 60"}), Work("next", {"do": "go"})])
+    end = time.monotonic() + 60
+    while not Path("runs/slow/tries").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    executor.close()
+    pid = int(tries("slow")[0].split()[0])
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert "told to stop" in log_file(Path("runs"), "slow").read_text()
+    assert not Path("runs/next").exists()
+    assert not Path("runs/slow/result.json").exists()
+
+
+@pytest.mark.slow
+def test_a_node_is_lost_half_way(cluster: Any) -> None:
+    """While it has a cell. Of eight cells on two nodes of one core every result is there, none was written twice."""
+    node = cluster.add_node(num_cpus=1, object_store_memory=SMALL)
+    executor = Engine("ray", address=cluster.address).start(Path("runs"), lambda: None)
+    cells = {f"cell-{number}": "sleep 1.5" for number in range(8)}
+    killed: list[float] = []
+
+    def done() -> set[str]:
+        return {file.parent.name for file in Path("runs").glob("*/result.json")}
+
+    def lose() -> None:
+        end = time.monotonic() + 60
+        while not (
+            len(done()) >= 4 and any(node.node_id in line for cell in set(cells) - done() for line in tries(cell))
+        ):
+            assert time.monotonic() < end, "the node never had a cell"
+            time.sleep(0.02)
+        cluster.remove_node(node, allow_graceful=False)
+        killed.append(time.monotonic())
+
+    thread = threading.Thread(target=lose)
+    thread.start()
+    found = run(executor, **cells)
+    thread.join()
+    assert killed
+    assert {outcome.state for outcome in found.values()} == {"done"}, found
+    assert sorted(found) == sorted(cells)
+    results = [json.loads(file.read_text())["cell"] for file in Path("runs").glob("*/result.json")]
+    assert sorted(results) == sorted(cells)
+    assert sum(len(tries(cell)) for cell in cells) > len(cells), "the node had no cell when it was lost"

@@ -1,0 +1,349 @@
+"""What a stranger's data, weights and folders cannot do: run code, leave their folder, fill the memory."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import vlbench
+from tests.lab import Lab, make_data, make_weights, method_file, write_toml
+from vlbench.errors import UserError
+from vlbench.paths import inside
+from vlbench.plugins import FOLDERS, forget, package_folder
+from vlbench.storage import write_sealed
+from vlbench.weights import declared_elements, file_digest, read_weights
+
+GIANT = 10**12
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Lab]:
+    lab = Lab(tmp_path, monkeypatch, capsys)
+    make_data(lab.data)
+    make_weights(lab.weights)
+    write_toml(tmp_path, {"imagenet": lab.data})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VLBENCH_DATA", raising=False)
+    forget()
+    yield lab
+    forget()
+
+
+# The source --------------------------------------------------------------------------------------------------------
+
+# Modules that run what they read. weights.py names an exception of pickle and reads nothing with it.
+UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml"}
+NAMES_AN_EXCEPTION = {"weights.py": {"pickle"}}
+UNSAFE_CALLS = {"eval", "exec", "compile", "__import__", "extractall", "unpack_archive", "from_dynamic_module"}
+RUNS_PLUGINS = {"plugins.py": {"import_module", "spec_from_file_location"}}
+
+
+def sources() -> list[Path]:
+    folders = [Path(vlbench.__file__).parent, *(package_folder(name) for name in FOLDERS.values())]
+    return sorted({file.resolve() for folder in folders for file in folder.rglob("*.py")})
+
+
+def unsafe(text: str, name: str = "") -> list[str]:
+    """What the source does that may run what it reads: line and words."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            wrong = {m.split(".")[0] for m in modules} & UNSAFE_MODULES - NAMES_AN_EXCEPTION.get(name, set())
+            found += [f"{node.lineno} import {module}" for module in wrong]
+        if isinstance(node, ast.Call):
+            found += [f"{node.lineno} {why}" for why in _unsafe_call(node, name)]
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pickle":
+            found += [] if node.attr == "UnpicklingError" else [f"{node.lineno} pickle.{node.attr}"]
+    return found
+
+
+def _unsafe_call(node: ast.Call, name: str) -> list[str]:
+    function = node.func
+    called = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    owner = function.value.id if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) else ""
+    words = {k.arg: k.value.value if isinstance(k.value, ast.Constant) else ... for k in node.keywords}
+    plain = not isinstance(function, ast.Attribute) or owner in ("builtins", "shutil", "tarfile", "zipfile")
+    found = [called] if called in UNSAFE_CALLS and (plain or called not in ("eval", "compile")) else []
+    found += ["torch.load without weights_only=True"] if (owner, called) == ("torch", "load") and (
+        words.get("weights_only") is not True
+    ) else []  # fmt: skip
+    found += ["allow_pickle"] if words.get("allow_pickle", False) is not False else []
+    found += ["trust_remote_code"] if words.get("trust_remote_code", False) is not False else []
+    found += ["shell=True"] if words.get("shell", False) is not False else []
+    remote = called == "from_pretrained" and owner.startswith("Auto") and words.get("trust_remote_code") is not False
+    found += ["from_pretrained without trust_remote_code=False"] if remote else []
+    imports = {"import_module", "spec_from_file_location"} - RUNS_PLUGINS.get(name, set())
+    if called in imports and not (node.args and isinstance(node.args[0], ast.Constant)):
+        found.append(f"{called} of a name that is computed")
+    return found
+
+
+def test_no_source_runs_what_it_reads() -> None:
+    found = {str(file): wrong for file in sources() if (wrong := unsafe(file.read_text("utf-8"), file.name))}
+    assert len(sources()) > 100
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "np.load(f, allow_pickle=True)",
+        "np.load(f, allow_pickle=flag)",
+        "yaml.load(f); import yaml",
+        "eval(text)",
+        "exec(text)",
+        "tarfile.open(f).extractall(d)",
+        "archive.extractall(d)",
+        "AutoModel.from_pretrained(d)",
+        "AutoModel.from_pretrained(d, trust_remote_code=True)",
+        "importlib.import_module(name)",
+        "subprocess.run(text, shell=True)",
+    ],
+)
+def test_the_search_finds_it(line: str) -> None:
+    assert unsafe(line)
+
+
+def test_evaluation_modes_are_no_eval() -> None:
+    assert not unsafe("net.eval()\nre.compile(x)\ntorch.compile(net)")
+
+
+# Plug-ins ----------------------------------------------------------------------------------------------------------
+
+MARK = "\nfrom pathlib import Path as _P\n_P({path!r}).write_text('ran')\n"
+
+
+def test_plugins_of_other_folders_are_never_imported(lab: Lab) -> None:
+    """Of the data, the runs and the weights: theirs are not the workspace's methods/, tasks/ and registry/."""
+    ran = lab.folder / "ran"
+    source = method_file("mine", before=MARK.format(path=str(ran)))
+    runs = lab.folder / "runs"
+    for folder in (lab.data, lab.weights, runs, lab.data / "val", runs / "cell"):
+        for name in ("methods", "tasks", "registry", "."):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            if folder / name != lab.data / "val" / ".":
+                (folder / name / "mine.py").write_text(source)
+                (folder / name / "__init__.py").write_text(source)
+        (folder / "sitecustomize.py").write_text(source)
+    for wnid in ("methods", "tasks", "registry"):  # a class folder of the data must hold images
+        for file in (lab.data / "val" / wnid).iterdir():
+            file.unlink()
+        (lab.data / "val" / wnid).rmdir()
+    told = lab("list", "methods")
+    assert "mine" not in told.out.split()
+    assert "there is no method 'mine'" in lab.refused_run("method=mine")
+    assert lab.run("--runs", str(runs)).code in (0, 2)
+    assert not ran.exists()
+    lab.plug("methods/mine.py", source)  # in the workspace's own it is
+    assert lab("help", "method=mine").code == 0
+    assert ran.exists()
+
+
+def test_python_of_a_model_folder_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tokenizer asks for it by auto_map; the question that transformers would put to the user is not asked."""
+    from vlbench.plugins import table
+
+    ran = tmp_path / "ran"
+    module = sys.modules[table("models").get("llava-1.5-7b").load().__module__] if _has_llava() else None
+    if module is None:
+        pytest.skip("no family here reads whatever tokenizer its folder has")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "own.py").write_text(MARK.format(path=str(ran)) + "class Own: ...\n")
+    told = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    (folder / "config.json").write_text("{}")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(UserError, match="tokenizer"):
+        module.read_tokenizer(folder, 100)
+    assert not ran.exists()
+
+
+def _has_llava() -> bool:
+    from vlbench.plugins import table
+
+    return "llava-1.5-7b" in table("models").entries
+
+
+# Paths -------------------------------------------------------------------------------------------------------------
+
+OUTSIDE = ["../../etc/passwd", "/etc/passwd", "a/../../b.jpg", "a\\..\\b.jpg", "a\0b.jpg", "", ".", "a/.."]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_path_that_leaves_its_folder_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"train\.json names the image .*which is no file inside the data folder"):
+        inside(name, "train.json")
+
+
+def test_a_path_in_its_folder_is_itself() -> None:
+    assert inside("a/b..c/1.jpg", "x").as_posix() == "a/b..c/1.jpg"
+
+
+def test_every_reader_of_names_goes_through_it() -> None:
+    """A plug-in that takes a file's name from an annotation has `inside` in its source; no other join is of data."""
+    keys = {"file_name", "image_name", "filename", "filepath", "file_path", "directory", "imageId"}
+    for file in sorted((package_folder("tasks")).glob("*.py")):
+        text = file.read_text("utf-8")
+        strings = {
+            n.value for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+        }
+        if strings & keys:
+            assert "inside(" in text, file
+
+
+CAPTIONS: dict[str, Callable[[str], str]] = {
+    "coco": lambda name: json.dumps(
+        {"images": [{"id": 1, "file_name": name}], "annotations": [{"id": 1, "image_id": 1, "caption": "a"}]}
+    ),
+    "table": lambda name: f"a cat\t{name}\n",
+}
+
+
+@pytest.mark.parametrize("layout", CAPTIONS)
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b.jpg"])
+def test_calibration_files_stay_in_their_folder(tmp_path: Path, layout: str, name: str) -> None:
+    from vlbench.data.caption_files import read_captions
+
+    file = tmp_path / ("captions.tsv" if layout == "table" else "captions.json")
+    file.write_text(CAPTIONS[layout](name))
+    with pytest.raises(UserError, match=r"captions\.\w+ names the image .*inside the data folder"):
+        list(read_captions(file, tmp_path))
+
+
+def test_a_models_manifest_names_files_of_its_folder(tmp_path: Path) -> None:
+    """What it names is copied when the model is exported."""
+    from vlbench.pruning.saved import copy_saved
+
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    for name in ("../secret", str(secret)):
+        folder, target = tmp_path / "model", tmp_path / "deep" / "target"
+        folder.mkdir(exist_ok=True)
+        target.mkdir(parents=True, exist_ok=True)
+        write_sealed(folder / "vlbench.json", {"format": 1, "files": {name: file_digest(secret)}})
+        with pytest.raises(UserError, match="inside the data folder"):
+            copy_saved(folder, target)
+        assert not list(target.iterdir())
+        assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["target"]
+
+
+# Sizes -------------------------------------------------------------------------------------------------------------
+
+
+def giant_safetensors(file: Path) -> None:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * GIANT]}}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 64)
+
+
+def whole_giant_safetensors(file: Path) -> None:
+    """As long as it declares to be: a sparse file of 4 TB, which takes a page on the disk."""
+    giant_safetensors(file)
+    try:
+        with file.open("r+b") as stream:
+            stream.truncate(8 + int.from_bytes(file.read_bytes()[:8], "little") + 4 * GIANT)
+    except OSError:
+        pytest.skip("the file system has no sparse files of 4 TB")
+
+
+def repeated(file: Path) -> None:
+    torch.save({"w": torch.zeros(1).expand(10**6, 10**6)}, file)
+
+
+def giant_zip(file: Path) -> None:
+    _declare(file, legacy=False)
+
+
+def giant_legacy(file: Path) -> None:
+    _declare(file, legacy=True)
+
+
+def _declare(file: Path, *, legacy: bool) -> None:
+    """torch.save's file of 7000 zeros that declares 10^12: the pickle's numbers are edited."""
+
+    def edited(text: bytes) -> bytes:
+        assert (text.count(b"M\x58\x1b"), text.count(b"M\xe8\x03K\x07\x86")) == (1, 1)
+        many, rows = (b"\x8a\x06" + n.to_bytes(6, "little") for n in (GIANT, GIANT // 7))
+        return text.replace(b"M\x58\x1b", many).replace(b"M\xe8\x03K\x07\x86", rows + b"K\x07\x86")
+
+    torch.save({"w": torch.zeros(1000, 7)}, file, _use_new_zipfile_serialization=not legacy)
+    if legacy:
+        file.write_bytes(edited(file.read_bytes()))
+        return
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, edited(part) if name.endswith("data.pkl") else part)
+
+
+def bomb(file: Path) -> None:
+    """A megabyte of zeros in a kilobyte; of a terabyte the check of checksums alone would take hours."""
+    torch.save({"w": torch.zeros(250_000)}, file)
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part)
+
+
+@pytest.mark.parametrize("make", [giant_safetensors, whole_giant_safetensors, repeated, giant_zip, giant_legacy, bomb])
+def test_a_giant_is_refused_before_it_is_allocated(
+    tmp_path: Path, make: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / ("w.safetensors" if "safetensors" in make.__name__ else "w.pth")
+    make(file)
+    monkeypatch.setattr("vlbench.weights.load_file", _never)
+    plain = torch.load
+
+    def watched(*args: Any, **more: Any) -> Any:
+        if torch._guards.detect_fake_mode(None) is None:
+            _never()
+        return plain(*args, **more)
+
+    monkeypatch.setattr(torch, "load", watched)
+    with pytest.raises(UserError, match=r"is refused: it (declares|unpacks)") as told:
+        read_weights(file)
+    assert str(file) in str(told.value)
+    assert len(str(told.value).splitlines()) == 1
+
+
+def _never(*_: Any) -> None:
+    raise AssertionError("it was read")
+
+
+def test_what_is_declared_is_what_is_there(tmp_path: Path) -> None:
+    tensors = {"a": torch.ones(3, 5), "b": torch.ones(7, dtype=torch.bfloat16), "c": torch.zeros(0)}
+    save_file(tensors, tmp_path / "w.safetensors")
+    torch.save({"model": tensors, "epoch": 3}, tmp_path / "w.pth")
+    for name in ("w.safetensors", "w.pth"):
+        assert declared_elements(tmp_path / name) == 22
+        assert read_weights(tmp_path / name).keys() == tensors.keys()
+    half = {"half": tensors["a"][1:]}  # a view has its storage's size, and is read as it is
+    torch.save(half, tmp_path / "view.pth")
+    assert torch.equal(read_weights(tmp_path / "view.pth")["half"], half["half"])
+
+
+@pytest.mark.parametrize("argument", ["embed_dim", "depth", "img_size"])
+def test_a_giant_configuration_is_refused_before_it_is_built(lab: Lab, argument: str) -> None:
+    file = lab.weights / "config.json"
+    config = json.loads(file.read_text())
+    config["model_args"][argument] = {"embed_dim": 10**6, "depth": 10**8, "img_size": 32 * 10**6}[argument]
+    file.write_text(json.dumps(config))
+    told = lab.refused_run()
+    assert "is refused: the network of its configuration has" in told
+    assert len(told.splitlines()) == 1
