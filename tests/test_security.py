@@ -322,6 +322,13 @@ def test_a_giant_is_refused_before_it_is_allocated(
     assert len(str(told.value).splitlines()) == 1
 
 
+def test_what_would_fit_is_refused_where_the_file_cannot_hold_it(tmp_path: Path) -> None:
+    """10^8 elements are 0.4 GB, which any machine has."""
+    torch.save({"w": torch.zeros(1).expand(10**4, 10**4)}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"declares 100,000,000 elements of w and has [\d,]+ bytes"):
+        read_weights(tmp_path / "w.pth")
+
+
 def _never(*_: Any) -> None:
     raise AssertionError("it was read")
 
@@ -344,6 +351,8 @@ def test_a_giant_configuration_is_refused_before_it_is_built(lab: Lab, argument:
     config = json.loads(file.read_text())
     config["model_args"][argument] = {"embed_dim": 10**6, "depth": 10**8, "img_size": 32 * 10**6}[argument]
     file.write_text(json.dumps(config))
-    told = lab.refused_run()
-    assert "is refused: the network of its configuration has" in told
-    assert len(told.splitlines()) == 1
+    told = lab.run()
+    assert told.code == 2
+    assert f"{lab.weights} is refused: the network of its configuration has" in told.err
+    assert len(told.err.splitlines()) == 1
+    assert not list((lab.folder / "runs").iterdir())

@@ -22,8 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import UserError
 
-# What a network is built with besides its weights: masks, positions, and weights that are drawn twice.
-TIMES, BESIDE = 4, 10**8
+# How much larger the network of a checkpoint may be when it is built: one that was cut to a tenth is built whole first,
+# and weights are drawn twice; besides, there are masks and positions.
+TIMES, BESIDE = 100, 10**7
 
 
 def declared(file: Path, load: Callable[[], Mapping[str, Any]]) -> dict[str, int]:
@@ -87,7 +88,7 @@ def bounded(source: Path, elements: int | None = None) -> Iterator[None]:
     """Inside, a network may be built that weights of so many elements fit; without them (those of a pruned network say
     little of the whole one), as many as the memory has bytes. Raises UserError before what is larger is allocated:
     the configuration in `source` is of another model, or made to fill the memory."""
-    limit = memory_of_machine() if elements is None else TIMES * elements + BESIDE
+    limit = memory_of_machine() if elements is None else min(TIMES * elements + BESIDE, memory_of_machine())
     other = "that is more than the memory holds" if elements is None else f"its weights have {elements:,}"
     with _Bounded(limit, source, other):
         yield
@@ -114,7 +115,7 @@ def _made(func: Any, args: Any) -> int:
     """Elements of what an operation makes, 0 for what works on tensors."""
     if not args or isinstance(args[0], Tensor):
         return 0
-    if func.overloadpacket is torch.ops.aten.arange:
+    if func.overloadpacket in (torch.ops.aten.arange, torch.ops.aten.linspace):
         numbers = [abs(a) for a in args if isinstance(a, (int, float))]
         return int(max(numbers, default=0))
     sizes = args[0] if isinstance(args[0], (list, tuple)) else ()

@@ -96,12 +96,12 @@ def test_images_that_are_not_there_are_counted(tmp_path: Path) -> None:
         ("c.json", {**COCO, "annotations": [{"id": 1, "image_id": 9}]}, "entry 0 of annotations is not as COCO has it"),
         ("c.json", {**COCO, "annotations": [{"id": 1, "image_id": 9, "caption": 3}]}, "3 is no text"),
         ("c.json", {**COCO, "images": [{"id": 9}]}, "images is not as COCO has it"),
-        ("c.json", {**COCO, "images": [{"id": 9, "file_name": "../x.jpg"}]}, "no file inside its folder"),
+        ("c.json", {**COCO, "images": [{"id": 9, "file_name": "../x.jpg"}]}, "no file inside the data folder"),
         ("c.json", [{"id": 1, "regions": [{"region_id": 2}]}], "entry 0 is not as Visual Genome has it"),
         ("c.json", [{"id": "a/b", "regions": []}], "entry 0 is not as Visual Genome has it"),
         ("c.tsv", "only words\n", "line 1 should be a caption, a tab and an image file"),
         ("c.tsv", "words\thttp://x.org/a.jpg\n", "line 1 names the address http://x.org/a.jpg"),
-        ("c.tsv", "words\t/etc/a.jpg\n", "no file inside its folder"),
+        ("c.tsv", "words\t/etc/a.jpg\n", "no file inside the data folder"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(tmp_path: Path, name: str, content: Any, sentence: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 from tests.faults.lives import METHODS, Life, Place, final_files, half_written
 
 pytestmark = pytest.mark.faults
-TIMES = max(4, int(os.environ.get("VLBENCH_FAULTS", "8")) // 4)
+TIMES = max(2, int(os.environ.get("VLBENCH_FAULTS", "6")) // 4)
 SEED = int(os.environ.get("VLBENCH_FAULTS_SEED", "20"))
 
 

@@ -21,7 +21,7 @@ from ..memory import refuse_second_copy
 from ..model import Model
 from ..nn.adapted import Adapted, MaskedProduct, attach, detach, effective
 from ..pruning.modality import modality
-from ..structure import Structure
+from ..structure import Structure, Tower
 from .distill import TeacherOptions
 from .tuning import TuneOptions, tuned
 
@@ -109,8 +109,8 @@ def _candidates(net: nn.Module, structure: Structure, options: AdapterOptions, p
     """What could have an adapter, if all targets were wanted."""
     given, found, used = parse_ranks(options.ranks), Ranks(), set()
     for tower in structure.towers:
-        name = next((n for key in (tower.name, modality(tower)) for n in (key, f"{key}?") if n in given), "")
-        used |= {n for key in (tower.name, modality(tower)) for n in (key, f"{key}?")}
+        name = next((n for n in _names(tower) if n in given), "")
+        used |= {*_names(tower)}
         if rank := given[name] if name else options.rank * (tower.name in pruned):
             found.update({matrix.removesuffix(".weight"): rank for matrix in Structure((tower,)).matrices})
     prunable = {matrix.removesuffix(".weight") for matrix in structure.matrices}
@@ -125,6 +125,11 @@ def _candidates(net: nn.Module, structure: Structure, options: AdapterOptions, p
             known = ", ".join(f"{tower.name} ({modality(tower)})" for tower in structure.towers)
             raise UserError(f"ranks={options.ranks}: this model has no tower or module {path!r}. Its towers: {known}.")
     return found
+
+
+def _names(tower: Tower) -> list[str]:
+    """What `ranks` may call a tower, its own name before its modality's."""
+    return [name for key in (tower.name, modality(tower)) for name in (key, f"{key}?")]
 
 
 def _ends(path: str, suffix: str) -> bool:
@@ -143,9 +148,14 @@ def pruned_towers(structure: Structure, state: Compression) -> set[str]:
 
 
 def refuse_misplaced(model: Model, options: AdapterOptions) -> None:
-    """Raise UserError, before a pruner has worked, for what `placed` would refuse whatever it prunes; and for a teacher
-    that does not fit."""
-    towers = {tower.name for tower in model.structure().towers}
+    """Raise UserError, before a pruner has worked, for what `placed` would refuse whatever it prunes, and for a rank
+    that no tower has or a teacher that does not fit."""
+    structure, given = model.structure(), parse_ranks(options.ranks)
+    if options.changed("rank") and all(given.keys() & set(_names(tower)) for tower in structure.towers):
+        raise UserError(
+            f"rank={options.rank} is no tower's: ranks={options.ranks} names all of them, so give that instead."
+        )
+    towers = {tower.name for tower in structure.towers}
     if not any(_fits(model, options, {name}) for name in towers):
         placed(model, options, towers)
     refuse_large_teacher(model, options)
