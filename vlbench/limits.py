@@ -33,7 +33,7 @@ def declared(file: Path, load: Callable[[], Mapping[str, Any]]) -> dict[str, int
     if file.suffix == ".safetensors":
         return _in_header(file)
     try:
-        with FakeTensorMode():  # type: ignore[no-untyped-call]
+        with FakeTensorMode():
             found = load()
     except Exception:
         return {}

@@ -292,8 +292,8 @@ class Matcher(Capability, ABC):
 
     @abstractmethod
     def embed(self, states: Any, batch: Batch) -> list[Prediction]:
-        """[{"image": (d,) tensor, "texts": (len(sample.texts), d) tensor}] for each sample, of length one each. An image
-        may have several vectors, (v, d): its similarity is that of the most alike."""
+        """[{"image": (d,) tensor, "texts": (len(sample.texts), d) tensor}] for each sample, of length one each. An
+        image may have several vectors, (v, d): its similarity is that of the most alike."""
 
     def match(self, states: Any, batch: Batch) -> list[Tensor]:
         """For each sample, the logits (len(pairs),) that its image and each of its candidate texts belong together. A

@@ -179,18 +179,18 @@ def begin(order: dict[str, Any]) -> int:
         os._exit(code)
 
 
+def ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def end(pid: int, after: float | None, stage: str, sign: int) -> int:
     """Wait for a child, or send it `sign` after some seconds (of a stage, from its first step on) and wait then. A
     negative code is a signal."""
-
-    def ended() -> bool:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
     if after is not None:
-        while not chalked().startswith(stage) and not ended():
+        while not chalked().startswith(stage) and not ended(pid):
             time.sleep(0.001)
         stop = time.monotonic() + after
-        while time.monotonic() < stop and not ended():
+        while time.monotonic() < stop and not ended(pid):
             time.sleep(0.001)
         os.kill(pid, sign)  # of a child that has ended nothing remains to hear it
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -201,7 +201,11 @@ def live(order: dict[str, Any]) -> dict[str, Any]:
     count(0)
     start = time.monotonic()
     orders = order["lives"]
-    pids = [begin(one) for one in orders]
+    pids: list[int] = []
+    for one in orders:
+        while not chalked().startswith(one.get("once", "")) and not all(map(ended, pids)):
+            time.sleep(0.001)
+        pids.append(begin(one))
     ways = [(one.get("after"), one.get("stage", ""), one.get("signal", signal.SIGKILL)) for one in orders]
     codes = [end(pid, *way) for pid, way in zip(pids, ways, strict=True)]
     return {"codes": codes, "seconds": time.monotonic() - start, "stage": chalked(), "steps": int(BOARD[64:80])}

@@ -57,8 +57,8 @@ def test_sigterm_at_a_random_moment_leaves_at_once(place: Place, runs: Path) -> 
 def test_a_cell_goes_on_after_its_worker_was_lost(place: Place, runs: Path) -> None:
     """Of two commands for one cell the one that works is killed: the other, which waits, takes over at once."""
     calm = place.undisturbed("magnitude+finetune")
-    half = place.calm["magnitude+finetune"].seconds / 2
-    first, second = place.lives("magnitude+finetune", runs, {"after": half}, {})
+    worker = {"kill_at": (r"magnitude.*finetune\.tmp/\.meta", 9)}
+    first, second = place.lives("magnitude+finetune", runs, worker, {"once": "finetune"})
     assert (first.code, second.code) == (-signal.SIGKILL, 0), second.said
     assert second.seconds < 30, "a dead holder on this machine need not be waited for"
     assert final_files(runs) == final_files(calm)

@@ -76,7 +76,7 @@ def load_heat_map(folder: Path | None = None) -> tuple[RetainedUnits, ...]:
     for line, where in _lines(_folder(folder) / HEAT_MAP):
         try:
             layer, retained = int(line.pop("layer")) - 1, float(line.pop("retained_percent")) / 100
-            found.append(RetainedUnits(**line, layer=layer, retained=retained))  # type: ignore[arg-type]
+            found.append(RetainedUnits(**line, layer=layer, retained=retained))
         except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"{where} is no line of a heat map ({error}): restore the file.") from None
     return tuple(found)

@@ -97,7 +97,7 @@ def placed(model: Model, options: AdapterOptions, pruned: set[str]) -> Ranks:
         layer = net.get_submodule(path)
         if isinstance(layer, Adapted):
             raise UserError(f"{path} has an adapter beside its weight already: train that one with merge=true.")
-        rows, columns = layer.weight.shape  # type: ignore[union-attr, misc]
+        rows, columns = layer.weight.shape  # type: ignore[misc]
         if rank > min(rows, columns):
             raise UserError(
                 f"rank {rank} is too large for {path}, a matrix of {rows} x {columns}: at most {min(rows, columns)}."

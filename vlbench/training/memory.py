@@ -23,14 +23,14 @@ def recomputed(net: nn.Module, structure: Structure) -> Iterator[None]:
     blocks = [net.get_submodule(block.path) for tower in structure.towers for block in tower.blocks]
     before = [vars(block).get("forward") for block in blocks]
     for block in blocks:
-        block.forward = _twice(block.forward)  # type: ignore[method-assign]
+        block.forward = _twice(block.forward)
     try:
         yield
     finally:
         for block, own in zip(blocks, before, strict=True):
             del block.forward
             if own is not None:
-                block.forward = own  # type: ignore[method-assign]
+                block.forward = own
 
 
 def _twice(forward: Callable[..., Any]) -> Callable[..., Any]:
