@@ -107,8 +107,8 @@ class Llava(Prompted):
         if not isinstance(net.config.vision_feature_layer, int):
             raise UserError(f"{card.name}: vision_feature_layer should be one layer; several are not supported.")
         model = cls(card, config, llama.adopt(clip_vision.adopt(net)))
-        model.tokenizer = read_tokenizer(folder, int(net.config.text_config.vocab_size))
-        if IMAGE not in model.tokenizer.get_vocab():  # a mark in the prompt, which is never embedded
+        model.tokenizer = read_tokenizer(folder, int(net.config.text_config.vocab_size) + 1)
+        if IMAGE not in model.tokenizer.get_vocab():  # the word more: a mark in the prompt, which is never embedded
             model.tokenizer.add_tokens([IMAGE], special_tokens=True)
         return model
 

@@ -59,7 +59,9 @@ def test_words_that_make_no_sense(lab: Lab, words: str, sentence: str) -> None:
 
 def test_a_model_without_the_capability(lab: Lab) -> None:
     told = lab.refused("run", "task=vqav2", "model=deit-mini")
-    assert told == ("model=deit-mini cannot answer, which task=vqav2 needs. Models that can: blip-vqa, blip-vqa-mini.")
+    start = "model=deit-mini cannot answer, which task=vqav2 needs. Models that can: blip-vqa, blip-vqa-mini, "
+    assert told.startswith(start)
+    assert "deit-mini" not in told.removeprefix(start)
 
 
 @pytest.mark.parametrize("flag", ["--plan", "--json"])

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import pytest
 
 from vlbench import lease as module
 from vlbench.errors import UserError
-from vlbench.lease import lease
+from vlbench.lease import Holder, held, lease
 
 
 def never() -> bool:
@@ -230,6 +231,27 @@ def test_an_unwritable_folder_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Path, "write_text", read_only)
     with pytest.raises(UserError, match="Read-only file system"), lease(tmp_path / "x", never, quiet):
         pass
+
+
+def test_who_holds_a_cell(tmp_path: Path) -> None:
+    """Of this machine's processes it is known. Of another's there are signs of life, by a clock that may be off."""
+    assert held(tmp_path) is None
+    with lease(tmp_path / "cell", never, quiet):
+        holder = held(tmp_path / "cell")
+        os.utime(tmp_path / "cell" / "lease.json", (1, 1))
+        assert held(tmp_path / "cell") == holder, "its process lives, whatever the clock says"
+    assert holder is not None
+    assert (holder.pid, holder.host) == (os.getpid(), socket.gethostname())
+    assert holder.since == pytest.approx(time.time(), abs=60)
+    written(tmp_path, started="long ago")
+    assert held(tmp_path) is None, "another process has its number"
+    file = written(tmp_path, machine="elsewhere boot ns", pid=7)
+    assert held(tmp_path) == Holder("elsewhere", 7, None)
+    for age, there in ((module.EXPIRES / 2, True), (-module.EXPIRES / 2, True), (1e5, False), (-1e5, False)):
+        os.utime(file, (0, time.time() - age))
+        assert (held(tmp_path) is not None) == there
+    file.write_text("[1]")
+    assert held(tmp_path) == Holder("unknown", None, None)
 
 
 WORKER = """

@@ -21,4 +21,3 @@ def test_random_kills_leave_no_trace(place: Place) -> None:
     print(campaign.report())
     assert not campaign.failures, "\n".join([campaign.report(), *campaign.failures])
     assert campaign.kills == KILLS
-    assert campaign.longest <= 8, "the cells are meant to be small"

@@ -60,7 +60,6 @@ def test_a_cell_goes_on_after_its_worker_was_lost(place: Place, runs: Path) -> N
     worker = {"kill_at": (r"magnitude.*finetune\.tmp/\.meta", 9)}
     first, second = place.lives("magnitude+finetune", runs, worker, {"once": "finetune"})
     assert (first.code, second.code) == (-signal.SIGKILL, 0), second.said
-    assert second.seconds < 30, "a dead holder on this machine need not be waited for"
     assert final_files(runs) == final_files(calm)
 
 

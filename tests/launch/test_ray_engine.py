@@ -110,12 +110,10 @@ def test_more_gpus_than_any_node_has_are_refused() -> None:
 # With it -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_cells_on_this_machine(ray: Any) -> None:
     """One after the other: worker processes are kept, deaths are tried again, and failures are believed."""
     runs = Path("runs")
-    with pytest.raises(UserError, match="a cell needs 9 GPUs"):
-        Engine("ray", jobs=1, gpus_per_cell=9).start(runs, print)
-    assert not ray.is_initialized()
     executor = Engine("ray", jobs=1, gpus_per_cell=0).start(runs, lambda: None)
     found = run(executor, a="go", b="go", c="fail", d="die 2", e="die 9")
     assert {cell: outcome.state for cell, outcome in found.items()} == {
@@ -148,7 +146,7 @@ def test_closing_lets_the_running_cell_go(ray: Any) -> None:
 @pytest.mark.slow
 def test_a_node_is_lost_half_way(cluster: Any) -> None:
     """While it has a cell. Of eight cells on two nodes of one core every result is there, none was written twice."""
-    node = cluster.add_node(num_cpus=1, object_store_memory=SMALL)
+    node = cluster.add_node(num_cpus=1, object_store_memory=SMALL, env_vars={"NODE": "second"})
     executor = Engine("ray", address=cluster.address).start(Path("runs"), lambda: None)
     cells = {f"cell-{number}": "sleep 1.5" for number in range(8)}
     killed: list[float] = []
@@ -158,9 +156,7 @@ def test_a_node_is_lost_half_way(cluster: Any) -> None:
 
     def lose() -> None:
         end = time.monotonic() + 60
-        while not (
-            len(done()) >= 4 and any(node.node_id in line for cell in set(cells) - done() for line in tries(cell))
-        ):
+        while len(done()) < 4 or not any("second" in line for cell in set(cells) - done() for line in tries(cell)):
             assert time.monotonic() < end, "the node never had a cell"
             time.sleep(0.02)
         cluster.remove_node(node, allow_graceful=False)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,6 +78,39 @@ def test_shared_digests_change_no_identity(lab: Lab) -> None:
     assert together == {one.cell for single in lines for one in plan([single])}
 
 
+def test_cells_that_differ_in_their_seed_are_those_of_single_runs(lab: Lab) -> None:
+    """They are resolved together, and named from the first."""
+    words = {"method": "wanda+finetune", "wanda.sparsity": "0.5", "steps": "3", "seed": "4,0,10,7", "limit": "2"}
+    together = plan([line(lab, **words)])
+    alone = [plan([line(lab, **{**words, "seed": seed})]) for seed in ("4", "0", "10", "7")]
+    assert [one.cell for one in together] == list(dict.fromkeys(one.cell for cells in alone for one in cells))
+    assert [one.work.words["seed"] for one in together[1:]] == ["4", "0", "10", "7"]
+    assert {one.dense for one in together[1:]} == {together[0].cell}
+    assert {one.steps for one in together[1:]} == {3}
+
+
+@pytest.mark.parametrize("seed", ["-1", "x", "99999999999", "1.5"])
+def test_a_wrong_seed_among_right_ones_is_told(lab: Lab, seed: str) -> None:
+    with pytest.raises(UserError, match=f"seed={seed}") as told:
+        plan([line(lab, method="wanda", seed=f"0,{seed},1")])
+    assert len(str(told.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ({"method": "magnitude", "sparsity": "0.5", "ratio": "2x,4x"}, "give sparsity= or ratio=, not both"),
+        ({"method": "magnitude,wanda", "sparsity": "0.5,,0.75"}, "has an empty value between two commas"),
+        ({"method": "magnitude+finetune", "finetune": "off", "finetune.steps": "3"}, "no meaning with finetune=off"),
+    ],
+)
+def test_contradicting_words_are_told_in_one_sentence(lab: Lab, words: dict[str, str], why: str) -> None:
+    with pytest.raises(UserError) as told:
+        plan([line(lab, **words)])
+    assert why in str(told.value)
+    assert len(str(told.value).splitlines()) == 1
+
+
 def test_every_mistake_is_told_at_once_and_nothing_is_run(lab: Lab) -> None:
     words = ["task=imagenet,imagnet", "method=dense,magnitude,upop", "sparsity=0.5,2:4", "sed=1"]
     told = lab.refused("sweep", *[w for w in lab.words if not w.startswith("task=")], *words)
@@ -122,9 +156,11 @@ class Fake:
     def __init__(self, failing: Sequence[str] = (), interrupt: int = 99) -> None:
         self.failing, self.interrupt = failing, interrupt
         self.order: list[str] = []
+        self.calls = 0
         self.closed = False
 
     def submit(self, works: Iterable[Work]) -> None:
+        self.calls += 1
         self.order += [work.cell for work in works]
 
     def outcomes(self) -> Iterator[Outcome]:
@@ -167,6 +203,25 @@ def test_a_failed_baseline_fails_its_cells_and_no_others(tmp_path: Path) -> None
     assert {o.cell: o.reason for o in sweep.failed()} == {"d": "why", "a": "its dense baseline d failed"}
 
 
+def test_the_longest_cells_begin_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the baselines; of what was never run, what trains for longer."""
+    known = {"d": 1.0, "long": 90.0, "short": 2.0, "long:d": 90.0, "middle": 30.0}
+    monkeypatch.setattr("vlbench.launch.sweep.Times", lambda runs: SimpleNamespace(seconds=known.get))
+    cells = [*planned("short", "middle:d", "middle2:d", "long", "d"), Planned(Work("new", {}), steps=5)]
+    fake = Fake()
+    swept([*cells, Planned(Work("newer", {}), steps=9)], fake, tmp_path)
+    assert fake.order == ["d", "long", "short", "newer", "new", "middle", "middle2"]
+
+
+def test_of_100000_cells_only_those_that_waited_are_looked_at(tmp_path: Path) -> None:
+    """When a baseline ends: 4,000 baselines with a cell each, in a time that a square of 4,000 would not allow."""
+    cells = planned(*(f"d{n}" for n in range(4000)), *(f"c{n}:d{n}" for n in range(4000)))
+    fake = Fake(interrupt=10**6)
+    sweep = swept(cells, fake, tmp_path)
+    assert len(sweep.outcomes) == 8000
+    assert fake.calls == 4001, "an array of Slurm for nothing"
+
+
 def test_an_interrupt_closes_the_executor_and_leaves_the_rest(tmp_path: Path) -> None:
     fake = Fake(interrupt=2)
     sweep = Sweep(planned("d", "a:d", "b:d"), tmp_path, Screen(quiet=True))
@@ -206,6 +261,16 @@ def test_one_failed_cell_stops_no_other_and_finished_ones_are_skipped(lab: Lab) 
     made = next(name for name in states if "-magnitude-0.5-" in name)
     again = json.loads(lab.run("method=magnitude", "sparsity=0.5", "--json").out)
     assert again["cell"] == made
+
+
+def test_a_folder_with_a_result_of_a_newer_schema_is_refused(lab: Lab) -> None:
+    lab.run("--json")
+    (file,) = (lab.folder / "runs").glob("*/result.json")
+    file.write_text(file.read_text().replace('"schema_version": 2', '"schema_version": 3'))
+    for command in (["sweep", *lab.words], ["sweep", *lab.words, "--plan"], ["status"]):
+        told = lab.refused(*command)
+        assert "is of schema 3, this vlbench reads up to 2: update vlbench" in told
+        assert len(told.splitlines()) == 1
 
 
 def test_sigterm_stops_the_running_cell_which_resumes(lab: Lab) -> None:

@@ -15,8 +15,12 @@ from tests.nn.kinds import ready
 from vlbench.model import Batch
 from vlbench.task import Sample
 
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *["a", "b", "c", "d", "e", "f", "g", "h", "is", "the", "red", "blue", "one", "two", "?", "photo", "of", "question", "short", "answer", ":"])  # fmt: skip  # noqa: E501
-VOCABULARY = 40
+WORDS = (
+    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    *("a", "b", "c", "d", "e", "f", "g", "h", "is", "the", "red", "blue", "one", "two", "?"),
+    *("photo", "of", "question", "short", "answer", ":"),
+)
+VOCABULARY = len(WORDS)  # no word to spare: what a family adds to the tokenizer shows
 VISION = {
     "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 16,
     "patch_size": 8,
