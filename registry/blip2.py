@@ -94,6 +94,8 @@ class Blip2(Blip2Folder, Prompted):
 
     @classmethod
     def architecture(cls, card: Card) -> Config:
+        if card.name.removeprefix("blip2-") not in LANGUAGE:
+            return super().architecture(card)
         return {
             "vision_config": {**VISION, "image_size": card.image.size}, "qformer_config": QFORMER,
             "text_config": LANGUAGE[card.name.removeprefix("blip2-")], "num_query_tokens": QUERIES,

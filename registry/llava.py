@@ -128,6 +128,8 @@ class Llava(Prompted):
 
     @classmethod
     def architecture(cls, card: Card) -> Config:
+        if card.name not in TEXT:
+            return super().architecture(card)
         text = {"model_type": "llama", "vocab_size": 32064, "rms_norm_eps": 1e-5, "eos_token_id": 2}
         return {"vision_config": VISION, "text_config": {**text, **TEXT[card.name]}, "prompts": PROMPTS}
 

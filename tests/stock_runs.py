@@ -75,7 +75,7 @@ def shown(net: Any) -> Tensor:
         return torch.as_tensor(net.model.multi_modal_projector(states[:, 1:]))
     states = net.vision_model(pixel_values=pixels).last_hidden_state
     queries = net.query_tokens.expand(2, -1, -1)
-    words = {"input_ids": ids(3, 5) % 30} if type(net).__name__.startswith("Instruct") else {}
+    words = {"input_ids": ids(3, 5) % 20} if type(net).__name__.startswith("Instruct") else {}
     found = net.qformer(query_embeds=queries, encoder_hidden_states=states, **words).last_hidden_state
     return torch.as_tensor(net.language_projection(found[:, : queries.shape[1]]))
 
@@ -83,11 +83,11 @@ def shown(net: Any) -> Tensor:
 def language(net: Any) -> list[Tensor]:
     """Image tokens, and logits after them and six words of a text, the second padded on its left."""
     tokens = shown(net)
-    embedded = torch.cat([tokens, net.get_input_embeddings()(ids(1, 6) % 30)], 1)
+    embedded = torch.cat([tokens, net.get_input_embeddings()(ids(1, 6) % 20)], 1)
     mask = torch.ones(embedded.shape[:2], dtype=torch.long)
     mask[1, :2] = 0
     model = getattr(net, "language_model", None) or net.model.language_model
-    told = {"decoder_input_ids": ids(2, 4) % 30} if model.config.is_encoder_decoder else {}
+    told = {"decoder_input_ids": ids(2, 4) % 20} if model.config.is_encoder_decoder else {}
     out = model(inputs_embeds=embedded, attention_mask=mask, **told)
     logits = out.logits if hasattr(out, "logits") else net.lm_head(out.last_hidden_state)
     return [tokens, logits]
@@ -96,7 +96,7 @@ def language(net: Any) -> list[Tensor]:
 def blip2_retrieval(net: Any) -> list[Tensor]:
     states = net.vision_model(pixel_values=images(0)[:, :, :16, :16]).last_hidden_state
     queries = net.query_tokens.expand(2, -1, -1)
-    words = net.embeddings(input_ids=ids(1, 5) % 30, query_embeds=queries)
+    words = net.embeddings(input_ids=ids(1, 5) % 20, query_embeds=queries)
     told = {"encoder_hidden_states": states, "query_length": queries.shape[1]}
     seen = net.qformer(query_embeds=words, **told).last_hidden_state
     return [net.itm_head(seen[:, : queries.shape[1]]), net.text_projection(seen[:, queries.shape[1] :])]

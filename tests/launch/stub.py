@@ -26,7 +26,8 @@ while True:
     folder = Path(request["runs"]) / request["cell"]
     folder.mkdir(exist_ok=True)
     with (folder / "tries").open("a") as stream:
-        print(os.getpid(), os.environ.get("NODE"), os.environ.get("VLBENCH_TEST"), file=stream)
+        told = [os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "NODE", "VLBENCH_TEST")]
+        print(os.getpid(), *told, file=stream)
     tries = len((folder / "tries").read_text().splitlines())
     do, _, number = request["words"]["do"].partition(" ")
     if do == "die" and tries <= int(number):

@@ -144,6 +144,26 @@ def test_closing_lets_the_running_cell_go(ray: Any) -> None:
 
 
 @pytest.mark.slow
+def test_cells_with_a_gpu_each(ray: Any) -> None:
+    """Two that only Ray believes in. A process ends with its cell, or its memory would be missing for the next one."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 2, "object_store_memory": SMALL})
+    try:
+        with pytest.raises(UserError, match="no node of the cluster has more than 2"):
+            Engine("ray", address=made.address, gpus_per_cell=3).start(Path("runs"), print)
+        executor = Engine("ray", address=made.address).start(Path("runs"), lambda: None)
+        assert (executor.gpus, executor.cpus, executor.slots) == (1, 2, 2)
+        found = run(executor, a="sleep 3", b="sleep 3", c="go")
+        assert {outcome.state for outcome in found.values()} == {"done"}
+        assert {tries(cell)[0].split()[1] for cell in "ab"} == {"0", "1"}, "both have one GPU"
+        assert len({outcome.reason for outcome in found.values()}) == 3, "a process was kept"
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+@pytest.mark.slow
 def test_a_node_is_lost_half_way(cluster: Any) -> None:
     """While it has a cell. Of eight cells on two nodes of one core every result is there, none was written twice."""
     node = cluster.add_node(num_cpus=1, object_store_memory=SMALL, env_vars={"NODE": "second"})

@@ -213,7 +213,7 @@ def test_the_longest_cells_begin_first(tmp_path: Path, monkeypatch: pytest.Monke
     assert fake.order == ["d", "long", "short", "newer", "new", "middle", "middle2"]
 
 
-def test_of_100000_cells_only_those_that_waited_are_looked_at(tmp_path: Path) -> None:
+def test_the_end_of_a_baseline_looks_at_its_own_cells_only(tmp_path: Path) -> None:
     """When a baseline ends: 4,000 baselines with a cell each, in a time that a square of 4,000 would not allow."""
     cells = planned(*(f"d{n}" for n in range(4000)), *(f"c{n}:d{n}" for n in range(4000)))
     fake = Fake(interrupt=10**6)

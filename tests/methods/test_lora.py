@@ -191,7 +191,7 @@ def test_alone_it_says_which_chain_was_meant(lab: Lab) -> None:
 
 
 def row(lab: Lab, *words: str) -> tuple[Path, Record]:
-    told = lab.run("--json", *words, "lora.steps=2", "lora.batch_size=4", "lora.rank=2")
+    told = lab.run("--json", *words, "lora.steps=2", "lora.batch_size=4", "lora.ranks=vision:2")
     assert told.code == 0, told
     folder = lab.folder / "runs" / json.loads(told.out)["cell"]
     return folder, read_record(folder / "result.json")

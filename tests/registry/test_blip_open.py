@@ -90,7 +90,7 @@ def test_the_cards_architecture_is_blip_base(name: str) -> None:
     assert net.vision_model.embeddings.position_embedding.shape[1] == (real.image.size // 16) ** 2 + 1
 
 
-@pytest.mark.parametrize("name", [n for n in table("models").entries if n.startswith("blip") and n.endswith("-mini")])
+@pytest.mark.parametrize("name", [n for n in table("models").entries if n.startswith("blip-") and n.endswith("-mini")])
 def test_mini_configurations_build(name: str) -> None:
     """From the config.json and the tokenizer in the package, with one vocabulary."""
     cls, real = card_of(name)

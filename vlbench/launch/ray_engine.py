@@ -68,10 +68,8 @@ class RayExecutor:
         self.most = jobs or AHEAD * self.slots
         self._todo: deque[Work] = deque()
         self._open: dict[Any, Work] = {}
-        # With a GPU a process ends after its cell, so that its memory is free for the next one wherever that runs.
         self._task = self.ray.remote(
-            num_cpus=self.cpus, num_gpus=self.gpus, max_calls=1 if self.gpus else 0,
-            max_retries=ATTEMPTS - 1, retry_exceptions=[WorkerDied],
+            num_cpus=self.cpus, num_gpus=self.gpus, max_retries=ATTEMPTS - 1, retry_exceptions=[WorkerDied]
         )(_attempt)  # fmt: skip
 
     def submit(self, works: Iterable[Work]) -> None:
@@ -137,7 +135,7 @@ def _attempt(request: dict[str, Any], variables: Mapping[str, str], arguments: t
         _worker = None
         raise
     finally:
-        if os.environ.get("CUDA_VISIBLE_DEVICES") and _worker is not None:  # its memory is another cell's next
+        if os.environ.get("CUDA_VISIBLE_DEVICES") and _worker is not None:  # its memory is the next cell's
             _worker.end()
             _worker = None
 
@@ -181,9 +179,7 @@ def _connect(address: str, jobs: int | None) -> Any:
     return ray
 
 
-REMEDY = (
-    "Start one with `ray start --head` there, or leave --address out: one machine needs nothing started by hand."
-)
+REMEDY = "Start one with `ray start --head` there, or leave --address out: one machine needs nothing started by hand."
 
 
 def _refuse_unreachable(address: str) -> None:
