@@ -149,7 +149,13 @@ def test_settings_and_options() -> None:
         "window": None, "stride": None, "scales": [1.0], "flip": False, "blind": False,
     }  # fmt: skip
     given = make(Path("nowhere"), window="512", stride="480", scales="0.5,0.75, 1", flip="true")
-    assert given.settings("select") == {"window": 512, "stride": 480, "scales": [0.5, 0.75, 1.0], "flip": True}
+    assert given.settings("select") == {
+        "window": 512,
+        "stride": 480,
+        "scales": [0.5, 0.75, 1.0],
+        "flip": True,
+        "blind": False,
+    }
     assert make(Path("nowhere"), scales=[2]).options.scales == [2.0]
     assert make(Path("nowhere"), scales="0.5+1.75").options.scales == [0.5, 1.75]
     for wrong in (
