@@ -150,9 +150,7 @@ class BlipVQA(Blip, Answerer):
             cache.update(keys[row], values[row], layer)
         return _summed_nll(self.decode(ids[:, :-1], context, cache), ids[:, 1:])
 
-    def told(
-        self, questions: Tensor, mask: Tensor, owner: Tensor, answers: list[list[int]]
-    ) -> list[Told]:
+    def told(self, questions: Tensor, mask: Tensor, owner: Tensor, answers: list[list[int]]) -> list[Told]:
         """What the decoder tells of the answers given the questions they belong to (owner, non-decreasing), those of
         one length together: (numbers of the answers, (R, L, vocabulary) logits, (R, L) next tokens)."""
         found = []

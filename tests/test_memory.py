@@ -25,7 +25,5 @@ def test_a_second_copy_is_asked_of_every_device(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(memory, "free_memory", lambda device: room[device.type])
     memory.refuse_second_copy(net, "loss=kd")
     room["meta"] = 23
-    with pytest.raises(
-        UserError, match=r"loss=kd needs the dense model .* 2.4e-08 GB more, and meta has 2.3e-08 GB"
-    ):
+    with pytest.raises(UserError, match=r"loss=kd needs the dense model .* 2.4e-08 GB more, and meta has 2.3e-08 GB"):
         memory.refuse_second_copy(net, "loss=kd")

@@ -460,9 +460,7 @@ def score(
 
 @app.command()
 def export(
-    name: Annotated[
-        str, typer.Argument(metavar="RUN", help="the run: its name, the beginning of it, or its folder")
-    ],
+    name: Annotated[str, typer.Argument(metavar="RUN", help="the run: its name, the beginning of it, or its folder")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="the folder to write, which must not exist")],
     runs: Runs = RUNS,
 ) -> None:
