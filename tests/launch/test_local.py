@@ -34,6 +34,7 @@ for line in sys.stdin:
     if do == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if do == "wait":
+        Path("begun").touch()
         sys.stdin.read()
         Path("left").touch()
         break
@@ -116,8 +117,9 @@ def test_closing_stops_a_running_cell(tmp_path: Path) -> None:
     executor = LocalExecutor(tmp_path, 1)
     executor.submit([Work("slow", {"do": "wait"}), Work("next", {"do": "go"})])
     end = time.monotonic() + 20
-    while not executor.running() and time.monotonic() < end:
+    while not Path("begun").exists() and time.monotonic() < end:  # a cell that no process has begun leaves nothing
         time.sleep(0.01)
+    assert executor.running() == ["slow"]
     executor.close()
     assert Path("left").exists()
     process = executor._slots[0].worker._process
