@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from vlbench.nn.attend import Shared
 from vlbench.nn.beam import beam_search
+from vlbench.nn.caches import with_cache
 
 from ._blip_text import by_length
 
@@ -140,8 +141,8 @@ class T5(Language):
         if isinstance(context, Shared):  # it has a mask of its own; four dimensions keep the library from making one
             mask = torch.zeros(1, 1, 1, 1, device=ids.device)
         hidden = self.net.decoder(
-            input_ids=ids, encoder_hidden_states=context, encoder_attention_mask=mask, use_cache=cache is not None,
-            past_key_values=None if cache is None else EncoderDecoderCache(cache, DynamicCache()),
+            input_ids=ids, encoder_hidden_states=context, encoder_attention_mask=mask,
+            **with_cache(self.net.decoder, None if cache is None else EncoderDecoderCache(cache, DynamicCache())),
         ).last_hidden_state  # fmt: skip
         if self.net.config.scale_decoder_outputs:
             hidden = hidden * self.net.config.d_model**-0.5
@@ -167,7 +168,7 @@ class Causal(Language):
     def read(self, images: Tensor, owner: Tensor, prompts: Ids) -> Iterator[tuple[list[int], Read]]:
         used, slot = owner.unique(return_inverse=True)
         begun = DynamicCache()
-        self.net(inputs_embeds=images[used], past_key_values=begun, use_cache=True)
+        self.net(inputs_embeds=images[used], **with_cache(self.net, begun))
         for index, ids in by_length(prompts, ROWS):
             cache = gathered(begun, slot[torch.tensor(index, device=slot.device)])
             yield index, Read(self._hidden(ids.to(self.device), cache, images.dtype, last=True), cache)
@@ -178,7 +179,7 @@ class Causal(Language):
     def _hidden(self, ids: Tensor, cache: Any, dtype: torch.dtype | None, *, last: bool = False) -> Tensor:
         """Logits after all tokens, or (R, vocabulary) after the last."""
         embedded = self.embed(ids)
-        out = self.net(inputs_embeds=embedded.to(dtype or embedded.dtype), past_key_values=cache, use_cache=True)
+        out = self.net(inputs_embeds=embedded.to(dtype or embedded.dtype), **with_cache(self.net, cache))
         logits: Tensor = self.head(out.last_hidden_state[:, -1] if last else out.last_hidden_state)
         return logits
 

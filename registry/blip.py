@@ -16,6 +16,7 @@ from vlbench.model import Answerer, Batch, Card, ImageSpec, Outputs, Prediction,
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.nn.beam import beam_search
+from vlbench.nn.caches import with_cache
 from vlbench.structure import Structure
 
 from ._blip import Blip, Config, blip_config
@@ -169,13 +170,8 @@ class BlipVQA(Blip, Answerer):
     def decode(self, ids: Tensor, context: Shared, cache: DynamicCache | None = None) -> Tensor:
         """(R, L) answer tokens -> (R, L, vocabulary) logits of the next token. cache: of the tokens before them."""
         own = cache if cache is None else EncoderDecoderCache(cache, DynamicCache())
-        out = self.net.text_decoder.bert(
-            input_ids=ids,
-            encoder_hidden_states=context,
-            is_decoder=True,
-            past_key_values=own,
-            use_cache=own is not None,
-        )
+        bert = self.net.text_decoder.bert
+        out = bert(input_ids=ids, encoder_hidden_states=context, is_decoder=True, **with_cache(bert, own))
         logits: Tensor = self.net.text_decoder.cls(out.last_hidden_state)
         return logits
 

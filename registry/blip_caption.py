@@ -15,6 +15,7 @@ from vlbench.model import Batch, Captioner, Card, ImageSpec, Outputs, Prediction
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.nn.beam import beam_search
+from vlbench.nn.caches import with_cache
 from vlbench.structure import Structure
 
 from ._blip import Blip, Config, blip_config
@@ -130,9 +131,8 @@ class BlipCaption(Blip, Captioner):
         def step(tokens: Tensor, rows: Tensor | None) -> Tensor:
             if rows is not None:
                 cache.reorder_cache(rows)
-            out = self.net.text_decoder.bert(
-                input_ids=tokens, encoder_hidden_states=context, is_decoder=True, past_key_values=cache, use_cache=True
-            )
+            bert = self.net.text_decoder.bert
+            out = bert(input_ids=tokens, encoder_hidden_states=context, is_decoder=True, **with_cache(bert, cache))
             logits: Tensor = self.net.text_decoder.cls(out.last_hidden_state[:, -1])
             return logits
 

@@ -17,7 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
+from vlbench.cost.counts import flop_counter
 from vlbench.nn.beam import beam_search
+from vlbench.nn.caches import with_cache
 from vlbench.task import Sample
 
 PADDED_TEXT = 35  # tokens, whatever the caption's own length
@@ -52,7 +54,7 @@ def caption(model: Any, image: Tensor, prompt: str, beams: int, max_length: int,
         calls.append(1)
         out = model.net.text_decoder.bert(
             input_ids=tokens, encoder_hidden_states=states.repeat(len(tokens), 1, 1), is_decoder=True,
-            past_key_values=cache, use_cache=True,
+            **with_cache(model.net.text_decoder.bert, cache),
         )  # fmt: skip
         logits: Tensor = model.net.text_decoder.cls(out.last_hidden_state[:, -1])
         return logits[:1] if rows is None else logits
@@ -126,7 +128,7 @@ class Hollow(TorchDispatchMode):
 @contextmanager
 def counted() -> Iterator[FlopCounterMode]:
     """Counts FLOPs, and computes no matrix product."""
-    with torch.inference_mode(), Hollow(), FlopCounterMode(display=False) as counter:
+    with torch.inference_mode(), Hollow(), flop_counter() as counter:
         yield counter
 
 

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks.common import loaded
 from tests.benchmarks.search import build
+from vlbench.cost.counts import flop_counter
 from vlbench.cost.stated import STATED, train
 from vlbench.model import Model
 from vlbench.pruning.allocation import unified
@@ -55,7 +55,7 @@ def work(model: Model, capability: str, batch: Any) -> Callable[[], Any]:
 
 
 def macs(run: Callable[[], Any]) -> int:
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         run()
     return int(counter.get_total_flops()) // 2
 

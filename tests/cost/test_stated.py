@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from tests.lab import Lab
 from vlbench.cost.blank import with_blank
-from vlbench.cost.counts import stated_macs
+from vlbench.cost.counts import flop_counter, stated_macs
 from vlbench.cost.report import cut_uniformly
 from vlbench.cost.stated import STATED, infer, text_of, train
 from vlbench.model import Model
@@ -77,7 +76,7 @@ def test_a_model_without_weights_counts_like_the_real_one(capability: str) -> No
     entry = mini(capability)
     model = opened(entry)
     batch = STATED[capability].make(model, 1, True)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), flop_counter() as counter:
         train(model, capability, batch)
     assert with_blank(entry, lambda blank: stated_macs(blank, capability)) == counter.get_total_flops() // 2
     assert counter.get_total_flops() > 0

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from tests.nn.kinds import KINDS
+from vlbench.cost.counts import flop_counter
 from vlbench.cost.units import unit_macs
 from vlbench.pruning.cut import cut
 
 
 def counted(net: torch.nn.Module, run: object) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), flop_counter() as counter:
         run(net)  # type: ignore[operator]
     return int(counter.get_total_flops()) // 2
 

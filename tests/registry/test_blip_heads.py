@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from tests.nn import kinds
 from tests.registry.test_blip import vocabulary
+from vlbench.cost.counts import flop_counter
 from vlbench.model import Batch, Card, ImageSpec
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
@@ -243,10 +243,10 @@ def test_the_first_token_is_that_of_the_whole_forward(with_image: bool) -> None:
     net = kinds.ready(blip.adopt(kinds.blip_vqa())).text_encoder
     ids = kinds.tokens(3, 7)
     context = Shared(kinds.floats(net, 2, 6, 24), torch.tensor([1, 0, 1])) if with_image else None
-    with FlopCounterMode(display=False) as whole:
+    with flop_counter() as whole:
         wanted = net(ids, encoder_hidden_states=context).last_hidden_state[:, 0]
     context = context and context.uncached()
-    with FlopCounterMode(display=False) as short:
+    with flop_counter() as short:
         found = blip.first_states(net, ids, context)
     assert torch.allclose(found, wanted, rtol=0, atol=1e-12)
     assert short.get_total_flops() < 0.75 * whole.get_total_flops()

@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerFast
 
 from tests.oracles import Oracle
+from vlbench.cost.counts import flop_counter
 from vlbench.data.images import ImageStore
 from vlbench.errors import UserError
 from vlbench.job import Compression
@@ -414,6 +414,6 @@ def test_full_size_counts_without_weights(
 
 @torch.no_grad()
 def giga_macs(run: Any) -> float:
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         run()
     return counter.get_total_flops() / 2e9

@@ -11,9 +11,9 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from torch.utils.flop_counter import FlopCounterMode
 
 from tests.oracles import Oracle
+from vlbench.cost.counts import flop_counter
 from vlbench.data.images import ImageStore
 from vlbench.errors import UserError
 from vlbench.evaluation.loop import Evaluator
@@ -204,6 +204,6 @@ def test_full_size_counts_without_weights(tmp_path: Path) -> None:
         images = torch.empty(1, 3, 224, 224)
     assert sum(p.numel() for p in model.net.parameters()) == 22_050_664
     assert model.structure().size == 12 * 12 * 384 * 384
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), flop_counter() as counter:
         model.logits(model.encode(images))
     assert counter.get_total_flops() / 2e9 == pytest.approx(4.599, abs=1e-3)

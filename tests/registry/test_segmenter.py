@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from tests.oracles import Oracle
+from vlbench.cost.counts import flop_counter
 from vlbench.data.images import ImageStore
 from vlbench.data.maps import unpack_map
 from vlbench.errors import UserError
@@ -345,7 +345,7 @@ def test_full_size_counts_without_weights(tmp_path: Path) -> None:
         model = segmenter.MaskSegmenter.build(card(name), architecture, tmp_path)
         pixels = torch.empty(1, 3, 512, 512)
     assert sum(p.numel() for p in model.net.parameters()) / 1e6 == pytest.approx(26.03, abs=0.005)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), flop_counter() as counter:
         model.net(pixels)
     assert counter.get_total_flops() / 2e9 == pytest.approx(38.40, abs=0.01)
 

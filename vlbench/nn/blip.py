@@ -18,6 +18,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
 from ..structure import Block, Rows, Site, Tower, attention_site, blocks_named, count_setter, ffn_site, scale_setter
 from .attend import Shared, attend, merge_heads, split_heads
+from .caches import cache_in
 from .stock import Told, query_factor
 
 
@@ -41,8 +42,7 @@ class TextAttention(BlipTextSelfAttention):  # type: ignore[misc]
         attention_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | Shared | None = None,
         encoder_attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        **_: Any,
+        **rest: Any,
     ) -> tuple[Tensor, None]:
         heads = self.num_attention_heads
         dropout = self.dropout.p if self.training else 0.0
@@ -52,8 +52,9 @@ class TextAttention(BlipTextSelfAttention):  # type: ignore[misc]
             return merge_heads(encoder_hidden_states.attend(q, k, v, scale=self.scale, dropout=dropout)), None
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         k, v = split_heads(self.key(source), heads), split_heads(self.value(source), heads)
-        if past_key_values is not None and encoder_hidden_states is None:
-            own = getattr(past_key_values, "self_attention_cache", past_key_values)
+        cache = cache_in(rest)
+        if cache is not None and encoder_hidden_states is None:
+            own = getattr(cache, "self_attention_cache", cache)
             k, v = own.update(k, v, self.layer_idx)
         mask = attention_mask if encoder_attention_mask is None else encoder_attention_mask
         return merge_heads(attend(q, k, v, scale=self.scale, mask=mask, dropout=dropout)), None

@@ -11,6 +11,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from ..structure import AfterCut, Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import attend, merge_heads, split_heads
+from .caches import cache_in
 from .stock import Told
 
 
@@ -29,16 +30,16 @@ class LlamaAttention(LibraryAttention):  # type: ignore[misc]
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
         is_causal: bool | None = None,
-        **_: Any,
+        **rest: Any,
     ) -> tuple[Tensor, None]:
         q = split_heads(self.q_proj(hidden_states), self.kv_heads * self.num_key_value_groups)
         k = split_heads(self.k_proj(hidden_states), self.kv_heads)
         v = split_heads(self.v_proj(hidden_states), self.kv_heads)
         q, k = apply_rotary_pos_emb(q, k, *(self._kept(angles) for angles in position_embeddings))
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)
+        cache = cache_in(rest)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx)
         causal = self.is_causal if is_causal is None else is_causal
         causal = causal and attention_mask is None and q.shape[2] > 1
         if causal:  # a static cache holds zeros beyond the prompt: hidden, but they cost time

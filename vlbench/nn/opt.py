@@ -9,6 +9,7 @@ from transformers.models.opt.modeling_opt import OPTAttention as LibraryAttentio
 
 from ..structure import Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import attend, merge_heads, split_heads
+from .caches import cache_in
 from .stock import Told
 
 
@@ -18,13 +19,13 @@ class OPTAttention(LibraryAttention):  # type: ignore[misc]
     def forward(
         self,
         hidden_states: Tensor,
-        past_key_values: Any = None,
         attention_mask: Tensor | None = None,
-        **_: Any,
+        **rest: Any,
     ) -> tuple[Tensor, None]:
         q, k, v = (split_heads(p(hidden_states), self.num_heads) for p in (self.q_proj, self.k_proj, self.v_proj))
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)
+        cache = cache_in(rest)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx)
         causal = attention_mask is None and q.shape[2] > 1  # no mask: nothing is padded and nothing came before
         dropout = self.dropout if self.training else 0.0
         out = attend(q, k, v, scale=self.scaling, mask=attention_mask, causal=causal, dropout=dropout)

@@ -11,6 +11,7 @@ from transformers.models.t5.modeling_t5 import T5Attention as LibraryAttention
 
 from ..structure import Block, Rows, Site, Tower, attention_site, blocks_named, ffn_site
 from .attend import Shared, attend, merge_heads, split_heads
+from .caches import cache_in
 from .stock import Told
 
 _HEADS = "block 0 makes the position bias of every layer, with one entry per head"
@@ -25,17 +26,17 @@ class T5Attention(LibraryAttention):  # type: ignore[misc]
         mask: Tensor | None = None,
         key_value_states: Tensor | Shared | None = None,
         position_bias: Tensor | None = None,
-        past_key_values: Any = None,
         is_causal: bool | None = None,
-        **_: Any,
+        **rest: Any,
     ) -> tuple[Tensor, Tensor | None, None]:
         if isinstance(key_value_states, Shared):
             return self._shared(hidden_states, key_value_states), position_bias, None
-        seen = 0 if past_key_values is None else past_key_values.get_seq_length(self.layer_idx)
+        cache = cache_in(rest)
+        seen = 0 if cache is None else cache.get_seq_length(self.layer_idx)
         if isinstance(seen, Tensor):
             seen = seen.clone()  # a static cache advances its own counter in place
         q = split_heads(self.q(hidden_states), self.n_heads)
-        k, v = self._keys_values(hidden_states, key_value_states, past_key_values)
+        k, v = self._keys_values(hidden_states, key_value_states, cache)
         length = q.shape[2]
         if position_bias is None and self.has_relative_attention_bias:
             position_bias = self.compute_bias(length, k.shape[2], device=q.device, past_seen_tokens=seen)

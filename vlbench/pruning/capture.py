@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.attend import Shared
+from ..nn.caches import cache_in
 from ..structure import Block, Structure, Tower
 from .activations import Activations
 
@@ -59,9 +60,8 @@ def capture_all(net: nn.Module, blocks: Sequence[Block], run: Run, *, states: in
 
 def _noter(block: Block, calls: list[Call], *, keep: bool) -> Callable[..., None]:
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        cache = next((k for k in ("past_key_values", "past_key_value") if kwargs.get(k) is not None), None)
-        if cache is not None:
-            raise ValueError(f"{block.path} is called with {cache}: run the model with use_cache=False")
+        if cache_in(kwargs) is not None:
+            raise ValueError(f"{block.path} is called with a key-value cache: run the model with use_cache=False")
         named = "" if args else next(iter(kwargs))
         hidden = args[0] if args else kwargs[named]
         rest = {k: _uncached(v) for k, v in kwargs.items() if k != named}
