@@ -26,5 +26,5 @@ def with_cache(model: nn.Module, held: Any) -> dict[str, Any]:
 
 
 @cache
-def _word(model: type[nn.Module]) -> str:
+def _word(model: type[Any]) -> str:
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
