@@ -8,7 +8,7 @@ is, and one that we give goes by the callee's own word.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -22,9 +22,9 @@ def cache_in(words: Mapping[str, Any]) -> Any:
 
 def with_cache(model: nn.Module, held: Any) -> dict[str, Any]:
     """Keyword arguments that hand a model a cache, or tell it to make none."""
-    return {_word(type(model)): held, "use_cache": held is not None}
+    return {_word(type(model).forward): held, "use_cache": held is not None}
 
 
 @cache
-def _word(model: type[Any]) -> str:
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+def _word(forward: Callable[..., Any]) -> str:
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
