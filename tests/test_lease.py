@@ -210,7 +210,7 @@ def test_looking_and_removing_is_one_step(tmp_path: Path) -> None:
 
 
 def test_a_lease_that_was_lost_is_neither_kept_warm_nor_removed(tmp_path: Path) -> None:
-    """A machine that slept for minutes finds another at its cell: two heartbeats, of which the first already ends it."""
+    """A machine that slept for minutes finds another at its cell: the first of two heartbeats already ends it."""
     with lease(tmp_path, never, quiet):
         mine = (tmp_path / "lease.json").read_text()
         file = written(tmp_path, token="another")

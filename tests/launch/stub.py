@@ -1,9 +1,9 @@
 """A worker without torch, for the tests of engines: it does what the word `do` says, in the folder of runs.
 
 Every attempt at a cell adds a line to runs/CELL/tries, and the one that finishes it makes runs/CELL/result.json, which
-must not be there yet. Words: go, fail, "die N" (the first N attempts), "once" (the first attempt does not end), wait (none
-does), "meet CELL" (which must begin, too), "half N": once N results are there, cells end no more until the file `lost`
-is there, and on a machine with NODE set not even then.
+must not be there yet. Words: go, fail, "die N" (the first N attempts), "once" (the first attempt does not end),
+wait (none does), "meet CELL" (which must begin, too), "half N": once N results are there, cells end no more until the
+file `lost` is there, and on a machine with NODE set not even then.
 """
 
 STUB = """

@@ -112,7 +112,7 @@ def test_more_gpus_than_any_node_has_are_refused() -> None:
 
 @pytest.mark.slow
 def test_cells_on_this_machine(ray: Any) -> None:
-    """Deaths are tried again, failures are believed, worker processes are kept, and closing lets the running cell go."""
+    """Deaths are tried again, failures are believed, processes are kept, and closing lets the running cell go."""
     runs = Path("runs")
     executor = Engine("ray", jobs=1, gpus_per_cell=0).start(runs, lambda: None)
     again = {f"again-{number}": "go" for number in range(8)}
