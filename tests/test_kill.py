@@ -20,6 +20,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from tests.waiting import until
+
 WNIDS = ["n90000000", "n90000001", "n90000002"]
 CONFIG = {
     "architecture": "deit_small_patch16_224",
@@ -438,6 +440,37 @@ def test_a_damaged_checkpoint_is_told_and_nothing_is_lost(
     (folder / "state.safetensors").write_bytes(data)
     run(place)
     assert (cell(place / "runs", "upop") / "result.json").is_file()
+
+
+@pytest.mark.parametrize("moment", [("upop_search", 3), ("finetune", 4), ("evaluate upop", 4)])
+def test_who_lost_its_cell_while_it_slept_stops_and_takes_the_others_result(
+    place: Path, moment: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine's lease, which is dead as soon as the sleeper has noticed: it goes on from what is on disk."""
+    from vlbench import lease
+    from vlbench.run import Runner
+    from vlbench.ui import Screen
+
+    monkeypatch.setenv("VLBENCH_DATA", str(place / "data"))
+    monkeypatch.setattr(lease, "HEARTBEAT", 0.01)
+    run(place)
+    (place / "runs").rename(place / "calm")
+    said: list[str] = []
+
+    class Sleepy(Screen):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+        def progress(self, what: str, done: int, total: int, text: str = "") -> None:
+            if (what, done) == moment and not said:
+                mine = cell(place / "runs", "upop") / "lease.json"
+                mine.write_text(json.dumps({**json.loads(mine.read_text()), "started": "another", "token": "another"}))
+                until(runner._lost.is_set)
+
+    runner = Runner(place / "runs", Sleepy(), checkpoint_seconds=0.0)
+    runner.run(words(place))
+    assert said == ["another vlbench took this cell over while this machine gave no sign of life"]
+    assert final_files(place / "runs") == final_files(place / "calm")
 
 
 def test_a_disk_that_is_full_at_any_moment_costs_a_sentence(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

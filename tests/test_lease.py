@@ -209,17 +209,33 @@ def test_looking_and_removing_is_one_step(tmp_path: Path) -> None:
     assert not file.exists()
 
 
-def test_a_lease_that_was_lost_is_neither_kept_warm_nor_removed(tmp_path: Path) -> None:
-    """A machine that slept for minutes finds another at its cell: the first of two heartbeats already ends it."""
+def beaten(file: Path, mine: str, times: int) -> bool:
+    """Whether so many heartbeats find the lease lost."""
+    beats, lost = iter([*[False] * times, True]), threading.Event()
+    module._beat(file, mine, cast(threading.Event, SimpleNamespace(wait=lambda seconds: next(beats))), lost)
+    return lost.is_set()
+
+
+def test_a_lease_that_was_lost_is_told_and_neither_kept_warm_nor_removed(tmp_path: Path) -> None:
+    """A machine that slept for minutes finds another at its cell."""
     with lease(tmp_path, never, quiet):
-        mine = (tmp_path / "lease.json").read_text()
-        file = written(tmp_path, token="another")
+        file = tmp_path / "lease.json"
+        mine = file.read_text()
+        assert not beaten(file, mine, 2)
+        written(tmp_path, token="another")
         os.utime(file, (1, 1))
-        beats = iter([False, False, True])
-        module._beat(file, mine, cast(threading.Event, SimpleNamespace(wait=lambda seconds: next(beats))))
-        assert list(beats) == [False, True]
+        assert beaten(file, mine, 1)
         assert file.stat().st_mtime == 1
     assert file.exists()
+
+
+def test_between_two_holders_a_lease_is_not_there_and_is_looked_for_again(tmp_path: Path) -> None:
+    """Who takes it over removes it first; the heart must not stop there."""
+    looks = iter([None, None, "another"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_look", lambda file: (next(looks), 0.0))
+        assert beaten(tmp_path / "lease.json", "mine", 3)
+    assert not beaten(tmp_path / "lease.json", "mine", 3)
 
 
 @pytest.mark.usefixtures("hasty")
