@@ -125,18 +125,7 @@ def sweep(cells: int = 6) -> None:
 
 def _sweep(words: list[str], jobs: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "vlbench.cli",
-            "sweep",
-            *words,
-            "--jobs",
-            str(jobs),
-            "--runs",
-            folder,
-            "--json",
-        ]
+        command = [sys.executable, "-m", "vlbench.cli", "sweep", *words, "--jobs", str(jobs), "--runs", folder]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
