@@ -11,11 +11,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from tests.waiting import LIMIT, until
 from vlbench import lease as module
 from vlbench.errors import UserError
 from vlbench.lease import Holder, held, lease
@@ -39,16 +43,42 @@ def written(folder: Path, **changes: object) -> Path:
 
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(["sleep", "60"]) as process:
+    with subprocess.Popen(["sleep", "3600"]) as process:
         yield process
         process.kill()
 
 
+@dataclass
+class Clock:
+    """The clocks of whoever waits: they go on where it sleeps, and nowhere else."""
+
+    passed: float = 0.0
+    at_each_look: Callable[[], None] = lambda: None
+
+    def sleep(self, seconds: float) -> None:
+        self.passed += seconds
+        self.at_each_look()
+
+    def monotonic(self) -> float:
+        return self.passed
+
+    def time(self) -> float:
+        return NOW + self.passed
+
+
+NOW = time.time()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(module, "time", found)
+    return found
+
+
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "POLL", 0.01)
-    monkeypatch.setattr(module, "HEARTBEAT", 0.05)
-    monkeypatch.setattr(module, "EXPIRES", 0.3)
+    monkeypatch.setattr(module, "HEARTBEAT", 0.01)
 
 
 def test_it_is_held_and_given_back(tmp_path: Path) -> None:
@@ -86,14 +116,15 @@ def test_temporaries_of_killed_runs_are_swept(tmp_path: Path) -> None:
         assert [p.name for p in tmp_path.iterdir()] == ["lease.json"]
 
 
-def test_a_killed_holders_lease_is_taken_at_once(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+def test_a_killed_holders_lease_is_taken_at_once(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes], clock: Clock
+) -> None:
     written(tmp_path, pid=sleeper.pid, started=module._started(sleeper.pid))
     sleeper.kill()
     sleeper.wait()
-    start = time.monotonic()
     with lease(tmp_path, never, quiet) as mine:
         assert mine
-    assert time.monotonic() - start < module.POLL
+    assert clock.passed == 0
 
 
 def test_a_zombie_is_dead(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
@@ -106,66 +137,56 @@ def test_a_zombie_is_dead(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> N
         assert mine
 
 
-def test_a_later_process_of_the_same_number_is_another(tmp_path: Path) -> None:
+def test_a_later_process_of_the_same_number_is_another(tmp_path: Path, clock: Clock) -> None:
     written(tmp_path, started="1")
-    start = time.monotonic()
     with lease(tmp_path, never, quiet) as mine:
         assert mine
-    assert time.monotonic() - start < module.POLL
+    assert clock.passed == 0
 
 
-@pytest.mark.usefixtures("hasty")
-def test_a_live_holders_lease_is_never_taken(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+def test_a_live_holders_lease_is_never_taken(tmp_path: Path, sleeper: subprocess.Popen[bytes], clock: Clock) -> None:
     """Not even where it gives no sign of life, as a stopped process does; here until it has finished the cell."""
     file = written(tmp_path, pid=sleeper.pid, started=module._started(sleeper.pid))
     before, told = file.read_text(), list[str]()
-    end = time.monotonic() + 3 * module.EXPIRES
-    with lease(tmp_path, lambda: time.monotonic() > end, told.append) as mine:
+    with lease(tmp_path, lambda: clock.passed > 2 * module.OLD, told.append) as mine:
         assert not mine
     assert file.read_text() == before
     (sentence,) = told
     assert f"another vlbench works on this cell (process {sleeper.pid} on " in sentence
 
 
-@pytest.mark.usefixtures("hasty")
-def test_another_machines_lease_lasts_while_its_heart_beats(tmp_path: Path) -> None:
+def test_another_machines_lease_lasts_while_its_heart_beats(tmp_path: Path, clock: Clock) -> None:
+    """By its own clock, which goes ten minutes behind ours; then it falls silent."""
     file = written(tmp_path, machine="elsewhere", pid=1)
-    stop = threading.Event()
-    beat = threading.Thread(target=module._beat, args=(file, file.read_text(), stop))
-    beat.start()
-    end = time.monotonic() + 3 * module.EXPIRES
-    with lease(tmp_path, lambda: time.monotonic() > end, quiet) as mine:
+
+    def beat() -> None:
+        if clock.passed % module.HEARTBEAT < module.POLL:
+            os.utime(file, (0, clock.time() - 600))
+
+    clock.at_each_look = beat
+    with lease(tmp_path, lambda: clock.passed > 3 * module.EXPIRES, quiet) as mine:
         assert not mine
-    stop.set()
-    beat.join()
-    start = time.monotonic()
+    clock.at_each_look, before = lambda: None, clock.passed
     with lease(tmp_path, never, quiet) as mine:
         assert mine
-    assert time.monotonic() - start > module.EXPIRES
+    assert module.EXPIRES < clock.passed - before <= module.EXPIRES + 2 * module.POLL
 
 
-@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"machine": 3, "pid": "x"}'])
-def test_a_damaged_lease_lasts_until_it_has_been_silent(tmp_path: Path, text: str) -> None:
+def test_a_damaged_lease_lasts_until_it_has_been_silent(tmp_path: Path, text: str, clock: Clock) -> None:
     (tmp_path / "lease.json").write_text(text)
-    start = time.monotonic()
     with lease(tmp_path, never, quiet) as mine:
         assert mine
-    assert time.monotonic() - start > module.EXPIRES
+    assert module.EXPIRES < clock.passed <= module.EXPIRES + 2 * module.POLL
 
 
-def test_yesterdays_lease_of_another_machine_is_watched_for_two_heartbeats(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_yesterdays_lease_of_another_machine_is_watched_for_two_heartbeats(tmp_path: Path, clock: Clock) -> None:
     """Clocks may differ by hours, so that its age alone says nothing."""
-    monkeypatch.setattr(module, "HEARTBEAT", 0.05)
-    monkeypatch.setattr(module, "POLL", 0.01)
     file = written(tmp_path, machine="elsewhere")
-    os.utime(file, (0, time.time() - 2 * module.OLD))
-    start = time.monotonic()
+    os.utime(file, (0, clock.time() - 2 * module.OLD))
     with lease(tmp_path, never, quiet) as mine:
         assert mine
-    assert 2 * module.HEARTBEAT <= time.monotonic() - start < module.EXPIRES / 2
+    assert 2 * module.HEARTBEAT < clock.passed <= 2 * module.HEARTBEAT + 2 * module.POLL
 
 
 def test_only_the_lease_that_was_found_dead_is_removed(tmp_path: Path) -> None:
@@ -188,23 +209,41 @@ def test_looking_and_removing_is_one_step(tmp_path: Path) -> None:
     assert not file.exists()
 
 
-@pytest.mark.usefixtures("hasty")
-def test_a_lease_that_was_lost_is_neither_kept_warm_nor_removed(tmp_path: Path) -> None:
+def beaten(file: Path, mine: str, times: int) -> bool:
+    """Whether so many heartbeats find the lease lost."""
+    beats, lost = iter([*[False] * times, True]), threading.Event()
+    module._beat(file, mine, cast(threading.Event, SimpleNamespace(wait=lambda seconds: next(beats))), lost)
+    return lost.is_set()
+
+
+def test_a_lease_that_was_lost_is_told_and_neither_kept_warm_nor_removed(tmp_path: Path) -> None:
     """A machine that slept for minutes finds another at its cell."""
     with lease(tmp_path, never, quiet):
-        file = written(tmp_path, token="another")
+        file = tmp_path / "lease.json"
+        mine = file.read_text()
+        assert not beaten(file, mine, 2)
+        written(tmp_path, token="another")
         os.utime(file, (1, 1))
-        time.sleep(3 * module.HEARTBEAT)
+        assert beaten(file, mine, 1)
         assert file.stat().st_mtime == 1
     assert file.exists()
+
+
+def test_between_two_holders_a_lease_is_not_there_and_is_looked_for_again(tmp_path: Path) -> None:
+    """Who takes it over removes it first; the heart must not stop there."""
+    looks = iter([None, None, "another"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_look", lambda file: (next(looks), 0.0))
+        assert beaten(tmp_path / "lease.json", "mine", 3)
+    assert not beaten(tmp_path / "lease.json", "mine", 3)
 
 
 @pytest.mark.usefixtures("hasty")
 def test_the_heart_beats(tmp_path: Path) -> None:
     with lease(tmp_path, never, quiet):
-        os.utime(tmp_path / "lease.json", (1, 1))
-        time.sleep(4 * module.HEARTBEAT)
-        assert (tmp_path / "lease.json").stat().st_mtime > 1
+        file = tmp_path / "lease.json"
+        os.utime(file, (1, 1))
+        until(lambda: file.stat().st_mtime > 1)
 
 
 def test_a_file_system_without_links_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +316,7 @@ def test_of_many_who_take_over_one_is_inside_at_a_time(tmp_path: Path) -> None:
     written(tmp_path / "cell", started="long ago")
     crowd = [subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path)]) for _ in range(4)]
     (tmp_path / "go").write_text("")
-    assert [process.wait(timeout=60) for process in crowd] == [0] * 4
+    assert [process.wait(timeout=LIMIT) for process in crowd] == [0] * 4
 
 
 def test_a_folder_that_vanishes_while_it_is_made_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tests.waiting import LIMIT
 from vlbench.launch.world import World
 
 
@@ -26,7 +27,7 @@ class Table:
 
     def get(self, key: str) -> bytes:
         with self.changed:
-            assert self.changed.wait_for(lambda: key in self.values, timeout=20), f"nobody ever said {key}"
+            assert self.changed.wait_for(lambda: key in self.values, timeout=LIMIT), f"nobody ever said {key}"
             return self.values[key].encode()
 
     def add(self, key: str, amount: int) -> int:
@@ -40,7 +41,7 @@ class Sums:
 
     def __init__(self, size: int) -> None:
         self.given: list[Any] = [None] * size
-        self.all = threading.Barrier(size, timeout=20)
+        self.all = threading.Barrier(size, timeout=LIMIT)
 
     def of(self, rank: int) -> Callable[[Tensor], None]:
         def add(tensor: Tensor) -> None:
@@ -71,7 +72,7 @@ def together(size: int, work: Any) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=LIMIT)
     if raised:
         raise raised[0]
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json as jsonlib
 import signal
@@ -210,7 +211,9 @@ def _run_sweep(made: Sweep, engine: Engine) -> bool:
     """Run it. Whether Ctrl-C or SIGTERM stopped it."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        made.run(lambda tell: engine.start(made.runs, tell))
+        # Ray prints what befalls its tasks; stdout holds the result alone.
+        with contextlib.redirect_stdout(sys.stderr):
+            made.run(lambda tell: engine.start(made.runs, tell))
     except KeyboardInterrupt:
         return True
     finally:

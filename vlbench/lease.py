@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import RunFailed, UserError
 from .storage import sweep
 
 HEARTBEAT = 5.0  # seconds between two signs of life
@@ -26,6 +26,10 @@ OLD = 3600.0  # age by the clocks at which two heartbeats are watched for, and n
 POLL = 0.5  # seconds between two looks at another's lease
 # What a file system without hard links (FAT, some FUSE mounts) answers; creating the file exclusively is left.
 NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+class LeaseLost(RunFailed):
+    """This machine gave no sign of life for so long (it slept, or was paused) that another took its cell over."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,11 @@ def held(folder: Path) -> Holder | None:
 
 
 @contextmanager
-def lease(folder: Path, done: Callable[[], bool], tell: Callable[[str], None]) -> Iterator[bool]:
+def lease(
+    folder: Path, done: Callable[[], bool], tell: Callable[[str], None], lost: threading.Event | None = None
+) -> Iterator[bool]:
     """Hold the cell in `folder`. Yields True to the one worker that holds it, False where another finished it first.
+    lost: set within HEARTBEAT once the cell is another's; who holds it looks there before each step.
 
     A dead holder's lease is taken over: at once where its process is gone from this machine, after EXPIRES otherwise
     (after two heartbeats where the last one is OLD). A live holder's is never stolen; this call waits for it.
@@ -77,7 +84,7 @@ def lease(folder: Path, done: Callable[[], bool], tell: Callable[[str], None]) -
         yield False
         return
     stop = threading.Event()
-    beat = threading.Thread(target=_beat, args=(file, mine, stop), daemon=True)
+    beat = threading.Thread(target=_beat, args=(file, mine, stop, lost or threading.Event()), daemon=True)
     beat.start()
     try:
         sweep(folder)
@@ -237,10 +244,14 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _beat(file: Path, mine: str, stop: threading.Event) -> None:
+def _beat(file: Path, mine: str, stop: threading.Event, lost: threading.Event) -> None:
     """Signs of life, while the lease is ours: a machine that slept for minutes may have lost it to another."""
     while not stop.wait(HEARTBEAT):
         with contextlib.suppress(OSError):
-            if _look(file)[0] != mine:
-                return
+            text = _look(file)[0]
+            if text is None:
+                continue  # another has removed it, and is about to write its own; or the folder was deleted
+            if text != mine:
+                return lost.set()
             os.utime(file)
+    return None

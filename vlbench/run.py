@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -29,7 +30,7 @@ from .flags import flags_of, parity_flags
 from .job import Compression, Job
 from .launch.world import ALONE, World
 from .leaderboard.statistics import bootstrap, interval, versus
-from .lease import lease
+from .lease import LeaseLost, lease
 from .memory import refuse_second_copy
 from .method import Method
 from .model import Model
@@ -61,6 +62,7 @@ class Runner:
 
     def __init__(self, runs: Path, screen: Screen, *, checkpoint_seconds: float = 15.0, world: World = ALONE) -> None:
         self.runs, self.screen, self.checkpoint_seconds, self.world = runs, screen, checkpoint_seconds, world
+        self._lost = threading.Event()  # the cell at work is another's now
 
     def run(self, words: Mapping[str, str]) -> Record:
         """The record of the cell that `words` describe, from disk where it is done."""
@@ -80,9 +82,22 @@ class Runner:
             return found
         self._check(cell)
         dense = self.cell(cell.dense()) if _has_baseline(cell) else None
-        with lease(folder, lambda: (folder / "result.json").is_file(), self.screen.say) as mine:
-            self.world.share("" if mine else DONE)
-            return self._work(cell, folder, dense) if mine else read_record(folder / "result.json")
+        self._lost.clear()
+        try:
+            with lease(folder, lambda: (folder / "result.json").is_file(), self.screen.say, self._lost) as mine:
+                self.world.share("" if mine else DONE)
+                return self._work(cell, folder, dense) if mine else read_record(folder / "result.json")
+        except LeaseLost as told:
+            if self.world.size > 1:
+                raise  # the other workers are in the middle of it: torchrun ends them
+            self.screen.say(str(told))
+            return self.cell(cell)
+
+    def _progress(self, what: str, done: int, total: int, text: str = "") -> None:
+        """Called at every step of whatever takes time. Raises LeaseLost."""
+        if self._lost.is_set():
+            raise LeaseLost("another vlbench took this cell over while this machine gave no sign of life")
+        self.screen.progress(what, done, total, text)
 
     def _check(self, cell: Cell) -> None:
         """What the links cannot do to this model, or with so few samples, is told before the dense model is evaluated,
@@ -191,7 +206,7 @@ class Runner:
         job = Job(
             model, cell.task, seed=words.seed, folder=folder, store=store, state=state, identity=_described(cell),
             precision=words.precision, dense=partial(self._second, cell, model),
-            checkpoint_seconds=self.checkpoint_seconds, progress=self.screen.progress,
+            checkpoint_seconds=self.checkpoint_seconds, progress=self._progress,
             source=cell.sources.get(link.entry.name), world=self.world if link.method.parallel else ALONE,
         )  # fmt: skip
         _seed(words.seed)
@@ -203,7 +218,7 @@ class Runner:
         evaluator = Evaluator(
             model, cell.task, store, settings=cell.settings, batch_size=cell.batch_size,
             precision=cell.spec.words.precision,
-            progress=lambda done, total, text: self.screen.progress(f"evaluate {cell.spec.method}", done, total, text),
+            progress=lambda done, total, text: self._progress(f"evaluate {cell.spec.method}", done, total, text),
         )  # fmt: skip
         lines = evaluator.run(cell.samples, Predictions(folder / "predictions.jsonl", self.world))
         phases = {name: round(seconds, 3) for name, seconds in sorted(evaluator.phases.items())}

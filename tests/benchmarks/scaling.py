@@ -65,16 +65,17 @@ def planning() -> None:
     plan(lines(25))  # imports, the mini world and the digests of weights are there
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder)
-        start = time.monotonic()
+        start, spent = time.monotonic(), time.process_time()
         planned = plan(lines(CELLS))
-        resolved = time.monotonic() - start
+        resolved, spent = time.monotonic() - start, time.process_time() - spent
         write_results(runs, [one.cell for one in planned[1 : DONE + 1]])
-        start = time.monotonic()
+        start, before = time.monotonic(), time.process_time()
         found, seconds = _planned_again(planned, runs)
-        told = time.monotonic() - start
-        print(f"{len(planned)} cells, {found} done: {resolved:.1f} s to plan, {told:.1f} s to see what is done", end="")
-        print(
-            f"; {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB at most; load {os.getloadavg()[0]}"
+        told, spent = time.monotonic() - start, spent + time.process_time() - before
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        say(
+            f"{len(planned)} cells, {found} done: {resolved:.1f} s to plan, {told:.1f} s to see what is done "
+            f"({spent:.1f} s of a core together); {memory:.2f} GB at most"
         )
         assert seconds > 0
 
@@ -119,28 +120,12 @@ def sweep(cells: int = 6) -> None:
     """Small mini cells, their imports and their dense baseline counted."""
     words = ["task=imagenet", "method=wanda", "sparsity=0.5", "limit=256", f"seed={','.join(map(str, range(cells)))}"]
     seconds = [_timed(partial(_sweep, words, jobs)) for jobs in (1, 2)]
-    print(
-        f"a sweep of {cells} cells: {seconds[0]:.1f} s by 1 worker, {seconds[0] / seconds[1]:.2f} times as fast by 2",
-        end="",
-    )
-    print(f"; load {os.getloadavg()[0]:.1f}")
+    say(f"a sweep of {cells} cells: {seconds[0]:.1f} s by 1 worker, {seconds[0] / seconds[1]:.2f} times as fast by 2")
 
 
 def _sweep(words: list[str], jobs: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "vlbench.cli",
-            "sweep",
-            *words,
-            "--jobs",
-            str(jobs),
-            "--runs",
-            folder,
-            "--json",
-        ]
-        command += ["--runs", folder]
+        command = [sys.executable, "-m", "vlbench.cli", "sweep", *words, "--jobs", str(jobs), "--runs", folder]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 

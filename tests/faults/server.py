@@ -27,6 +27,7 @@ from typing import Any
 STEPS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.utime", "open"}
 NEEDS_ROOM = {"os.rename", "os.mkdir", "os.link", "open"}  # what a full or read-only disk refuses
 NOBODY = 65534
+STOPS_AT: list[Any] = []  # of a life: the stage and the step at which SIGTERM comes
 BOARD = mmap.mmap(-1, 128)  # shared with the children: what a life is at, and how many steps on disk it has made
 
 
@@ -67,6 +68,8 @@ def prepare() -> None:
     def progress(self: Any, what: str, done: int, total: int, text: str = "") -> None:
         chalk(what)
         plain(self, what, done, total, text)
+        if [what, done] == STOPS_AT:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     ui.Screen.progress = progress  # type: ignore[method-assign]
 
@@ -148,6 +151,7 @@ def child(order: dict[str, Any]) -> int:
         os.setuid(NOBODY)
     if "clock" in order:
         jumping_clock(order["clock"])
+    STOPS_AT[:] = order.get("stop_at", [])
     kill_step, kill_at = order.get("kill_step", 0), order.get("kill_at", ("", 0))
     watch(order["runs"], kill_step, kill_at, order.get("refuse_step", 0), order.get("errno", errno.ENOSPC))
     sys.argv = ["vlbench", *order["words"]]
