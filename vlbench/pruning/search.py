@@ -92,6 +92,8 @@ class SearchOptions(PruneOptions, Schedule):
             raise ValueError(
                 f"standardise=step is of every step's gradients, and importance={self.importance} has none"
             )
+        if self.budget == "code" and self.multiple_of > 1 and self.allocation == "global":
+            raise ValueError(f"multiple_of={self.multiple_of} is not met by budget=code, which rounds no width")
         return self
 
     def units_of(self, structure: Structure) -> Structure:
