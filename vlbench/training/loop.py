@@ -88,8 +88,8 @@ class Hook:
         return ()
 
     def after_backward(self, step: int) -> None:
-        """Gradients are there (of the whole batch, in every worker), the optimiser has not moved. Raises NotFiniteError,
-        whose words say what is not."""
+        """Gradients are there (of the whole batch, in every worker), the optimiser has not moved.
+        Raises NotFiniteError, whose words say what is not."""
 
     def after_step(self, step: int) -> None:
         """The optimiser has moved, gradients are cleared."""
