@@ -57,7 +57,8 @@ class MaskBasedSearch(Method):
 
     def check(self, structure: Structure) -> None:
         cost = {s.name: float(s.entries_per_unit) for s in structure.sites}
-        refuse_unreachable({s.name: s.units for s in structure.sites}, cost, self.options.fraction)
+        units = {s.name: s.units for s in structure.sites}
+        refuse_unreachable(units, cost, self.options.fraction, self.options.multiple_of)
 
     def apply(self, job: Job) -> None:
         options: MaskOptions = self.options

@@ -98,13 +98,13 @@ class UPopSearch(Method):
         options: SearchOptions = self.options
         structure = options.units_of(structure)
         if options.unit_cost != "macs":  # these are measured first
-            refuse_unreachable({s.name: s.units for s in structure.sites}, self._cost(structure), options.fraction)
+            self._refuse(structure, self._cost(structure))
 
     def apply(self, job: Job) -> None:
         options: UPopOptions = self.options
         structure = options.units_of(job.structure)
         cost = self._macs(job, structure) if options.unit_cost == "macs" else self._cost(structure)
-        refuse_unreachable({s.name: s.units for s in structure.sites}, cost, options.fraction)
+        self._refuse(structure, cost)
         loss = options.objective(job)
         gates = Gates(job.model.net, structure)
         search = Search(gates, structure, options, cost, seed=job.seed)
@@ -112,6 +112,11 @@ class UPopSearch(Method):
         gates.remove()
         job.state.log["upop_search"] |= {"updates": search.updates, "selected": search.selected}
         job.cut(search.kept, structure, kept_scale=options.softmax_scale == "kept")
+
+    def _refuse(self, structure: Structure, cost: dict[str, float]) -> None:
+        options: SearchOptions = self.options
+        units = {s.name: s.units for s in structure.sites}
+        refuse_unreachable(units, cost, options.fraction, options.multiple_of)
 
     def _cost(self, structure: Structure) -> dict[str, float]:
         """Site -> cost of one unit."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import BertTokenizer
 
@@ -29,6 +30,22 @@ class Oracle:
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """Every array whose key starts with `prefix`, under the rest of its key."""
         return {k.removeprefix(prefix): self[k] for k in self.arrays.files if k.startswith(prefix)}
+
+
+def assert_final_weights(oracle: Oracle, net: torch.nn.Module) -> None:
+    """Sum of squares, largest, first six and last six values of every weight after the last step. (The recorded sum
+    itself was never compared: it cancels.)"""
+    keys = importlib.import_module("vlbench.registry._blip_keys")
+    checked = 0
+    for key, wanted in zip(oracle.facts["final_stats_names"], oracle["final_stats"], strict=True):
+        own = keys.converted({key: torch.zeros(1)})
+        if own:
+            value = net.get_parameter(next(iter(own))).detach().double().flatten()
+            ends = F.pad(value, (0, 12 - len(value))) if len(value) < 6 else torch.cat([value[:6], value[-6:]])
+            found = torch.cat([torch.stack([value.square().sum(), value.abs().max()]), ends])
+            assert torch.allclose(found, wanted[1:], rtol=1e-9, atol=1e-9), key
+            checked += 1
+    assert checked > 300
 
 
 def open_blip_vqa(oracle: Oracle, config: Mapping[str, int], prefix: str, folder: Path) -> Any:

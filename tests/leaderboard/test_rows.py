@@ -130,7 +130,17 @@ def test_options_are_shown_where_they_tell_rows_apart():
 
 def test_columns_are_fixed():
     assert COLUMNS[:5] == ("suite", "task", "split", "task_version", "model")
-    assert len(COLUMNS) == 37
+    assert len(COLUMNS) == 39
+
+
+def test_a_row_has_converged_where_every_seed_has():
+    """And n_tuned is that of the seed where most settings were tried."""
+    told = {"sparsity": 0.5, "pattern": "structured", "trained": True}
+    good, bad = (record("upop", accuracy=a, seed=s, **told) for s, a in enumerate((0.7, 0.27)))
+    assert [rows([one])[0].converged for one in (good, bad)] == [True, False]  # chance of vqav2 is 26 %
+    assert rows([good, bad])[0].converged is False
+    assert [row.converged for row in rows([record(), record("wanda", sparsity=0.5)])] == [None, None]
+    assert [row.n_tuned for row in rows([good, record("upop", seed=1, n_tuned=3, **told)])] == [3]
 
 
 def test_files_are_read_in_any_folder_and_order(tmp_path):

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from vlbench.leaderboard.rows import COLUMNS, rows
 from vlbench.leaderboard.tables import count, csv_text, estimate, fixed, markdown, reduced, show
-from vlbench.record import Record
+from vlbench.record import Budget, Record
 
 from .factory import board, record
 
@@ -98,7 +98,26 @@ def test_the_page_has_sections_with_the_dense_model_on_top():
     assert "Split val (task version 1): 1,500 samples in 300 clusters." in text
     assert "| batch-size-backed-off |" in text
     table = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in table} == {12}
+    assert {line.count("|") for line in table} == {11, 15}  # trained rows say what training took
+
+
+def test_what_training_took_and_whether_it_converged_stand_beside_each_other():
+    """Of two trained rows, the one that tried candidates counts them; a row at chance has no tick."""
+    told = {"sparsity": 0.5, "pattern": "structured", "trained": True, "seed": 0}
+    dear = record("grid", accuracy=0.7, budget=Budget(steps=450, samples_seen=57600), n_tuned=3, **told)
+    lost = record("upop", accuracy=0.27, budget=Budget(steps=300, samples_seen=38400), **told)
+    text = markdown(rows([record(), dear, lost]))
+    cells = {line.split(" | ")[0]: line.split(" | ")[8:12] for line in text.splitlines() if line.startswith("| ")}
+    assert cells["| grid"] == ["450", "57.6k", "3", "yes"]
+    assert cells["| upop"] == ["300", "38.4k", "1", "no"]
+    shown = printed([record(), dear, lost])
+    assert [line.split()[-1] for line in shown.splitlines() if line.lstrip().startswith(("grid", "upop"))] == [
+        "57.6k",
+        "38.4k",
+    ]
+    assert "not converged: upop at 50.0%" in shown
+    assert "not converged: grid" not in shown
+    assert "seen" not in printed([record(), record("wanda", sparsity=0.5)])
 
 
 def test_a_bar_in_a_name_does_not_break_the_page():

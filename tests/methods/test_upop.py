@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.methods.upop_code import code_options, code_search
-from tests.oracles import Oracle, open_blip_vqa
+from tests.oracles import Oracle, assert_final_weights, open_blip_vqa
+from tests.registry.test_blip import recorded
 from vlbench.model import Batch
 from vlbench.nn import timm as adopted
 from vlbench.pruning.cut import cut
@@ -95,6 +96,7 @@ def test_cut_deit_keeps_the_function_of_the_search_model(deit: Oracle) -> None:
     net.eval()
     with torch.no_grad():
         gated = net(images)
+        assert torch.allclose(gated, deit["out/search"], rtol=0, atol=1e-9)
         search.gates.remove()
         cut(net, structure, search.kept)
         assert (net(images) - gated).abs().max() < 1e-12
@@ -178,20 +180,27 @@ def vqa_batch(oracle: Oracle, index: int) -> Batch:
     return Batch(samples, oracle[at + "im"].double(), torch.arange(len(counts))[:, None])
 
 
-def test_blip_vqa_trajectory_equals_the_original(shared: Path, tmp_path: Path) -> None:
-    """End to end in float64: three towers of 12 layers, 60 steps, gates after every update equal."""
-    oracle = Oracle(shared / "oracles" / "models" / "search_vqa_a.npz")
+@pytest.mark.parametrize("name", recorded("search_vqa"))
+def test_blip_vqa_trajectory_equals_the_original(shared: Path, tmp_path: Path, name: str) -> None:
+    """End to end in float64: three towers of 12 layers, gates after every update equal, and the weights at the end."""
+    oracle = Oracle(shared / "oracles" / "models" / f"{name}.npz")
+    facts = oracle.facts
     oracle.facts["vocab"] = Oracle(shared / "oracles" / "models" / "blip_vqa_eval_a.npz").facts["vocab"]
     weights = oracle.tensors("init/")
-    dims = {"vw": 32, "vmlp": 2, "vd": 12, "vh": 2, "img": 16, "patch": 8, "th": 32, "inter": 64, "layers": 12}
-    dims |= {"heads": 2, "positions": weights["text_encoder.embeddings.position_embeddings.weight"].shape[0]}
+    d, mlp = facts["dims"], weights["visual_encoder.blocks.0.mlp.fc1.bias"].numel()
+    dims = {"vw": d["h"], "vmlp": mlp // d["h"], "vd": facts["layers"], "vh": d["heads"], "img": facts["image_size"]}
+    dims |= {"patch": facts["patch_size"], "th": d["h"], "inter": d["inter"], "layers": facts["layers"]}
+    positions = weights["text_encoder.embeddings.position_embeddings.weight"].shape[0]
+    dims |= {"heads": d["heads"], "positions": positions}
     model = open_blip_vqa(oracle, dims, "init/", tmp_path)
     structure = model.structure()
-    search = code_search(Gates(model.net, structure), structure, code_options("vqav2", sparsity=0.5, steps=60))
+    options = code_options("vqav2", sparsity=facts["p"], steps=facts["steps"])
+    assert options.interval == facts["interval"]
+    search = code_search(Gates(model.net, structure), structure, options)
     optimiser = torch.optim.AdamW(model.net.parameters(), lr=1e-3, weight_decay=0.05)
     names, model.net.training = blip_names(structure), True
     w_sp = {"attention": oracle.facts["w_attn"], "ffn": oracle.facts["w_mlp"]}
-    for step in range(60):
+    for step in range(facts["steps"]):
         loss = model.answer_loss(vqa_batch(oracle, step % oracle.facts["nb"]))
         assert float(loss.detach()) == pytest.approx(float(oracle["loss"][step]), abs=1e-10)
         loss.backward()
@@ -204,10 +213,16 @@ def test_blip_vqa_trajectory_equals_the_original(shared: Path, tmp_path: Path) -
         optimiser.step()
         optimiser.zero_grad()
         search.after_step(step)
-        if step in (0, 59):
+        if step in [at for at, _ in facts["updates"]]:
             recorded = masks_of(oracle, step, names)
             for name, gate in search.gates.value.items():
                 assert torch.equal(gate.detach(), recorded[name].double())
+    assert search.updates == [(at, pytest.approx(ratio, abs=1e-15)) for at, ratio in facts["updates"]]
+    assert_final_weights(oracle, model.net)
+    model.net.eval()
+    with torch.no_grad():  # the gates are the recorded masks, at their last update
+        evaluated = float(model.answer_loss(vqa_batch(oracle, 0)))
+    assert evaluated == pytest.approx(float(oracle["out/final_eval_loss_batch0"]), abs=1e-9)
     assert_scales_of_kept_widths(model, structure, search)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests.lab import Lab, make_data, make_weights, write_toml
 from tests.methods.killed import killed_and_resumed, same_weights
-from vlbench.errors import RunFailed, UserError
+from vlbench.errors import UserError
 from vlbench.nn import timm as adopted
 from vlbench.plugins import forget, package_folder, table
 from vlbench.pruning.cut import cut
@@ -25,6 +25,7 @@ from vlbench.pruning.gates import Gates
 from vlbench.pruning.saved import load_model, save_model
 from vlbench.resolve import resolve
 from vlbench.structure import Structure
+from vlbench.training.loop import NotFiniteError
 from vlbench.ui import Screen
 from vlbench.workshop import Workshop
 
@@ -305,8 +306,8 @@ def test_a_killed_search_resumes_to_the_same_bits(
 # Mistakes ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_gradient_that_is_no_number_stops_the_search_with_its_step() -> None:
-    with pytest.raises(RunFailed, match=r"vision\.0\.attention is not finite at step 0"):
+def test_a_gradient_that_is_no_number_stops_the_search_with_its_site() -> None:
+    with pytest.raises(NotFiniteError, match=r"a gate gradient of vision\.0\.attention"):
         run(weight=float("nan"))
 
 
@@ -335,7 +336,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     forget()
 
 
-@pytest.mark.parametrize("method", ["upop", "grid", "mask_based"])
+@pytest.mark.parametrize("method", ["upop", "grid", "mask_based", "uniform"])
 def test_an_unreachable_target_is_refused_before_anything_is_trained(lab: Lab, method: str) -> None:
     """Attention of width 16 in two heads keeps one of 8 dimensions, feed-forward one of 64: 0.9219 of the entries."""
     assert lab.run("method=dense").code == 0
@@ -343,6 +344,23 @@ def test_an_unreachable_target_is_refused_before_anything_is_trained(lab: Lab, m
     told = lab.refused_run(f"method={method}", "sparsity=0.97", *words)
     assert "cannot be reached with one unit left in each of 4 sites: at most 0.9" in told
     assert not list(lab.folder.glob(f"runs/*{method}*"))
+
+
+@pytest.mark.parametrize("method", ["upop", "mask_based", "uniform"])
+def test_widths_of_multiples_reach_less(lab: Lab, method: str) -> None:
+    """Attention of 8 dimensions a head keeps 4 of them, feed-forward 4 of 64: 0.7917 of the entries, that are one
+    part attention and two parts feed-forward."""
+    assert lab.run("method=dense").code == 0
+    word = {"upop": "upop_search.", "mask_based": "mask_based_search."}.get(method, "") + "multiple_of=4"
+    told = lab.refused_run(f"method={method}", "sparsity=0.9", word)
+    assert "sparsity 0.9 cannot be reached with multiple_of=4 units left in each of 4 sites: at most 0.7917." in told
+    assert not list(lab.folder.glob(f"runs/*{method}*"))
+
+
+def test_a_rule_that_rounds_no_width_is_not_asked_to() -> None:
+    with pytest.raises(ValueError, match="multiple_of=8 is not met by budget=code"):
+        upop.SearchOptions(budget="code", multiple_of=8)
+    assert upop.SearchOptions(budget="code", multiple_of=8, allocation="uniform").multiple_of == 8
 
 
 # Identities and recipes ----------------------------------------------------------------------------------------------

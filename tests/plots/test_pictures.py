@@ -13,8 +13,11 @@ from tests.leaderboard.factory import board, record
 from tests.plots.finished import finished
 from vlbench.errors import UserError
 from vlbench.leaderboard.rows import rows
+from vlbench.leaderboard.spots import measured
+from vlbench.plots import components
 from vlbench.plots.canvas import drawing
 from vlbench.plots.command import plot
+from vlbench.plots.kept import Kept, Panel
 from vlbench.plots.tradeoff import draw_tradeoff
 from vlbench.record import write_record
 
@@ -111,6 +114,45 @@ def test_mini_rows_and_published_ones_meet_as_fractions_of_their_own_dense_model
     half = next(row for row in theirs if row["name"] == "UPop 2x")
     assert float(half["value_fraction"]) == pytest.approx(76.3 / 77.4, abs=1e-6)
     assert float(half["params_fraction"]) == pytest.approx(211.3 / 361.6, abs=1e-6)
+
+
+def test_two_ways_of_a_method_share_no_line_and_one_way_has_one():
+    """UPop at two targets is a line; the same with an ablation at these targets is another."""
+    told = {"pattern": "structured", "trained": True, "seed": 0}
+    plain = [record("upop", sparsity=s, accuracy=0.7, **told) for s in (0.5, 0.75)]
+    once = [record("upop", sparsity=s, accuracy=0.6, options={"pruning": "once"}, **told) for s in (0.5, 0.75)]
+    longer = record("upop", sparsity=0.75, accuracy=0.6, options={"steps": 9}, **told)
+    assert [spot.family for spot in measured(rows([record(), *plain]))] == ["dense", "upop", "upop"]
+    assert {spot.family for spot in measured(rows([plain[0], longer]))} == {"upop"}  # a recipe's lengths grow so
+    families = [spot.family for spot in measured(rows([*plain, *once]))]
+    assert sorted(families) == ["upop", "upop", "upop pruning=once", "upop pruning=once"]
+
+
+def test_more_configurations_than_colours_are_told_apart(tmp_path, monkeypatch):
+    """Colour, marker and line style of every legend entry together."""
+    told = {"pattern": "structured", "trained": True, "seed": 0, "sparsity": 0.5}
+    made = rows([record(), *(record("upop", options={"n": n}, **told) for n in range(11))])
+    seen = []
+    monkeypatch.setattr(
+        "vlbench.plots.tradeoff.save",
+        lambda drawn, *rest: seen.extend(
+            (line.get_color(), line.get_marker(), line.get_linestyle(), line.get_markerfacecolor())
+            for line in (h.lines[0] for h in drawn.axes[0].get_legend_handles_labels()[0] if hasattr(h, "lines"))
+        ),
+    )
+    with drawing():
+        draw_tradeoff(made, tmp_path, "x")
+    assert len(seen) == len(set(seen)) == 12
+
+
+def test_components_stand_in_one_order_in_every_picture(drawn, tmp_path):
+    """That of COMPONENTS, so that a component has one colour in the pictures of all tasks; others follow by name."""
+    entries = []
+    kept = [Kept("0.5", 0.5, dict.fromkeys(("fusion FFN", "cross-attention", "text FFN", "vision FFN"), 0.5), {})]
+    with drawing(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(components, "save", lambda drawn, *rest: entries.extend(drawn.legends[0].get_texts()))
+        components.draw_components([Panel("x", False, tuple(kept))], tmp_path, "x")
+    assert [entry.get_text() for entry in entries] == ["vision FFN", "text FFN", "cross-attention", "fusion FFN"]
 
 
 def test_full_size_rows_keep_their_units(tmp_path):

@@ -19,7 +19,7 @@ from vlbench.model import Batch
 from vlbench.task import Sample
 from vlbench.training.batches import Batches
 from vlbench.training.checkpoint import CheckpointStore
-from vlbench.training.loop import Diverged, Hook, Loop, Schedule
+from vlbench.training.loop import Diverged, Hook, Loop, NotFiniteError, Schedule
 
 STEPS = 7
 SCHEDULE = Schedule(steps=STEPS, lr=0.05, warmup=2, clip=0.5, batch_size=4)
@@ -34,7 +34,10 @@ class Stream:
 
     def at(self, step: int) -> Batch:
         images = torch.randn(4, 6, generator=torch.Generator().manual_seed(step))
-        return Batch([Sample(f"{step}/{i}", ()) for i in range(4)], images, torch.arange(4)[:, None])
+        return Batch(self.chosen(step), images, torch.arange(4)[:, None])
+
+    def chosen(self, step: int) -> list[Sample]:
+        return [Sample(f"{step}/{i}", ()) for i in range(4)]
 
 
 class Net(nn.Module):
@@ -253,6 +256,25 @@ def test_the_last_good_state_stays_after_a_loss_that_is_not_finite(tmp_path: Pat
     again = Run(tmp_path / "c")
     again.loop.run()
     assert equal(again.result(), calm.result())
+
+
+def test_what_a_hook_cannot_take_names_step_and_samples_and_keeps_the_state(tmp_path: Path) -> None:
+    """A gate's gradient may overflow where the loss does not: told as an infinite loss is, in one sentence."""
+    run = Run(tmp_path / "c")
+    plain = run.hook.after_backward
+
+    def overflow(step: int) -> None:
+        if step == 4:
+            raise NotFiniteError("a gate gradient of vision.0.ffn")
+        plain(step)
+
+    run.hook.after_backward = overflow  # type: ignore[method-assign]
+    told = r"^a gate gradient of vision\.0\.ffn is not finite at step 4 \(samples 4/0, .* The last good state stays in"
+    with pytest.raises(Diverged, match=told):
+        run.loop.run()
+    found = CheckpointStore(tmp_path / "c", {"cell": "x"}, 0).load()
+    assert found is not None
+    assert found[0] == 4
 
 
 @pytest.mark.parametrize("where", ["weight", "moment"])

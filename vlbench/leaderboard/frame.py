@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 EXTRA = {"cells": "object", "seed_values": "object", "local": "bool"}
-KINDS = {"str": "object", "int": "int64", "float": "float64", "bool": "bool", "int | None": "Int64"}
+KINDS = {
+    "str": "object",
+    "int": "int64",
+    "float": "float64",
+    "bool": "bool",
+    "int | None": "Int64",
+    "bool | None": "boolean",
+}
 
 
 def results(runs: Path, words: dict[str, str]) -> pd.DataFrame:

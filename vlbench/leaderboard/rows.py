@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ..convergence import converged
 from ..errors import UserError
 from ..record import Link, Record, read_record
 from ..storage import canonical, digest
@@ -36,9 +37,10 @@ class Row:
 
     options: those that differ between the rows of one method in one block. sparsity: realised fraction of the
     prunable set; model_reduction, macs_reduction: of the whole model. parameters, nonzero, steps,
-    samples_seen: means over seeds. value .. spread: percent points; low, high: 95 % interval (None where one
-    cluster allows none). delta: paired difference to the dense model. p: two-sided, raw. *_digest, config:
-    first 12 characters.
+    samples_seen: means over seeds; a search's candidates count. n_tuned: settings that were chosen between on
+    select. converged: whether every seed has (vlbench/convergence.py), None where nothing was trained. value ..
+    spread: percent points; low, high: 95 % interval (None where one cluster allows none). delta: paired difference to
+    the dense model. p: two-sided, raw. *_digest, config: first 12 characters.
     """
 
     suite: str
@@ -73,6 +75,8 @@ class Row:
     clusters: int
     steps: int
     samples_seen: int
+    n_tuned: int
+    converged: bool | None
     flags: str
     split_digest: str
     weights_digest: str
@@ -210,7 +214,9 @@ def _quality(same: Sequence[Record]) -> dict[str, Any]:
     """The metric over seeds, and against the dense model where every seed was compared with it."""
     whole = row_interval([r.interval for r in same])
     seeds = over_seeds([r.interval.value for r in same])
+    ticks = [converged(r) for r in same]
     columns: dict[str, Any] = {"value": whole.value, "seeds": seeds.n, "spread": seeds.spread}
+    columns["converged"] = None if None in ticks else all(ticks)
     columns |= {"low": whole.low, "high": whole.high} if whole.clusters > 1 else {"low": None, "high": None}
     differences = [r.vs_dense for r in same if r.vs_dense is not None]
     if len(differences) < len(same):
@@ -233,6 +239,7 @@ def _costs(same: Sequence[Record]) -> dict[str, Any]:
         "macs_reduction": fmean(1 - m / dense for m, dense in macs) if len(macs) == len(same) else None,
         "steps": round(fmean(r.budget.steps for r in same)),
         "samples_seen": round(fmean(r.budget.samples_seen for r in same)),
+        "n_tuned": max(r.n_tuned for r in same),
     }
 
 

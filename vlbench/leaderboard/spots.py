@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .published import DENSE, Point, Published, points
 from .rows import Row
@@ -27,7 +27,8 @@ class Size:
 
 @dataclass(frozen=True)
 class Spot:
-    """One point. family: what shares a colour; config: the row's, empty for a published one. low, high: 95 % interval
+    """One point. family: what shares a colour and a line, one
+    configuration at several targets; config: the row's, empty for a published one. low, high: 95 % interval
     of the value. fraction: of the dense model (of its own table, for a published one), None where that is not known.
     protocol: of a published one, with its source."""
 
@@ -66,11 +67,18 @@ def measured(rows: Sequence[Row]) -> list[Spot]:
         told = " ".join(part for part in (name(row), row.sparsity_target) if part)
         found.append(
             Spot(
-                told, row.method, row.pattern, row.trained, row.config, size, size.over(dense),
+                told, _family(row, rows), row.pattern, row.trained, row.config, size, size.over(dense),
                 low=row.low, high=row.high,
             )
         )  # fmt: skip
     return found
+
+
+def _family(row: Row, rows: Sequence[Row]) -> str:
+    """The method; with its options where two of its rows aim at one target, so that no line joins two of its ways."""
+    ways = [r for r in rows if (r.method, r.recipe, r.pattern) == (row.method, row.recipe, row.pattern)]
+    alike = len({r.sparsity_target for r in ways}) == len(ways)
+    return name(replace(row, options="") if alike else row)
 
 
 def published(rows: Sequence[Row], numbers: Sequence[Published]) -> list[Spot]:

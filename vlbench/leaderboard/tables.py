@@ -101,9 +101,11 @@ def markdown(rows: Sequence[Row], generated: bool = True) -> str:
 
 
 def _markdown_table(rows: Sequence[Row]) -> list[str]:
+    trained = rows[0].trained
     header = (
         *("method", "sparsity", "parameters", "MACs", rows[0].metric, "vs dense", "p", "seeds"),
-        *("steps", "flags", "config"),
+        *(("steps", "samples seen", "tuned", "converged") if trained else ()),
+        *("flags", "config"),
     )
     cells = [
         (
@@ -112,12 +114,19 @@ def _markdown_table(rows: Sequence[Row]) -> list[str]:
             estimate(row.value, row.low, row.high, 2),
             estimate(row.delta, row.delta_low, row.delta_high, 2, sign="+"),
             "" if row.p is None else "<0.001" if row.p < 0.001 else fixed(row.p, 3),
-            *(_seeds(row, 2), str(row.steps), row.flags, row.config),
+            _seeds(row, 2),
+            *((str(row.steps), *_training(row)) if trained else ()),
+            *(row.flags, row.config),
         )
         for row in rows
     ]
     rule = ["---" if i in (0, len(header) - 2, len(header) - 1) else "---:" for i in range(len(header))]
     return ["| " + " | ".join(map(_escaped, line)) + " |" for line in (header, rule, *cells)]
+
+
+def _training(row: Row) -> tuple[str, str, str]:
+    """What all training of the chain saw; of how many settings select chose; and the tick or cross."""
+    return (count(row.samples_seen), str(row.n_tuned), "" if row.converged is None else _cell("", row.converged))
 
 
 def _escaped(text: str) -> str:
@@ -160,7 +169,7 @@ def show(rows: Sequence[Row], local: set[str], console: Console) -> None:
     """Print the boards. local: the `config` of rows to mark as the user's own.
 
     The text is the same in a pipe as in a terminal, but for colours; only a terminal that is too narrow
-    shortens parameters and MACs to their reduction, then loses columns (seeds, MACs, parameters).
+    shortens parameters and MACs to their reduction, then loses columns (samples seen, seeds, MACs, parameters).
     """
     for _, block in groupby(rows, key=lambda row: row.block):
         _show_block(list(block), local, console)
@@ -195,18 +204,25 @@ def _show_block(rows: Sequence[Row], local: set[str], console: Console) -> None:
     line((f"{LEGEND}.", "dim"))
     for flagged in dict.fromkeys(f"{name(row)}: {row.flags}" for row in rows if row.flags):
         line((f"flagged {flagged}", "yellow"))
+    if any(row.trained for row in rows):
+        line(("seen: samples that training took in, with those of candidates that a search dropped.", "dim"))
+    for row in rows:
+        if row.converged is False:
+            line((f"not converged: {name(row)} at {_percent(row.sparsity)}", "yellow"))
     line()
 
 
-def _columns(metric: str, local: set[str], short: bool) -> list[_Column]:
+def _columns(rows: Sequence[Row], local: set[str], short: bool) -> list[_Column]:
+    metric, trained = rows[0].metric, any(row.trained for row in rows)
     return [
         _Column("  method", lambda row: f"{'*' if row.config in local else ' '} {name(row)}", left=True),
         _Column("sparsity", lambda row: _percent(row.sparsity)),
-        _Column("params", lambda row: reduced(row.nonzero, row.model_reduction, short), leaves=3),
-        _Column("MACs", lambda row: reduced(row.macs, row.macs_reduction, short), leaves=2),
+        _Column("params", lambda row: reduced(row.nonzero, row.model_reduction, short), leaves=4),
+        _Column("MACs", lambda row: reduced(row.macs, row.macs_reduction, short), leaves=3),
         _Column(metric, lambda row: estimate(row.value, row.low, row.high, 1)),
         _Column("vs dense", lambda row: estimate(row.delta, row.delta_low, row.delta_high, 1, "+"), _verdict),
-        _Column("seeds", lambda row: _seeds(row, 1), leaves=1),
+        _Column("seeds", lambda row: _seeds(row, 1), leaves=2),
+        *([_Column("seen", lambda row: count(row.samples_seen) if row.trained else "", leaves=1)] if trained else []),
     ]
 
 
@@ -223,9 +239,9 @@ def _fitting(rows: Sequence[Row], local: set[str], limit: int | None) -> list[_C
     def fits() -> bool:
         return limit is None or _total(_widths(columns, rows)) <= limit
 
-    columns = _columns(rows[0].metric, local, short=False)
+    columns = _columns(rows, local, short=False)
     if not fits():
-        columns = _columns(rows[0].metric, local, short=True)
+        columns = _columns(rows, local, short=True)
     for leaving in sorted((c for c in columns if c.leaves), key=lambda c: c.leaves):
         if fits():
             break

@@ -10,6 +10,7 @@ import numpy as np
 
 from .canvas import COLOURS, GREY, MARKERS, SHADES, figure, save
 from .kept import Kept, Panel
+from .retained import COMPONENTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,14 +22,17 @@ DARK = 0.55  # fraction of a shade from which on white letters are easier to rea
 def draw_components(panels: Sequence[Panel], out: Path, name: str) -> list[Path]:
     """A panel a method: fraction kept of each component against what is gone of all."""
     drawn = figure(4.4 * len(panels) + 0.6, 3.7)
-    names = list(dict.fromkeys(name for panel in panels for one in panel.targets for name in one.components))
+    found = {name for panel in panels for one in panel.targets for name in one.components}
+    known = [name for name in COMPONENTS.values() if name in found]
+    names = [*known, *sorted(found - set(known))]
     axes = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, panel in zip(axes, panels, strict=True):
         _lines(ax, panel.targets, names)
         label = "units gone, by the ratio aimed at (%)" if panel.published else "gone of the prunable weights (%)"
         ax.set(title=panel.title, xlabel=label, ylim=(0, 103), xlim=(0, 100))
     axes[0].set_ylabel("kept of the component (%)")
-    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(5, len(names)))
+    legend = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    drawn.legend([legend[name] for name in names], names, loc="outside lower center", ncols=min(5, len(names)))
     rows = [
         (_origin(panel), one.target, one.gone, name, value)
         for panel in panels for one in panel.targets for name, value in one.components.items()
@@ -45,7 +49,10 @@ def _lines(ax: Axes, targets: Sequence[Kept], names: Sequence[str]) -> None:
             color=COLOURS[number % len(COLOURS)], label=name,
         )  # fmt: skip
     ax.plot((0, 100), (100, 0), color=GREY, linewidth=0.8, linestyle=":", zorder=1)
-    ax.text(2, 99, "all alike", color=GREY, fontsize=7, rotation=-32, rotation_mode="anchor", va="top")
+    ax.text(
+        3, 95, "all alike", color=GREY, fontsize=7, va="top", rotation=-45, rotation_mode="anchor",
+        transform_rotates_text=True,
+    )  # fmt: skip
 
 
 def draw_layers(panels: Sequence[Panel], out: Path, name: str) -> list[Path]:

@@ -20,6 +20,8 @@ AXES: tuple[tuple[Axis, str, float, str], ...] = (
     ("params", "parameters left", 1e6, "millions"),
     ("macs", "MACs left", 1e9, "billions"),
 )
+WIDE = 140  # letters that fit beside each other in the legend
+LINES = ("-", "--", "-.")  # of the first eight colours, of the next eight ...
 NOTE = "grey: full-size models and other protocols, as fractions of their own dense models"
 
 
@@ -39,8 +41,9 @@ def draw_tradeoff(rows: Sequence[Row], out: Path, name: str) -> list[Path]:
     axes[0].set_ylabel(f"{metric} (% of the dense model's)" if fractions else f"{metric} (%)")
     handles, labels = axes[0].get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: labels[i].startswith("published"))  # ours first
+    columns = max(1, min(3, WIDE // max(map(len, labels))))
     drawn.legend(
-        [handles[i] for i in order], [labels[i] for i in order], loc="outside lower center", ncols=3, fontsize=8
+        [handles[i] for i in order], [labels[i] for i in order], loc="outside lower center", ncols=columns, fontsize=8
     )
     drawn.suptitle(f"{rows[0].suite} / {rows[0].task} / {rows[0].label or rows[0].model}", fontsize=10)
     notes = ["bars: 95 % intervals", *([MINI_WARNING] if fractions else [])]
@@ -72,11 +75,12 @@ def _panel(ax: Axes, axis: Axis, ours: Sequence[Spot], theirs: Sequence[Spot], u
         spots = [spot for spot in ours if (spot.family, spot.pattern, spot.trained) == kind]
         at = sorted((x / unit, y, spot) for spot in spots if (place := _at(spot, axis, fractions)) for x, y in [place])
         scale = 100 if fractions else 1
-        colour = COLOURS[families.index(kind[0]) % len(COLOURS)]
+        turn, number = divmod(families.index(kind[0]), len(COLOURS))
+        colour, marker = COLOURS[number], MARKERS[(patterns.index(kind[1]) + turn * len(patterns)) % len(MARKERS)]
         told = kind[0] if kind[1] == "dense" else f"{kind[0]}, {kind[1]}"
         ax.errorbar(
             [x for x, _, _ in at], [scale * y for _, y, _ in at], yerr=_bars([s for _, _, s in at], fractions),
-            color=colour, marker=MARKERS[patterns.index(kind[1]) % len(MARKERS)], markersize=6, linewidth=1.2,
+            color=colour, marker=marker, linestyle=LINES[turn % len(LINES)], markersize=6, linewidth=1.2,
             elinewidth=0.8, capsize=2, markerfacecolor=colour if kind[2] else "white",
             label=f"{told}, untrained" if not kind[2] and kind[1] != "dense" else told, zorder=3,
         )  # fmt: skip

@@ -30,7 +30,7 @@ def unified(importance: Mapping[str, Tensor], cost: Mapping[str, float], fractio
     importance: comparable across sites, larger = more important. cost: site -> cost of one of its units. Raises
     UserError, naming the reachable maximum, where the target cannot be met with one unit a site.
     """
-    refuse_unreachable({name: len(score) for name, score in importance.items()}, cost, fraction)
+    refuse_unreachable({name: len(score) for name, score in importance.items()}, cost, fraction, multiple_of)
     names = list(importance)
     score = torch.cat([importance[n].double() for n in names])
     site = torch.cat([torch.full((len(importance[n]),), i) for i, n in enumerate(names)])
@@ -49,14 +49,18 @@ def unified(importance: Mapping[str, Tensor], cost: Mapping[str, float], fractio
     return _split(gone, importance, multiple_of)
 
 
-def refuse_unreachable(units: Mapping[str, int], cost: Mapping[str, float], fraction: float) -> None:
-    """Raise UserError, naming the reachable maximum, where `fraction` of the cost cannot go with one unit left a site:
-    a search need not be run to know. units: site -> how many; met to the nearest unit, as `unified` does."""
+def refuse_unreachable(
+    units: Mapping[str, int], cost: Mapping[str, float], fraction: float, multiple_of: int = 1
+) -> None:
+    """Raise UserError, naming the reachable maximum, where `fraction` of the cost cannot go with one unit (or
+    `multiple_of` of them) left a site: a search need not be run to know. units: site -> how many; met to the nearest
+    unit, as `unified` does."""
     total = sum(cost[name] * count for name, count in units.items())
-    reachable = sum(cost[name] * (count - 1) for name, count in units.items())
+    reachable = sum(cost[name] * (count - min(count, multiple_of)) for name, count in units.items())
     if reachable < fraction * total - max(cost[name] for name in units):
+        left = "one unit" if multiple_of == 1 else f"multiple_of={multiple_of} units"
         raise UserError(
-            f"sparsity {fraction:.4g} cannot be reached with one unit left in each of {len(units)} sites: at most "
+            f"sparsity {fraction:.4g} cannot be reached with {left} left in each of {len(units)} sites: at most "
             f"{reachable / total:.4f}."
         )
 

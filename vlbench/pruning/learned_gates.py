@@ -26,7 +26,7 @@ class LearnedGates(Hook):
 
     def after_backward(self, step: int) -> None:
         gradient = self.gates.take()
-        refuse_not_finite(gradient, step)
+        refuse_not_finite(gradient)
         for name, gate in self.gates.value.items():
             gate.grad = gradient[name].to(gate.dtype) + self.penalty[name] * gate.detach().sign()
 

@@ -220,6 +220,12 @@ class UnitPruner(Method):
     def score(self, weight: Tensor) -> Tensor:
         """(out, in) -> (out, in): the importance of each weight, larger = more important."""
 
+    def check(self, structure: Structure) -> None:
+        options: UnitOptions = self.options
+        cost = {s.name: float(s.entries_per_unit) for s in structure.sites}
+        units = {s.name: s.units for s in structure.sites}
+        allocation.refuse_unreachable(units, cost, options.fraction, options.multiple_of)
+
     def apply(self, job: Job) -> None:
         options: UnitOptions = self.options
         structure = job.structure

@@ -13,10 +13,10 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from ..errors import RunFailed, UserError
+from ..errors import UserError
 from ..method import PruneOptions, later
 from ..structure import Site, Structure
-from ..training.loop import Hook, Schedule
+from ..training.loop import Hook, NotFiniteError, Schedule
 from . import allocation
 from .cut import Kept
 from .gates import Gates
@@ -92,6 +92,8 @@ class SearchOptions(PruneOptions, Schedule):
             raise ValueError(
                 f"standardise=step is of every step's gradients, and importance={self.importance} has none"
             )
+        if self.budget == "code" and self.multiple_of > 1 and self.allocation == "global":
+            raise ValueError(f"multiple_of={self.multiple_of} is not met by budget=code, which rounds no width")
         return self
 
     def units_of(self, structure: Structure) -> Structure:
@@ -139,7 +141,7 @@ class GateSearch(Hook):
 
     def after_backward(self, step: int) -> None:
         gradient = self.gates.take()
-        refuse_not_finite(gradient, step)
+        refuse_not_finite(gradient)
         found = {n: self.evidence(g, self.gates.value[n].detach().double()) for n, g in gradient.items()}
         if self.options.standardise == "step":
             found = standardise(found, self.kinds)
@@ -205,11 +207,11 @@ class GateSearch(Hook):
         self.selected = state["selected"].tolist()
 
 
-def refuse_not_finite(gradient: Mapping[str, Tensor], step: int) -> None:
-    """Raise RunFailed, naming step and site, where a gate's gradient is no number: sums would be lost for good."""
+def refuse_not_finite(gradient: Mapping[str, Tensor]) -> None:
+    """Raise NotFiniteError, naming the site, where a gate's gradient is no number: sums would be lost for good."""
     if not bool(torch.isfinite(torch.cat(list(gradient.values()))).all()):
         site = next(name for name, value in gradient.items() if not bool(torch.isfinite(value).all()))
-        raise RunFailed(f"a gate gradient of {site} is not finite at step {step}: lower the learning rate.")
+        raise NotFiniteError(f"a gate gradient of {site}")
 
 
 def standardise(values: Mapping[str, Tensor], kinds: Mapping[str, str]) -> dict[str, Tensor]:

@@ -76,6 +76,10 @@ class Diverged(RunFailed):
     """The loss is not finite."""
 
 
+class NotFiniteError(Exception):
+    """What a hook takes from a step is not finite: the loop tells the step, its samples and what is kept."""
+
+
 class Hook:
     """What a method adds to the loop. Its state travels with the checkpoint, and is the same in every worker."""
 
@@ -84,7 +88,8 @@ class Hook:
         return ()
 
     def after_backward(self, step: int) -> None:
-        """Gradients are there (of the whole batch, in every worker), the optimiser has not moved."""
+        """Gradients are there (of the whole batch, in every worker), the optimiser has not moved.
+        Raises NotFiniteError, whose words say what is not."""
 
     def after_step(self, step: int) -> None:
         """The optimiser has moved, gradients are cleared."""
@@ -163,8 +168,11 @@ class Loop:
         for group in self.optimiser.param_groups:
             group["lr"] = self.schedule.lr_at(step)
         value = self._backward(step, self._batch(step))
-        for hook in self.hooks:
-            hook.after_backward(step)
+        try:
+            for hook in self.hooks:
+                hook.after_backward(step)
+        except NotFiniteError as error:
+            raise self._diverged(step, self.batches.chosen(step), f"{error} is not finite") from error
         if self.schedule.clip:
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.schedule.clip)
         self.optimiser.step()
@@ -191,7 +199,7 @@ class Loop:
         value = join(self._leaves(), self._own_backward(step, batch), self.world)
         self._seed(step)
         if not math.isfinite(value):  # in every worker, so that all of them stop or try something else
-            raise self._diverged(step, self.batches.chosen(step), value)
+            raise self._diverged(step, self.batches.chosen(step), f"the loss is {value}")
         return value
 
     def _leaves(self) -> list[Tensor]:
@@ -205,7 +213,7 @@ class Loop:
                 loss = self.loss(part) * share
             value = loss.item()
             if not math.isfinite(value) and self.world.size == 1:
-                raise self._diverged(step, part.samples, value)
+                raise self._diverged(step, part.samples, f"the loss is {value}")
             loss.backward()
             total += value
         return total
@@ -230,11 +238,11 @@ class Loop:
             state = {n: v for n, v in self._state().items() if not (self.whole and n.startswith("hook."))}
             refuse_drift(state, self.world)
 
-    def _diverged(self, step: int, samples: Sequence[Sample], value: float) -> Diverged:
+    def _diverged(self, step: int, samples: Sequence[Sample], what: str) -> Diverged:
         ids = ", ".join(s.id for s in list(samples)[:8])
         store = self.store
         kept = f" The last good state stays in {store.folder}." if store is not None and store.folder.is_dir() else ""
-        return Diverged(f"the loss is {value} at step {step} (samples {ids} ...): lower the learning rate.{kept}")
+        return Diverged(f"{what} at step {step} (samples {ids} ...): lower the learning rate.{kept}")
 
     def save(self, step: int) -> None:
         """Store the state after `step` steps; but one that is not finite does not replace the last good one."""
