@@ -56,14 +56,15 @@ def grids(found: Sequence[Found]) -> list[Grid]:
 
 
 def blind_of(block: Sequence[Found], everything: Sequence[Found]) -> Row | None:
-    """The row of the block's dense model without images: the same but for that setting."""
+    """The row of the block's dense model without images: the same but for that setting. (The digest of its split is
+    another: it holds no images.)"""
     wanted = block[0][1][0]
     told = {**wanted.evaluation, "blind": True}
     return next((row for row, (one, *_) in everything if row.dense and _compared(one) == _compared(wanted, told)), None)
 
 
 def _compared(record: Record, evaluation: Mapping[str, Any] | None = None) -> list[Any]:
-    task = [record.suite, record.task, record.task_version, record.split, record.split_digest]
+    task = [record.suite, record.task, record.task_version, record.split, record.samples, record.clusters]
     return [*task, record.model, record.label, record.weights_digest, evaluation or record.evaluation]
 
 
