@@ -32,7 +32,7 @@ from vlbench.training.adapters import (
 )
 
 from .finetune import small_batches
-from .sparselora import PAPER
+from .sparselora import paper
 
 ADAPTER = "default"  # peft's name of the one adapter of a layer
 
@@ -58,7 +58,7 @@ class Lora(Method):
 
     Options = LoraOptions
     parallel = True
-    recipes = {"mini": small_batches, "paper": PAPER}  # noqa: RUF012
+    recipes = {"mini": small_batches, "paper": paper}  # noqa: RUF012
 
     def check_model(self, model: Model) -> None:
         _peft()

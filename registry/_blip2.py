@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
-from vlbench.model import Card, Model, read_config
+from vlbench.model import Card, Model
 from vlbench.nn import blip, blip2_vision, llama, opt, qformer, t5
 from vlbench.nn.stock import Stock
 from vlbench.structure import Tower
 from vlbench.weights import load_into, read_weights
 
-from ._prompted import of_library, plain, read_tokenizer
+from ._prompted import constructed, of_library, read_kind, read_tokenizer
 
 Config = dict[str, Any]
 POSITIONS = "vision_model.embeddings.position_embedding"
@@ -73,6 +73,7 @@ M = TypeVar("M", bound="Blip2Folder")
 class Blip2Folder(Model):
     """A model of transformers' BLIP-2 or InstructBLIP in a hub folder. Its configuration is transformers'."""
 
+    model_type: ClassVar[str] = "blip-2"  # transformers' name
     net: Any
     tokenizer: Any
 
@@ -94,7 +95,7 @@ class Blip2Folder(Model):
 
     @classmethod
     def build(cls: type[M], card: Card, config: Config, folder: Path) -> M:
-        net = cls.network(plain(config)).eval()
+        net = constructed(card, cls.network, config).eval()
         for part in (blip2_vision, qformer, t5, opt, llama):
             part.adopt(net)
         _tie(net)
@@ -106,7 +107,7 @@ class Blip2Folder(Model):
     def open(cls: type[M], card: Card, folder: Path) -> M:
         """A folder with config.json, one or more *.safetensors, and the tokenizer."""
         home = folder if folder.is_dir() else folder.parent
-        config = read_config(home)
+        config = read_kind(home, cls.model_type)
         config.setdefault("vision_config", {})["image_size"] = card.image.size
         weights = {k: v for k, v in read_weights(folder).items() if not DROPPED.search(k)}
         with no_init_weights():

@@ -9,21 +9,23 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
 from transformers import AutoTokenizer, BertTokenizer
 
 from vlbench.errors import UserError
-from vlbench.model import Answerer, Batch, Captioner, Model, Outputs, Prediction
+from vlbench.model import Answerer, Batch, Captioner, Card, Model, Outputs, Prediction, read_config
 from vlbench.nn.spread import place
 from vlbench.nn.stock import Stock
 
 from ._language import T5, Causal, Language, Read, Told
 
 Config = dict[str, Any]
+N = TypeVar("N", bound=nn.Module)
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "tokenizer.model", "vocab.json")
 
 
@@ -37,8 +39,27 @@ class Prompted(Model, Answerer, Captioner):
     answers: ClassVar[Mapping[str, Any]] = {"beams": 5, "max_length": 10, "min_length": 1, "length_penalty": -1.0}
     captions: ClassVar[Mapping[str, Any]] = {"beams": 5, "max_length": 30, "min_length": 8}
     prompts: ClassVar[Mapping[str, str]]
+    # Capability -> what stands in its prompt once: {} for the question.
+    marks: ClassVar[Mapping[str, tuple[str, ...]]] = {"answer": ("{}",)}
     net: Any
     tokenizer: Any
+
+    def __init__(self, card: Card, config: Config, net: nn.Module) -> None:
+        super().__init__(card, config, net)
+        for capability in card.capabilities:
+            self._check_prompt(capability)
+
+    def _check_prompt(self, capability: str) -> None:
+        """Raise UserError where the configuration's prompts are none, or lack what must stand in them."""
+        own = self.config.get("prompts", {})
+        text = {**self.prompts, **own}.get(capability) if isinstance(own, dict) else None
+        wanted = self.marks.get(capability, ())
+        if not isinstance(text, str) or any(text.count(mark) != 1 for mark in wanted):
+            needs = f" with {' and '.join(wanted)} in it once" if wanted else ""
+            raise UserError(
+                f'{self.card.name} has no prompt for capability {capability}: "prompts" in config.json should be like '
+                f'{{"{capability}": "..."}}, a text{needs}, not {own!r}.'
+            )
 
     @property
     @abstractmethod
@@ -201,6 +222,29 @@ def of_library(net: Any, attention: Mapping[str, Any]) -> Stock:
     """How transformers opens a model of its own class."""
     names = {"class": type(net).__name__, "config": type(net.config).__name__}
     return Stock.of({**names, "attention": attention}, Path(__file__).parent / "loaders" / "language.py")
+
+
+def read_kind(folder: Path, model_type: str) -> Config:
+    """config.json of a folder. Raises UserError where it is that of another kind of model than transformers calls
+    `model_type`."""
+    config = read_config(folder)
+    kind = config.get("model_type", model_type)
+    if kind != model_type:
+        raise UserError(
+            f"{folder / 'config.json'} is of a model of type {kind!r}, and this card's are of type {model_type!r}: "
+            "name the card that the checkpoint is of, or give another checkpoint."
+        )
+    return config
+
+
+def constructed(card: Card, make: Callable[[Config], N], config: Config) -> N:
+    """make(config): the library's module. Raises UserError where it refuses the configuration."""
+    try:
+        return make(plain(config))
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, ImportError,
+            StrictDataclassError) as error:  # fmt: skip
+        told = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        raise UserError(f"config.json describes no {card.name} that transformers can build: {told}.") from error
 
 
 def plain(config: Config) -> Config:

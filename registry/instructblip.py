@@ -80,6 +80,7 @@ class InstructBlip(Blip2Folder, Prompted):
     """encode: the ViT. answer, caption: the Q-Former reads image and prompt, then the language model does."""
 
     prompts: ClassVar[Mapping[str, str]] = {"answer": "Question: {} Short answer:", "caption": "A short image caption:"}
+    model_type: ClassVar[str] = "instructblip"
     qformer_tokenizer: Any
 
     @classmethod

@@ -18,14 +18,14 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.initialization import no_init_weights
 
 from vlbench.errors import UserError
-from vlbench.model import Card, ImageSpec, family, read_config
+from vlbench.model import Card, ImageSpec, family
 from vlbench.nn import clip_vision, llama
 from vlbench.nn.stock import Stock
 from vlbench.structure import Structure
 from vlbench.weights import load_into, read_weights
 
 from ._language import Causal, Language
-from ._prompted import Config, Prompted, of_library, plain, read_tokenizer
+from ._prompted import Config, Prompted, constructed, of_library, read_kind, read_tokenizer
 
 IMAGE = "<image>"
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -98,12 +98,18 @@ class Llava(Prompted):
     for all questions, too; then each question and its answer."""
 
     prompts: ClassVar[Mapping[str, str]] = {}  # of the checkpoint, see open()
+    marks: ClassVar[Mapping[str, tuple[str, ...]]] = {"answer": (IMAGE, "{}"), "caption": (IMAGE,)}
     answers: ClassVar[Mapping[str, Any]] = {"beams": 1, "max_length": 16, "min_length": 1, "length_penalty": 1.0}
     captions: ClassVar[Mapping[str, Any]] = {"beams": 1, "max_length": 64, "min_length": 1}
 
     @classmethod
+    def network(cls, config: Config) -> Any:
+        """The library's module with its own attention."""
+        return LlavaForConditionalGeneration(LlavaConfig.from_dict(config))
+
+    @classmethod
     def build(cls, card: Card, config: Config, folder: Path) -> Llava:
-        net = LlavaForConditionalGeneration(LlavaConfig.from_dict(plain(config))).eval()
+        net = constructed(card, cls.network, config).eval()
         if not isinstance(net.config.vision_feature_layer, int):
             raise UserError(f"{card.name}: vision_feature_layer should be one layer; several are not supported.")
         model = cls(card, config, llama.adopt(clip_vision.adopt(net)))
@@ -117,7 +123,7 @@ class Llava(Prompted):
         """A folder with config.json, one or more *.safetensors, the tokenizer, and a prompt template (one of TEMPLATES)
         unless config.json has `prompts`."""
         home = folder if folder.is_dir() else folder.parent
-        config = read_config(home)
+        config = read_kind(home, "llava")
         if "prompts" not in config:
             config["prompts"] = prompts_of(home)
         weights = {_renamed(k): v for k, v in read_weights(folder).items() if not DROPPED.search(k)}
@@ -201,10 +207,12 @@ def prompts_of(folder: Path) -> dict[str, str]:
 def _template(file: Path) -> str:
     if not file.is_file():
         return ""
-    text = file.read_text(encoding="utf-8")
-    if file.suffix != ".json":
-        return text
-    found = json.loads(text).get("chat_template")
+    try:
+        text = file.read_text(encoding="utf-8")
+        told = json.loads(text) if file.suffix == ".json" else {"chat_template": text}
+    except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON
+        raise UserError(f"{file} cannot be read ({error}): put the one of its checkpoint there.") from None
+    found = told.get("chat_template") if isinstance(told, dict) else None
     return found if isinstance(found, str) else ""
 
 

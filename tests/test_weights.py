@@ -301,3 +301,16 @@ def test_what_lies_beside_a_single_file_is_part_of_it(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("b\na")
     assert len({alone, first, checkpoint_digest(file)}) == 3
     assert checkpoint_digest(tmp_path) == file_digest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["chat_template.json", "spiece.model", "qformer_tokenizer/tokenizer.json"])
+def test_prompts_and_every_tokenizer_beside_it_are_too(tmp_path: Path, name: str) -> None:
+    """How a model is asked changes its answers."""
+    file, beside = tmp_path / "model.safetensors", tmp_path / name
+    file.write_bytes(b"weights")
+    alone = checkpoint_digest(file)
+    beside.parent.mkdir(exist_ok=True)
+    beside.write_text("USER: {}")
+    first = checkpoint_digest(file)
+    beside.write_text("HUMAN: {}")
+    assert len({alone, first, checkpoint_digest(file)}) == 3

@@ -233,16 +233,19 @@ def status(
 ) -> None:
     """Which cells are done, running, failed (and why) or to do; the time left: vlbench status --file x.sweep."""
     from .launch.status import print_status
+
+    planned = _cells(words or [], file, quiet=json) if words or file is not None else None
+    print_status(planned, runs, json=json)
+
+
+def _cells(words: list[str], file: Path | None, *, quiet: bool) -> list[str]:
+    """The cells of a sweep."""
+    from .launch.planning import plan as planning
     from .launch.sweepfile import lines_of
     from .ui import Screen
 
-    planned = None
-    if words or file is not None:
-        from .launch.planning import plan as planning
-
-        with _resumable(), Screen(quiet=json) as screen:
-            planned = [one.cell for one in planning(lines_of(words or [], file), screen.building)]
-    print_status(planned, runs, json=json)
+    with _resumable(), Screen(quiet=quiet) as screen:
+        return [one.cell for one in planning(lines_of(words, file), screen.building)]
 
 
 @app.command("list")
@@ -357,6 +360,7 @@ def table_(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="task=, model=, pattern= ... and format=markdown, latex or csv"),
     ] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="a sweep file: the rows of its cells, no others")] = None,
     runs: Runs = RUNS,
 ) -> None:
     """Rows of the leaderboards for a page or a paper: vlbench table task=vqav2 format=latex."""
@@ -366,7 +370,10 @@ def table_(
     names, given = _names_and_words(words or [], (*FILTERS, "format"))
     if names:
         raise UserError(f"vlbench table takes words like task=vqav2 format=latex, not {names[0]!r}.")
-    print(table_text(given, runs), end="")
+    text, left_out = table_text(given, runs, None if file is None else _cells([], file, quiet=True))
+    for sentence in left_out:
+        print(f"left out: {sentence}", file=sys.stderr)
+    print(text, end="")
 
 
 def _names_and_words(arguments: list[str], known: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
@@ -383,15 +390,20 @@ def _names_and_words(arguments: list[str], known: tuple[str, ...]) -> tuple[list
 @app.command()
 def plot(
     words: Annotated[
-        list[str], typer.Argument(metavar="RUN", help="finished runs, or a board: task=NAME suite=mini model=NAME")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="RUN", help="finished runs, or a board: task=NAME suite=mini model=NAME"),
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="a sweep file: the rows of its cells, no others")] = None,
     runs: Runs = RUNS,
     out: Annotated[Path, typer.Option("--out", help="the folder to write pictures into")] = Path("plots"),
 ) -> None:
-    """Pictures (PNG, SVG, CSV) of finished runs, or of a board: vlbench plot RUN RUN, vlbench plot task=nlvr2."""
+    """Pictures (PNG, SVG, CSV) of finished runs, a board or a sweep: vlbench plot RUN RUN, vlbench plot task=nlvr2."""
     from .plots.command import plot as draw
 
-    files, left_out = draw(words, lambda name: _run_folder(name, runs), runs, out)
+    if not words and file is None:
+        raise UserError("vlbench plot takes runs, words of a board like task=nlvr2, or --file PATH.")
+    cells = None if file is None else _cells([], file, quiet=True)
+    files, left_out = draw(words or [], lambda name: _run_folder(name, runs), runs, out, cells)
     for sentence in left_out:
         print(f"left out: {sentence}", file=sys.stderr)
     for file in files:

@@ -372,6 +372,14 @@ def family(*cards: Card) -> Callable[[M], M]:
 
 
 def read_config(folder: Path) -> dict[str, Json]:
-    """config.json of a model folder."""
-    config: dict[str, Json] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    """config.json of a model folder. Raises UserError where there is none, or no JSON object in it."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(f"{folder} has no config.json: put that of the checkpoint there, beside its weights.")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read ({error}): put that of the checkpoint there.") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{file} is no model's configuration: put that of the checkpoint there.")
     return config

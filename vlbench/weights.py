@@ -256,8 +256,12 @@ def weights_digest(net: nn.Module) -> str:
 
 
 MANIFEST = "vlbench.json"  # of a compressed model's folder
-# What families read beside a checkpoint that is a single file, where it is there.
-BESIDE = ("config.json", "open_clip_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+# What families read beside a checkpoint that is a single file, where it is there: tokenizers and prompt templates, too.
+# (The first five come first as they always did: the digest is of their order.)
+BESIDE = (
+    *("config.json", "open_clip_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
+    *(pattern for pattern in PATTERNS if ".safetensors" not in pattern),
+)
 
 
 def checkpoint_digest(path: Path) -> str:
@@ -265,8 +269,9 @@ def checkpoint_digest(path: Path) -> str:
     that of its manifest, which has the digests of its files: what lies there besides (a loader) does not count."""
     if (path / MANIFEST).is_file():
         return file_digest(path / MANIFEST)
-    found = [path.parent / name for name in BESIDE] if path.is_file() else []
-    parts = [f"{file.name}\0{file_digest(file)}" for file in found if file.is_file()]
+    home = path.parent
+    found = dict.fromkeys(f for name in BESIDE for f in sorted(home.glob(name)) if f.is_file() and path.is_file())
+    parts = [f"{file.relative_to(home).as_posix()}\0{file_digest(file)}" for file in found]
     return hashlib.sha256("\n".join([file_digest(path), *parts]).encode()).hexdigest() if parts else file_digest(path)
 
 

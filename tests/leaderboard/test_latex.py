@@ -117,11 +117,12 @@ def test_table_takes_words_and_formats(tmp_path, monkeypatch):
     for r in [*board(), *(r.model_copy(update={"cell": f"x{r.cell}", "task": "nlvr2"}) for r in board()[:3])]:
         write_record(tmp_path / "results" / f"{r.cell}.json", r)
     monkeypatch.setattr(select, "boards_folder", lambda: tmp_path)
-    told = {form: table_text({"format": form, "task": "vqav2"}, tmp_path) for form in ("latex", "markdown", "csv")}
+    told = {form: table_text({"format": form, "task": "vqav2"}, tmp_path)[0] for form in ("latex", "markdown", "csv")}
     assert len(check(told["latex"])) == len(told["csv"].splitlines()) == len(rows(board())) + 1
     assert told["markdown"].startswith("# vqav2, suite mini")
     assert "do not edit" not in told["markdown"]
-    assert table_text({}, tmp_path).count("\n# ") == 1
+    assert table_text({}, tmp_path)[0].count("\n# ") == 1
+    assert table_text({}, tmp_path)[1] == []
     for words, why in (({"format": "html"}, "format=html is not known"), ({"method": "wand"}, "Did you mean 'wanda'")):
         with pytest.raises(UserError, match=why):
             table_text(words, tmp_path)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from vlbench import cli
+from vlbench.launch import planning
 from vlbench.leaderboard import select
 from vlbench.record import write_record
 
@@ -123,6 +125,26 @@ def test_compare_and_table_as_words(place: Place) -> None:
     assert place("table", "method=uniform", "format=csv")[1].count("\n") == 2
     code, _, err = place("table", "uniform")
     assert (code, "takes words like" in err) == (2, True)
+
+
+def test_a_sweeps_rows_alone(place: Place) -> None:
+    """A study's table and pictures: the rows of its cells, by the file that runs them; what is missing is counted."""
+    cells = {one.method: one.cell for one in board()}
+    wanted = [SimpleNamespace(cell=cell) for cell in (cells["dense"], cells["uniform"], "not-run")]
+    place.monkeypatch.setattr(planning, "plan", lambda lines, progress=None: wanted)
+    (place.folder / "x.sweep").write_text("task=vqav2 method=dense,uniform\n")
+    code, out, err = place("table", "--file", "x.sweep", "format=csv")
+    assert (code, out.count("\n")) == (0, 3)
+    assert err == "left out: 1 of the sweep's 3 cells: not finished, or of other words.\n"
+    code, out, err = place("table", "--file", "x.sweep", "method=uniform", "format=csv")
+    assert (out.count("\n"), "2 of the sweep's 3" in err) == (2, True)
+    wanted[:2] = []
+    code, _, err = place("table", "--file", "x.sweep")
+    assert (code, "none of the sweep's 1 cells has a result" in err) == (2, True)
+    code, _, err = place("table", "--file", "y.sweep")
+    assert (code, "y.sweep cannot be read" in err) == (2, True)
+    code, _, err = place("plot")
+    assert (code, "vlbench plot takes runs, words of a board like task=nlvr2, or --file PATH" in err) == (2, True)
 
 
 def test_submit_without_a_finished_run(place: Place) -> None:

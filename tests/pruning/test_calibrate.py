@@ -60,10 +60,17 @@ def test_sequential_wanda_equals_the_original(shared: Path, pattern: str) -> Non
             assert torch.allclose(scalers[name], recorded, rtol=1e-5)
 
 
+@pytest.mark.parametrize("pattern", ["u50", "2of4"])
 @pytest.mark.parametrize(("propagate", "key"), [("pruned", "plain"), ("dense", "lora")])
-def test_whole_matrix_wanda_of_ressa_with_both_propagations(shared: Path, propagate: str, key: str) -> None:
-    arrays = np.load(shared / "oracles" / "pruners" / "ressa_vit_wanda_u50.npz")
-    masks, _ = walk(arrays, lambda score: keep_fraction(score, 0.5, "matrix", "<"), propagate)
+def test_whole_matrix_wanda_of_ressa_with_both_propagations(
+    shared: Path, pattern: str, propagate: str, key: str
+) -> None:
+    arrays = np.load(shared / "oracles" / "pruners" / f"ressa_vit_wanda_{pattern}.npz")
+
+    def choose(score: Tensor) -> Tensor:
+        return keep_fraction(score, 0.5, "matrix", "<") if pattern == "u50" else keep_n_of_m(score, 2, 4)
+
+    masks, _ = walk(arrays, choose, propagate)
     for i in (0, 1):
         for part in ("fc1", "fc2"):
             assert torch.equal(masks[f"{i}.{part}.weight"], torch.from_numpy(arrays[f"{key}_keep_b{i}_{part}"]))

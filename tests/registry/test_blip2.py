@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.nn.test_kinds import close_gates, random_keep
@@ -503,3 +504,30 @@ def test_architectures_have_the_published_sizes(name: str, total: float, sizes: 
     assert found == pytest.approx(total, rel=2e-3)
     for key, size in sizes.items():
         assert sum(towers[part] for part in key.split("+")) == pytest.approx(size, rel=1e-3)
+
+
+# Folders -----------------------------------------------------------------------------------------------------------
+
+
+FOLDERS = [
+    (None, "has no config.json: put that of the checkpoint there"),
+    ('{"a', r"config.json cannot be read \(.*\): put that of the checkpoint there"),
+    ("[]", "config.json is no model's configuration"),
+    ('{"model_type": "clip"}', "is of a model of type 'clip', and this card's are of type "),
+    ('{"vision_config": {"hidden_size": 10, "num_attention_heads": 3}}', "describes no .* that transformers can build"),
+    ('{"text_config": {"model_type": "nonsense"}}', "describes no .* that transformers can build"),
+]
+
+
+@pytest.mark.parametrize(("text", "sentence"), FOLDERS)
+@pytest.mark.parametrize("name", ["blip2-t5", "instructblip-llama", "llava-llama"])
+def test_a_folder_without_its_configuration_is_told(tmp_path: Path, name: str, text: str | None, sentence: str) -> None:
+    model = prompted.build(name, tmp_path)
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "chat_template.jinja").write_text(
+        "<image>{% for part in messages[0]['content'] %}{{ part.get('text', '') }}{% endfor %}"
+    )
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        type(model).open(model.card, tmp_path)

@@ -140,6 +140,37 @@ def test_a_wrong_template_is_told(model: Any, tmp_path: Path, text: str, sentenc
         llava.Llava.open(card(), tmp_path)
 
 
+@pytest.mark.parametrize("name", ["chat_template.json", "tokenizer_config.json"])
+def test_a_damaged_template_file_is_named(model: Any, tmp_path: Path, name: str) -> None:
+    folder_of(model, tmp_path)
+    (tmp_path / name).write_text('{"chat_template": ')
+    with pytest.raises(UserError, match=rf"{name} cannot be read .*: put the one of its checkpoint there"):
+        llava.Llava.open(card(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "capability"),
+    [
+        ({"answer": "<image> {}"}, "caption"),
+        ({"answer": "{}", "caption": "<image>"}, "answer"),
+        ({"answer": "<image> say", "caption": "<image>"}, "answer"),
+        ({"answer": "<image> <image> {}", "caption": "<image>"}, "answer"),
+        ({"answer": 3, "caption": "<image>"}, "answer"),
+        ("<image> {}", "answer"),
+        (None, "answer"),
+    ],
+)
+def test_prompts_of_a_configuration_are_checked_before_anything_is_read(
+    tmp_path: Path, prompts: Any, capability: str
+) -> None:
+    """Each capability's has an image and, for answers, a question, once."""
+    config = {**prompted.configuration("llava-llama"), "prompts": prompts}
+    with pytest.raises(
+        UserError, match=rf"llava-1.5-7b has no prompt for capability {capability}: .prompts. in config"
+    ):
+        llava.Llava.build(llava.Llava.cards[0], config, prompted.tokenizer_into(tmp_path))
+
+
 def test_the_architecture_has_the_published_size() -> None:
     """LLaVA-1.5-7B has 7.063 B parameters."""
     from vlbench.cost.blank import with_blank

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -11,21 +11,22 @@ from ..errors import UserError, did_you_mean
 from ..plugins import table
 from .latex import latex
 from .rows import Row
-from .select import FILTERS, selected
+from .select import FILTERS, absent, selected
 from .tables import csv_text, markdown
 
 FORMATS = ("markdown", "latex", "csv")
 
 
-def table_text(words: Mapping[str, str], runs: Path) -> str:
-    """The rows that the words describe, in the format that they name. Raises UserError for words that fit no row."""
+def table_text(words: Mapping[str, str], runs: Path, cells: Collection[str] | None = None) -> tuple[str, list[str]]:
+    """The rows that the words describe, in the format that they name, and a sentence on what is not in it. cells: of a
+    sweep, whose rows alone are taken then. Raises UserError for words that fit no row."""
     wanted = words.get("format", FORMATS[0])
     if wanted not in FORMATS:
         raise UserError(f"format={wanted} is not known. {did_you_mean(wanted, FORMATS)}")
-    rows = [row for row, _ in selected({k: v for k, v in words.items() if k in FILTERS}, runs)[0]]
-    if wanted == "csv":
-        return csv_text(rows)
-    return latex(rows, higher) if wanted == "latex" else _pages(rows)
+    found, _ = selected({k: v for k, v in words.items() if k in FILTERS}, runs, cells)
+    rows = [row for row, _ in found]
+    text = csv_text(rows) if wanted == "csv" else latex(rows, higher) if wanted == "latex" else _pages(rows)
+    return text, absent(cells, found)
 
 
 def _pages(rows: Sequence[Row]) -> str:

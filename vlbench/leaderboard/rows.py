@@ -202,12 +202,17 @@ def _row(config: str, same: Sequence[Record], options: str) -> Row:
         **_costs(same),
         **_quality(same),
         options=options,
-        flags=";".join(sorted({flag for record in same for flag in record.flags})),
+        flags=";".join(sorted({flag for record in same for flag in record.flags} | _settings(first))),
         split_digest=first.split_digest[:SHORT],
         weights_digest=first.weights_digest[:SHORT],
         evaluation=digest(first.evaluation)[:SHORT],
         config=config[:SHORT],
     )
+
+
+def _settings(record: Record) -> set[str]:
+    """What the numbers of a block with other evaluation settings must not be read without."""
+    return {"without images"} if record.evaluation.get("blind") else set()
 
 
 def _quality(same: Sequence[Record]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from ..board import readable
@@ -18,11 +18,19 @@ SHOWN = 8  # rows that an error names
 Found = tuple[Row, list[Record]]
 
 
-def selected(words: Mapping[str, str], runs: Path) -> tuple[list[Found], set[str]]:
+def selected(
+    words: Mapping[str, str], runs: Path, cells: Collection[str] | None = None
+) -> tuple[list[Found], set[str]]:
     """The rows that the words describe, in a board's order, with their records, and the `config` of those that have
-    local results, which take the place of committed ones. Raises UserError for a word that leaves no row, naming it."""
-    records, local = merge(load_results(boards_folder() / "results"), readable(runs))
+    local results, which take the place of committed ones. cells: those of a sweep, and no others. Raises UserError for
+    a word that leaves no row, naming it."""
+    committed, own = load_results(boards_folder() / "results"), readable(runs)
+    if cells is not None:
+        committed, own = ([r for r in some if r.cell in cells] for some in (committed, own))
+    records, local = merge(committed, own)
     found = rows_of(records)
+    if cells is not None and not found:
+        raise UserError(f"none of the sweep's {len(cells)} cells has a result: run vlbench sweep with the same file.")
     for key, value in words.items():
         left = [pair for pair in found if _text(pair[0], key) == value]
         if not left:
@@ -30,6 +38,13 @@ def selected(words: Mapping[str, str], runs: Path) -> tuple[list[Found], set[str
             raise UserError(f"there are no results of {key}={value}. {did_you_mean(value, known)}")
         found = left
     return found, local
+
+
+def absent(cells: Collection[str] | None, found: Sequence[Found]) -> list[str]:
+    """A sentence where cells of a sweep are in none of the rows."""
+    there = {record.cell for _, records in found for record in records}
+    count = sum(cell not in there for cell in cells or ())
+    return [f"{count} of the sweep's {len(cells or ())} cells: not finished, or of other words."] if count else []
 
 
 def _text(row: Row, key: str) -> str:

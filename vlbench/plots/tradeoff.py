@@ -73,7 +73,8 @@ def _panel(ax: Axes, axis: Axis, ours: Sequence[Spot], theirs: Sequence[Spot], u
     families = list(dict.fromkeys(spot.family for spot in ours))
     for kind in dict.fromkeys((spot.family, spot.pattern, spot.trained) for spot in ours):
         spots = [spot for spot in ours if (spot.family, spot.pattern, spot.trained) == kind]
-        at = sorted((x / unit, y, spot) for spot in spots if (place := _at(spot, axis, fractions)) for x, y in [place])
+        places = [(place, spot) for spot in spots if (place := _at(spot, axis, fractions))]
+        at = sorted(((x / unit, y, spot) for (x, y), spot in places), key=lambda point: point[:2])
         scale = 100 if fractions else 1
         turn, number = divmod(families.index(kind[0]), len(COLOURS))
         colour, marker = COLOURS[number], MARKERS[(patterns.index(kind[1]) + turn * len(patterns)) % len(MARKERS)]
