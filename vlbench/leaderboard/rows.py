@@ -7,7 +7,7 @@ row.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 from ..errors import UserError
 from ..record import Link, Record, read_record
 from ..storage import canonical, digest
+from .consistency import refuse_contradictions
 from .statistics import over_seeds, row_interval, row_versus
 
 SHORT = 12  # characters of a digest in a table
@@ -37,8 +38,8 @@ class Row:
     options: those that differ between the rows of one method in one block. sparsity: realised fraction of the
     prunable set; model_reduction, macs_reduction: of the whole model. parameters, nonzero, steps,
     samples_seen: means over seeds. value .. spread: percent points; low, high: 95 % interval (None where one
-    cluster allows none). delta: paired difference to the dense model. p: two-sided, raw. *_digest, config:
-    first 12 characters.
+    cluster allows none). delta: paired difference to the dense model. p: two-sided, raw. metrics: the others,
+    means over seeds. *_digest, config: first 12 characters.
     """
 
     suite: str
@@ -69,6 +70,7 @@ class Row:
     delta_low: float | None
     delta_high: float | None
     p: float | None
+    metrics: str
     samples: int
     clusters: int
     steps: int
@@ -103,8 +105,8 @@ def load_results(folder: Path, pattern: str = "**/*.json", scores: bool = True) 
     """All result files under `folder` (of runs/: pattern "*/result.json"), ordered by their content alone. Without
     `scores` the records have digests of them only: those of 10,000 results of ADE20K would take 1.2 GB.
 
-    Raises UserError naming a damaged file, or two files that say different things about one cell. A cell that
-    stands there twice with the same numbers counts once.
+    Raises UserError naming a file that is damaged or contradicts itself or its dense model's, or two files that say
+    different things about one cell. A cell that stands there twice with the same numbers counts once.
     """
     found: dict[str, tuple[Path, Record]] = {}
     for path in sorted(folder.glob(pattern), key=lambda p: p.relative_to(folder).as_posix()):
@@ -118,6 +120,7 @@ def load_results(folder: Path, pattern: str = "**/*.json", scores: bool = True) 
             raise UserError(f"{first} and {path} are different results of cell {record.cell}: delete the wrong one.")
         if _text(record) < _text(earlier):  # which of the two is kept must not depend on their names
             found[record.cell] = (path, record)
+    refuse_contradictions(found.values())
     return sorted((record for _, record in found.values()), key=_order_of_records)
 
 
@@ -198,6 +201,7 @@ def _row(config: str, same: Sequence[Record], options: str) -> Row:
         **_costs(same),
         **_quality(same),
         options=options,
+        metrics=" ".join(f"{name}={value:.4f}" for name, value in other_metrics(same).items()),
         flags=";".join(sorted({flag for record in same for flag in record.flags})),
         split_digest=first.split_digest[:SHORT],
         weights_digest=first.weights_digest[:SHORT],
@@ -218,6 +222,12 @@ def _quality(same: Sequence[Record]) -> dict[str, Any]:
     versus = row_versus(differences)
     ends = (versus.low, versus.high) if versus.clusters > 1 else (None, None)
     return columns | {"delta": versus.delta, "delta_low": ends[0], "delta_high": ends[1], "p": versus.p}
+
+
+def other_metrics(same: Sequence[Record]) -> dict[str, float]:
+    """What was measured besides the primary metric, for every seed of a row: metric -> mean, in the task's order."""
+    names = [name for name in same[0].metrics if name != same[0].metric]
+    return {name: fmean(r.metrics[name] for r in same) for name in names if all(name in r.metrics for r in same)}
 
 
 def _costs(same: Sequence[Record]) -> dict[str, Any]:
@@ -255,13 +265,15 @@ def _options(firsts: Mapping[str, Record]) -> dict[str, str]:
 
 
 def _flat(chain: Sequence[Link]) -> dict[str, str]:
-    """Option -> its value as text; names are qualified by the link where there are several."""
-    return {
-        f"{link.name}.{name}" if len(chain) > 1 else name: value if isinstance(value, str) else canonical(value)
+    """Option -> its value as text; names are as one writes them in a command: with the link where several have one."""
+    told = [
+        (link.name, name, value if isinstance(value, str) else canonical(value))
         for link in chain
         for name, value in {**link.options, "version": link.version}.items()
         if name not in OWN_COLUMN
-    }
+    ]
+    times = Counter(name for _, name, _ in told)
+    return {name if times[name] == 1 else f"{link}.{name}": value for link, name, value in told}
 
 
 def _order_of_records(record: Record) -> tuple[str | int, ...]:
@@ -272,4 +284,4 @@ def _order_of_records(record: Record) -> tuple[str | int, ...]:
 def _order_of_rows(row: Row) -> tuple[str | int | float | bool, ...]:
     # The dense model, then its trained control, then the patterns by name.
     place = (not row.dense, row.pattern != "dense", row.pattern, row.trained)
-    return (*row.block, *place, row.method, row.sparsity, row.config)
+    return (*row.block, *place, row.method, row.options, row.sparsity, row.config)
