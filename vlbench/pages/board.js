@@ -12,10 +12,11 @@ function open(board) {
   state.board = board;
   state.sort = { column: null, down: false };
   state.opened = new Set();
-  for (const row of board.rows) row.text ??= [...row.cells, ...row.details].join(" ").toLowerCase();
+  for (const row of board.rows) row.text ??= [...row.cells, ...row.details, row.section].join(" ").toLowerCase();
   by("subject").textContent = board.title;
   by("facts").textContent = board.facts;
   options(by("pattern"), [["", "all"], ...[...new Set(board.rows.map((row) => row.pattern))].map((name) => [name, name])]);
+  by("flags").replaceChildren(...board.flags.map(([flag, meaning]) => make("div", {}, make("dt", {}, flag), make("dd", {}, meaning))));
   by("quotes").replaceChildren(...quoteTable(board.published));
   by("quoted").hidden = !board.published.length;
   show();
@@ -39,10 +40,10 @@ function showTable(rows) {
   if (index >= 0) by("table").querySelectorAll("thead button")[index].focus();
 }
 
-// Up, down, and back to the board's own order.
+// One way, the other, and back to the board's own order. What can be better begins with the best.
 function sortBy(column) {
-  const { sort } = state;
-  state.sort = sort.column !== column ? { column, down: false } : sort.down ? { column: null, down: false } : { column, down: true };
+  const { board, sort } = state, first = Boolean(data.columns[column].best) && board.higher;
+  state.sort = sort.column !== column ? { column, down: first } : sort.down === first ? { column, down: !first } : { column: null, down: false };
   show();
 }
 
@@ -69,8 +70,9 @@ function showCharts(rows) {
   for (const row of board.rows) row.marks = [];
   by("charts").replaceChildren(...[0, 1].map((axis) => chart(axis, board, rows, theirs, scale, look, pick)));
   for (const row of rows) {
-    row.element.addEventListener("mouseenter", () => light(row, true));
-    row.element.addEventListener("mouseleave", () => light(row, false));
+    for (const [event, on] of [["mouseenter", true], ["focusin", true], ["mouseleave", false], ["focusout", false]]) {
+      row.element.addEventListener(event, () => light(row, on));
+    }
   }
   const kinds = [...new Map(rows.map((row) => [row.section, row])).values()];
   by("legend").replaceChildren(...kinds.map((row) => make("li", {}, sample(look(row)), row.section)),
