@@ -58,6 +58,7 @@ function classes(column) {
 function line(row, columns, opened, onOpen) {
   const first = make("button", { type: "button", "aria-expanded": String(opened) }, row.cells[0]);
   const element = make("tr", { class: row.dense ? "row dense" : "row" }, make("th", { scope: "row" }, first));
+  element.row = row;
   first.addEventListener("click", () => onOpen(row, element, first));
   columns.slice(1).forEach((column, at) => {
     const mark = column.key === "delta" ? row.verdict : column.key === "flags" ? "flags" : "";
