@@ -41,8 +41,10 @@ def main(number: int) -> None:
         seconds, worked = time.perf_counter() - start, time.process_time() - worked
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     lines = sum(text.count("\n") - 1 for path, text in texts.items() if path.suffix == ".csv")
-    print(f"{number:,} results -> {lines:,} rows in {len(texts)} files: {seconds:.1f} s ({worked:.1f} s of processor), peak {peak / 1024:.0f} MB "
-          f"({before / 1024:.0f} MB before)")  # fmt: skip
+    print(
+        f"{number:,} results -> {lines:,} rows in {len(texts)} files: {seconds:.1f} s ({worked:.1f} s of processor), "
+        f"peak {peak / 1024:.0f} MB ({before / 1024:.0f} MB before)"
+    )
 
 
 if __name__ == "__main__":
