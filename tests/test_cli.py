@@ -315,6 +315,10 @@ def test_a_servers_score_stands_beside_its_predictions(lab: Lab) -> None:
     file.write_text('{"accuracy": 77.4}')
     assert lab("score", "one", f"file={file}").code == 0
     assert json.loads((run / "server.json").read_text())["server"] == {"accuracy": 77.4}
+    listed = next(line for line in lab("list", "runs").out.splitlines() if "one" in line)
+    assert listed == "done        one  (server-scored: accuracy 77.4)"
+    (run / "predictions.jsonl").write_text('{"other": 1}\n')
+    assert json.loads(lab("list", "runs", "--json").out)[0]["flags"] == ["server-scored", "of other predictions"]
     (run / "result.json").write_text("{}")
     assert "was scored here" in lab.refused("score", str(run), f"file={file}")
 

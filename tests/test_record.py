@@ -72,6 +72,10 @@ def test_migrations_follow_one_another(tmp_path, monkeypatch):
         ({"schema_version": None}, "is no vlbench result"),
         ({"metrics": {"accuracy": "high"}}, r"is damaged \(metrics.accuracy"),
         ({"unknown": 1}, r"is damaged \(unknown"),
+        ({"metrics": {"accuracy": float("nan")}}, r"is damaged \(Out of range float"),
+        ({"provenance": {"seconds": float("inf")}}, r"is damaged \(Out of range float"),
+        ({"model": "half a \ud800 character"}, r"is damaged .*surrogates"),
+        ({"parameters": {**record().parameters.model_dump(), "dense": 0}}, r"is damaged \(parameters.dense"),
     ],
 )
 def test_what_is_no_record_is_refused_with_its_name(tmp_path, changes, why):

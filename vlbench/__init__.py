@@ -35,7 +35,7 @@ def load(folder: str | _Path) -> Model:
 
 def results(runs: str | _Path = "runs", **words: str) -> _pandas.DataFrame:
     """All rows of the leaderboards and of the user's own runs, one a configuration, as a pandas data frame: the columns
-    of the boards' CSV, and `cells` and `seed_values` (separated by blanks) and `local`.
+    of the boards' CSV (`metrics` as a dictionary), and `cells` and `seed_values` (separated by blanks) and `local`.
 
     words narrow them down: vlbench.results(task="vqav2", suite="mini"); suite, task, split, model, method, pattern,
     sparsity. Raises UserError for a word that leaves no row.

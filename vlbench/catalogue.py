@@ -59,17 +59,25 @@ def _detail(entry: Entry) -> str:
 
 
 def _print_runs(runs: Path, *, json: bool) -> None:
-    found = []
+    from .server import server_score
+
+    found: list[dict[str, Any]] = []
     for folder in sorted(p for p in runs.glob("*") if (p / "cell.json").is_file()):
-        finished = any((folder / name).is_file() for name in ("result.json", "server.json"))
-        found.append({"run": folder.name, "state": "done" if finished else "unfinished"})
+        server = server_score(folder)
+        finished = (folder / "result.json").is_file() or bool(server)
+        found.append({"run": folder.name, "state": "done" if finished else "unfinished", **server})
     if json:
         print(jsonlib.dumps(found, indent=1))
         return
     for row in found:
-        print(f"{row['state']:<11} {row['run']}")
+        scored = f"  ({', '.join(row['flags'])}: {_numbers(row['server'])})" if "server" in row else ""
+        print(f"{row['state']:<11} {row['run']}{scored}")
     if not found:
         print(f"no runs in {runs}")
+
+
+def _numbers(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in metrics.items())
 
 
 def check_all() -> list[str]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
-
-from .pruning.modality import collapsed
 
 if TYPE_CHECKING:
     from .cell import Cell
@@ -13,11 +12,20 @@ if TYPE_CHECKING:
 
 ROUNDING = 0.15  # percent points: published numbers have one decimal, and other libraries resize images
 PARITY = "parity:"
+# How a flag begins -> what it tells.
+MEANINGS = {
+    "contaminated": "the weights were trained on the split that is evaluated",
+    "selected-on-report": "settings or weights were chosen by their score on the split that is reported",
+    PARITY: "the dense model does not score here what was published of its weights",
+    "modality collapse:": "hardly anything of a tower's prunable weights is left",
+}
 
 
 def flags_of(cell: Cell, card: Card, bad: list[str], parameters: Parameters, n_tuned: int) -> list[str]:
     """Flags that do not depend on a score. bad: ids of the samples that failed. n_tuned: settings that the chain chose
     between on the select split, which must not be the one that is reported."""
+    from .pruning.modality import collapsed  # it needs torch, which a board does not
+
     flags = []
     if cell.spec.words.limit:
         flags.append("limit")
@@ -45,6 +53,13 @@ def parity_flags(cell: Cell, card: Card, metric: str, spread: Interval, dense: R
     if number is None or agrees(number, spread.low, spread.high):
         return []
     return [f"{PARITY} {metric} {spread.value:.2f}, published {number:g}"]
+
+
+def meanings(flags: Iterable[str]) -> list[tuple[str, str]]:
+    """(flag, what it tells) for each kind of flag among these, in the order of MEANINGS."""
+    told = set(flags)
+    kinds = ((kind, meaning) for kind, meaning in MEANINGS.items() if any(flag.startswith(kind) for flag in told))
+    return [(kind.rstrip(":"), meaning) for kind, meaning in kinds]
 
 
 def agrees(published: float, low: float, high: float) -> bool:

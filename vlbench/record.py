@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambd
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Link(_Part):
@@ -58,7 +59,7 @@ class Parameters(_Part):
     """Counts of the compressed model; `dense` of the model it was made from. prunable: entries in the prunable set
     before pruning; removed: how many of them are gone or zero."""
 
-    dense: int
+    dense: int = Field(gt=0)
     total: int
     nonzero: int
     prunable: int
@@ -142,11 +143,15 @@ def read_record(path: Path) -> Record:
     """Read a result file. Raises UserError that names the file where it is damaged, foreign or of another schema."""
     data = _migrated(path, read_json(path))
     try:
+        # A board is strict JSON in UTF-8: infinite numbers, and halves of characters ("\\ud800"), have no place in it.
+        json.dumps(data, allow_nan=False, ensure_ascii=False).encode("utf-8")
         return Record.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path} is damaged ({where}: {first['msg']}): delete it and run again.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and run again.") from error
 
 
 def _migrated(path: Path, data: Any) -> dict[str, Any]:

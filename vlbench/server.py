@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
-from .storage import write_json
-from .weights import file_digest
+from .storage import read_json, write_json
 
 
 def enter_score(run: Path, file: Path) -> Path:
     """Store the server's {metric: value} beside the predictions it was given for. Never mixed with measured rows."""
+    from .weights import file_digest  # torch comes with it
+
     if (run / "result.json").is_file():
         raise UserError(f"{run} was scored here: its split has labels, and no server's score is needed.")
     if not (run / "predictions.jsonl").is_file():
@@ -24,6 +26,22 @@ def enter_score(run: Path, file: Path) -> Path:
     path = run / "server.json"
     write_json(path, told)
     return path
+
+
+def server_score(run: Path) -> dict[str, Any]:
+    """What a server returned for a run: `server`, its metrics, and `flags`. Empty where none was entered; a score of
+    other predictions than those that lie there is flagged."""
+    file = run / "server.json"
+    if not file.is_file():
+        return {}
+    from .weights import file_digest
+
+    told = read_json(file)
+    if not isinstance(told, dict) or not {"server", "predictions", "flags"} <= told.keys():
+        raise UserError(f"{file} is no server's score: delete it, and enter the score again (`vlbench score`).")
+    predictions = run / "predictions.jsonl"
+    same = predictions.is_file() and file_digest(predictions) == told["predictions"]
+    return {"server": told["server"], "flags": [*told["flags"], *([] if same else ["of other predictions"])]}
 
 
 def _scores(file: Path) -> dict[str, float]:

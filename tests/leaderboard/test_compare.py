@@ -154,7 +154,8 @@ def test_json_has_everything(place, capsys):
 
 def test_scores_of_other_lengths_are_refused(place):
     short = record("taylor", sparsity=0.5).scores
-    odd = record("obd", sparsity=0.5, values=scores(0.7)[:1000], scores=record("x", values=[1.0, 0.0]).scores)
+    odd = record("obd", sparsity=0.5, values=scores(0.7)[:1000], vs_dense=None,
+                 scores=record("x", values=[1.0, 0.0]).scores)  # fmt: skip
     assert short
     add(place, odd.model_copy(update={"samples": 1500, "clusters": 300}))
     with pytest.raises(UserError, match="has 2 scores, others 1500"):

@@ -37,6 +37,12 @@ def test_it_holds_what_the_csv_holds(place):
     assert (upop.seed_values, len(upop.cells.split()), upop.local) == ("0 1 2", 3, False)
 
 
+def test_other_metrics_are_numbers(place):
+    mine = record("obd", sparsity=0.5)
+    write_record(place / "results" / "x.json", mine.model_copy(update={"metrics": {**mine.metrics, "top5": 99.5}}))
+    assert vlbench.results(place / "runs", method="obd").metrics.tolist() == [{"top5": 99.5}]
+
+
 def test_types_do_not_depend_on_what_is_measured(place):
     write_record(place / "results" / "x.json", record("obd", sparsity=0.5, macs=None, macs_dense=None))
     whole, part = vlbench.results(place / "runs"), vlbench.results(place / "runs", method="obd")

@@ -30,7 +30,17 @@ COMMANDS = {
         ",",
         "textbackslash",
     ),
-    *("textasciitilde", "textasciicircum", "textless", "textgreater", "textbar", "textquotedbl", "Delta"),
+    *(
+        "footnotesize",
+        "dagger",
+        "textasciitilde",
+        "textasciicircum",
+        "textless",
+        "textgreater",
+        "textbar",
+        "textquotedbl",
+        "Delta",
+    ),
     *"&%$#_{}",
 }
 ODD = r'a_b & 50% $x$ #1 {y} ~z^2 \input{/etc} <i> | "q" [h] *' + "\nnew\rline"
@@ -52,6 +62,7 @@ def check(text: str) -> list[list[str]]:
             assert depth >= 0
         assert depth == 0
         assert plain.count("$") % 2 == 0
+        plain = plain.replace("$^$", "")  # a mark of a row, whose letters were taken out above
         assert not set(plain) & set('#_^~%<>|"'), plain
         if line.endswith(r" \\") and "multicolumn" not in line:
             cells = re.split(r"(?<!\\)&", line.removesuffix(r" \\"))
@@ -64,7 +75,9 @@ def check(text: str) -> list[list[str]]:
 def test_every_row_is_a_line():
     found = check(latex(rows(board())))
     assert found[0][:5] == ["Method", "Sparsity", "Parameters", "MACs", "accuracy"]
-    assert [line[0] for line in found[1:]] == [" ".join(filter(None, (r.method, r.options))) for r in rows(board())]
+    assert [line[0] for line in found[1:]] == [
+        " ".join(filter(None, (r.method, r.options))) + (r"$^\dagger$" if r.flags else "") for r in rows(board())
+    ]
 
 
 def test_mean_and_spread_over_seeds():
@@ -104,6 +117,15 @@ def test_odd_characters_are_escaped(change):
 def test_escaped_brackets_and_stars_are_no_arguments():
     assert escaped("[x]*") == "{[}x]{*}"
     assert escaped("a\tb\x00c") == "a b c"
+
+
+def test_a_flag_goes_where_its_row_goes():
+    """In a paper, too: a contaminated row is marked, and the table's last line says so."""
+    flagged = rows([record("wanda", sparsity=0.5, flags=["contaminated", "parity: top1 78.10, published 79.8"])])[0]
+    text = latex([flagged, rows([record("obd", sparsity=0.5)])[0]])
+    (_, one, two) = check(text)
+    assert (one[0], two[0]) == (r"wanda$^\dagger$", "obd")
+    assert r"\footnotesize $^\dagger$ wanda: contaminated; parity: top1 78.10, published 79.8} \\" in text
 
 
 def test_what_is_not_measured_is_a_dash():

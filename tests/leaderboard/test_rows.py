@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vlbench.errors import UserError
 from vlbench.leaderboard.rows import COLUMNS, load_results, merge, rows, rows_of
 from vlbench.leaderboard.tables import csv_text, markdown
-from vlbench.record import Record, write_record
+from vlbench.record import Link, Record, write_record
 
 from .factory import board, record
 
@@ -128,9 +128,51 @@ def test_options_are_shown_where_they_tell_rows_apart():
     assert [r.options for r in rows(records[:1])] == [""]
 
 
+def test_options_are_named_as_in_a_command():
+    """Two links have `steps`, one has `allocation`, and versions are of every link."""
+
+    def chain(search: int, allocation: str) -> list[Link]:
+        return [
+            Link(name="upop_search", version="1", options={"steps": search, "allocation": allocation}),
+            Link(name="finetune", version="1", options={"steps": 300}),
+        ]
+
+    records = [
+        record("upop", sparsity=0.5, chain=chain(n, how), cell=f"{n}{how}")
+        for n, how in ((150, "global"), (150, "uniform"), (90, "global"))
+    ]
+    assert {r.options for r in rows(records)} == {
+        "allocation=global upop_search.steps=150",
+        "allocation=uniform upop_search.steps=150",
+        "allocation=global upop_search.steps=90",
+    }
+
+
+def test_variants_of_a_method_stand_together():
+    records = [
+        record("upop", sparsity=s + shift, options={"n": n}, cell=f"{s}{n}")
+        for s in (0.75, 0.5) for n, shift in (("b", 1e-3), ("a", 0.0), ("c", -1e-3))
+    ]  # fmt: skip
+    assert [(r.options, round(r.sparsity, 2)) for r in rows(records)] == [
+        ("n=a", 0.5), ("n=a", 0.75), ("n=b", 0.5), ("n=b", 0.75), ("n=c", 0.5), ("n=c", 0.75),
+    ]  # fmt: skip
+
+
+def test_other_metrics_are_means_over_the_seeds_that_all_have_them():
+    same = [
+        record("upop", sparsity=0.5, seed=seed, accuracy=0.7).model_copy(update={"metrics": metrics})
+        for seed, metrics in (
+            (0, {"accuracy": 70.0, "yes/no": 80.0, "other": 10.0, "spice": 1.0}),
+            (1, {"accuracy": 70.0, "yes/no": 81.0, "other": 20.0}),
+        )
+    ]
+    assert one(same).metrics == "yes/no=80.5000 other=15.0000"
+    assert one([record()]).metrics == ""
+
+
 def test_columns_are_fixed():
     assert COLUMNS[:5] == ("suite", "task", "split", "task_version", "model")
-    assert len(COLUMNS) == 39
+    assert len(COLUMNS) == 40
 
 
 def test_a_row_has_converged_where_every_seed_has():

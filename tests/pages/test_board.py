@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.leaderboard.factory import board, record
+from vlbench.leaderboard import direction
 from vlbench.leaderboard.published import load_published
 from vlbench.leaderboard.regenerate import boards
 from vlbench.leaderboard.rows import rows_of
@@ -73,6 +74,30 @@ def test_a_page_holds_every_row_as_the_tables_print_it():
     dense = pairs[0][0]
     assert upop["fraction"][0] == pytest.approx(row.nonzero / dense.nonzero, abs=1e-6)
     assert upop["fraction"][2:] == pytest.approx([v / dense.value for v in (row.value, row.low, row.high)], abs=1e-6)
+
+
+def test_flags_are_explained_where_a_row_has_them():
+    flagged = record("obd", sparsity=0.5, flags=["contaminated", "modality collapse: vision"])
+    one, two = (data_of(made(records))["boards"][0]["flags"] for records in (board(), [record(), flagged]))
+    assert one == []
+    assert [flag for flag, _ in two] == ["contaminated", "modality collapse"]
+    assert "trained on the split" in two[0][1]
+
+
+def test_secondary_metrics_are_told_on_demand():
+    more = record("obd", sparsity=0.5)
+    more = more.model_copy(update={"metrics": {**more.metrics, "accuracy/number": 12.34}})
+    (only,) = data_of(made([more]))["boards"][0]["rows"]
+    assert only["metrics"] == [["accuracy/number", "12.34"]]
+
+
+def test_where_lower_is_better_a_loss_is_good(monkeypatch):
+    """Oracle: a perplexity that fell."""
+    monkeypatch.setattr(direction, "_higher", lambda task, metric: False)
+    fell = record("upop", sparsity=0.5, accuracy=0.5)
+    shown = data_of(made([record(), fell]))["boards"][0]
+    assert shown["higher"] is False
+    assert [row["verdict"] for row in shown["rows"]] == ["", "good"]
 
 
 def test_towers_are_means_over_seeds():

@@ -85,10 +85,10 @@ def test_a_header_sorts_up_down_and_back(tab: Browser) -> None:
 
     assert shown() == values
     tab.click("thead th:nth-child(6) button")
-    assert shown() == sorted(values, key=float)
-    assert tab.run("document.querySelector('thead th:nth-child(6)').ariaSort") == "ascending"
+    assert shown() == sorted(values, key=float, reverse=True), "the best first"
+    assert tab.run("document.querySelector('thead th:nth-child(6)').ariaSort") == "descending"
     tab.click("thead th:nth-child(6) button")
-    assert shown() == sorted(values, key=float, reverse=True)
+    assert shown() == sorted(values, key=float)
     tab.click("thead th:nth-child(6) button")
     assert shown() == values
     assert tab.run("document.querySelector('thead th:nth-child(6)').ariaSort") == "none"
@@ -98,7 +98,7 @@ def test_numbers_are_sorted_as_numbers_and_nothing_comes_last(tab: Browser) -> N
     choose(tab, "group", "")
     tab.click("thead th:nth-child(7) button")  # vs dense, which the dense model has not
     deltas = [row.delta for row in ours() if row.delta is not None]
-    assert [float(cell.split(" ")[0]) for cell in column(tab, 6)[:-1]] == [round(d, 2) for d in sorted(deltas)]
+    assert [float(cell.split(" ")[0]) for cell in column(tab, 6)[:-1]] == [round(d, 2) for d in sorted(deltas)[::-1]]
     assert column(tab, 6)[-1] == ""
     tab.click("thead th:nth-child(7) button")
     assert column(tab, 6)[-1] == ""
@@ -137,9 +137,9 @@ def test_everything_can_be_done_by_keyboard(tab: Browser) -> None:
         tab.press("Tab")
     assert tab.run("document.activeElement.textContent") == "accuracy"
     tab.press("Enter")
-    assert tab.run("document.activeElement.closest('th').ariaSort") == "ascending"  # the focus stays where it was
+    assert tab.run("document.activeElement.closest('th').ariaSort") == "descending"  # the focus stays where it was
     tab.press(" ")
-    assert tab.run("document.activeElement.closest('th').ariaSort") == "descending"
+    assert tab.run("document.activeElement.closest('th').ariaSort") == "ascending"
     for _ in range(5):
         tab.press("Tab")
     assert tab.run("document.activeElement.ariaExpanded") == "false"
@@ -175,6 +175,33 @@ def test_an_opened_row_tells_the_rest(tab: Browser) -> None:
     assert told["config"] == row.config
     assert told["steps"] == str(row.steps)
     assert tab.run("document.querySelector('tr.more meter').value") == row.sparsity
+    seeds = [f"{r.interval.value:.2f} (seed {r.seed})" for r in board() if r.method == "upop"]
+    assert ", ".join(seeds) in tab.run("document.querySelector('tr.more').textContent")
+
+
+def test_the_answer_is_in_sight_at_every_width(tab: Browser) -> None:
+    """Method, sparsity and the metric with its interval without scrolling sideways; what left is told by the row."""
+    for width, left in ((1280, []), (1024, ["pattern", "samples seen"]), (390, ["pattern", "parameters", "seeds"])):
+        tab.window(width)
+        inside = tab.run("document.querySelector('.scroll').getBoundingClientRect().right")
+        assert tab.run("document.querySelector('tr.row td:nth-child(6)').getBoundingClientRect().right") <= inside
+        heads = tab.run(
+            "[...document.querySelectorAll('#table thead th')].filter(e => e.offsetParent).map(e => e.textContent)"
+        )
+        assert not set(left) & set(heads)
+        tab.click("tr.row button")
+        told = tab.run(
+            "[...document.querySelectorAll('tr.more dt')].filter(e => e.offsetParent).map(e => e.textContent)"
+        )
+        assert set(left) <= set(told)
+        tab.click("tr.row button")
+
+
+def test_a_row_in_focus_lights_its_points(tab: Browser) -> None:
+    tab.run("document.querySelectorAll('tr.row button')[2].focus()")
+    assert tab.run("document.querySelectorAll('#charts .point.lit').length") == 2
+    tab.run("document.activeElement.blur()")
+    assert tab.run("document.querySelectorAll('#charts .point.lit').length") == 0
 
 
 def test_the_front_is_what_no_other_row_beats(tab: Browser) -> None:

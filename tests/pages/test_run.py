@@ -16,7 +16,7 @@ from tests.leaderboard.factory import record
 from tests.pages.browser import Browser, needs_chromium
 from vlbench.data.maps import pack_map
 from vlbench.pages.curves import curve
-from vlbench.pages.run import _card, _text
+from vlbench.pages.run import _card, _text, _undisputed
 from vlbench.pages.samples import MOST, Shown, chosen
 from vlbench.plugins import forget
 from vlbench.record import write_record
@@ -128,6 +128,12 @@ def test_maps_of_classes_are_pictures(tmp_path: Path) -> None:
     text = _card(Shown(sample, line, 0, line, 100), "segment")
     assert text.count("data:image/png;base64,") == 3
     assert re.findall("<figcaption>(.*?)</figcaption>", text) == ["right", "dense (100)", "this run (0)"]
+
+
+def test_a_single_answer_is_told_without_its_score() -> None:
+    assert [_text(_undisputed(t)) for t in ({"4": 1.0}, {"4": 0.9}, {"a": 0.6, "b": 0.3}, "x", True)] == [
+        "4", "4 0.9", "a 0.6; b 0.3", "x", "yes",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

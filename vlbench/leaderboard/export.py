@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from functools import cache
 from itertools import groupby
 from pathlib import Path
 
 from ..errors import UserError, did_you_mean
-from ..plugins import table
+from .direction import higher
 from .latex import latex
 from .rows import Row
 from .select import FILTERS, absent, selected
@@ -32,14 +31,3 @@ def table_text(words: Mapping[str, str], runs: Path, cells: Collection[str] | No
 def _pages(rows: Sequence[Row]) -> str:
     boards = groupby(rows, key=lambda row: (row.suite, row.task))
     return "\n".join(markdown(list(board), generated=False) for _, board in boards)
-
-
-def higher(row: Row) -> bool:
-    """Whether higher values of the row's metric are better; of a task that is not installed here, they are."""
-    return _higher(row.task, row.metric)
-
-
-@cache
-def _higher(task: str, metric: str) -> bool:
-    entries = table("tasks").entries
-    return task not in entries or entries[task].load().metrics.get(metric, "higher") == "higher"

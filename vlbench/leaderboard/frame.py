@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .rows import COLUMNS, Row
+from .rows import COLUMNS, Row, other_metrics
 from .select import selected
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def results(runs: Path, words: dict[str, str]) -> pd.DataFrame:
     found, local = selected(words, runs)
     lines = [
         [
-            *(getattr(row, name) for name in COLUMNS),
+            *(other_metrics(records) if name == "metrics" else getattr(row, name) for name in COLUMNS),
             " ".join(record.cell for record in records),
             " ".join("" if record.seed is None else str(record.seed) for record in records),
             row.config in local,

@@ -11,6 +11,7 @@ from .tables import count, estimate, facts, fixed, name, subject
 
 HEADER = ("Method", "Sparsity", "Parameters", "MACs", "{metric}", "95\\,\\% interval", "$\\Delta$ dense", "Seeds")
 ALIGNED = "lrrrrrrr"
+MARK = "$^\\dagger$"  # of a row with flags, which the table's last lines tell
 NOTE = (
     "% Needs \\usepackage{booktabs}. +-: standard deviation over seeds. Bold: best of a pattern at one sparsity.\n"
     "% Delta: paired difference to the dense model with its 95 % interval."
@@ -49,7 +50,10 @@ def _tabular(rows: Sequence[Row], higher: Callable[[Row], bool]) -> Iterator[str
             yield f"\\multicolumn{{{len(HEADER)}}}{{l}}{{\\textit{{{escaped(section)}}}}} \\\\"
         for row in group:
             yield _line(_cells(row, row.config in best))
-    yield from ("\\bottomrule", "\\end{tabular}")
+    yield "\\bottomrule"
+    for told in dict.fromkeys(f"{name(row)}: {row.flags.replace(';', '; ')}" for row in rows if row.flags):
+        yield f"\\multicolumn{{{len(HEADER)}}}{{l}}{{\\footnotesize {MARK} {escaped(told)}}} \\\\"
+    yield "\\end{tabular}"
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -58,7 +62,7 @@ def _line(cells: Iterable[str]) -> str:
 
 def _cells(row: Row, best: bool) -> Iterator[str]:
     value = fixed(row.value, 2)
-    yield escaped(name(row))
+    yield escaped(name(row)) + (MARK if row.flags else "")
     yield f"{fixed(100 * row.sparsity, 1)}\\,\\%"
     yield count(row.nonzero)
     yield count(row.macs) or "--"

@@ -7,7 +7,7 @@ row.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..convergence import converged
 from ..errors import UserError
 from ..record import Link, Record, read_record
 from ..storage import canonical, digest
+from .consistency import refuse_contradictions
 from .statistics import over_seeds, row_interval, row_versus
 
 SHORT = 12  # characters of a digest in a table
@@ -40,7 +41,7 @@ class Row:
     samples_seen: means over seeds; a search's candidates count. n_tuned: settings that were chosen between on
     select. converged: whether every seed has (vlbench/convergence.py), None where nothing was trained. value ..
     spread: percent points; low, high: 95 % interval (None where one cluster allows none). delta: paired difference to
-    the dense model. p: two-sided, raw. *_digest, config: first 12 characters.
+    the dense model. p: two-sided, raw. metrics: the others, means over seeds. *_digest, config: first 12 characters.
     """
 
     suite: str
@@ -71,6 +72,7 @@ class Row:
     delta_low: float | None
     delta_high: float | None
     p: float | None
+    metrics: str
     samples: int
     clusters: int
     steps: int
@@ -107,8 +109,8 @@ def load_results(folder: Path, pattern: str = "**/*.json", scores: bool = True) 
     """All result files under `folder` (of runs/: pattern "*/result.json"), ordered by their content alone. Without
     `scores` the records have digests of them only: those of 10,000 results of ADE20K would take 1.2 GB.
 
-    Raises UserError naming a damaged file, or two files that say different things about one cell. A cell that
-    stands there twice with the same numbers counts once.
+    Raises UserError naming a file that is damaged or contradicts itself or its dense model's, or two files that say
+    different things about one cell. A cell that stands there twice with the same numbers counts once.
     """
     found: dict[str, tuple[Path, Record]] = {}
     for path in sorted(folder.glob(pattern), key=lambda p: p.relative_to(folder).as_posix()):
@@ -122,6 +124,7 @@ def load_results(folder: Path, pattern: str = "**/*.json", scores: bool = True) 
             raise UserError(f"{first} and {path} are different results of cell {record.cell}: delete the wrong one.")
         if _text(record) < _text(earlier):  # which of the two is kept must not depend on their names
             found[record.cell] = (path, record)
+    refuse_contradictions(found.values())
     return sorted((record for _, record in found.values()), key=_order_of_records)
 
 
@@ -202,6 +205,7 @@ def _row(config: str, same: Sequence[Record], options: str) -> Row:
         **_costs(same),
         **_quality(same),
         options=options,
+        metrics=" ".join(f"{name}={value:.4f}" for name, value in other_metrics(same).items()),
         flags=";".join(sorted({flag for record in same for flag in record.flags} | _settings(first))),
         split_digest=first.split_digest[:SHORT],
         weights_digest=first.weights_digest[:SHORT],
@@ -229,6 +233,12 @@ def _quality(same: Sequence[Record]) -> dict[str, Any]:
     versus = row_versus(differences)
     ends = (versus.low, versus.high) if versus.clusters > 1 else (None, None)
     return columns | {"delta": versus.delta, "delta_low": ends[0], "delta_high": ends[1], "p": versus.p}
+
+
+def other_metrics(same: Sequence[Record]) -> dict[str, float]:
+    """What was measured besides the primary metric, for every seed of a row: metric -> mean, in the task's order."""
+    names = [name for name in same[0].metrics if name != same[0].metric]
+    return {name: fmean(r.metrics[name] for r in same) for name in names if all(name in r.metrics for r in same)}
 
 
 def _costs(same: Sequence[Record]) -> dict[str, Any]:
@@ -267,13 +277,15 @@ def _options(firsts: Mapping[str, Record]) -> dict[str, str]:
 
 
 def _flat(chain: Sequence[Link]) -> dict[str, str]:
-    """Option -> its value as text; names are qualified by the link where there are several."""
-    return {
-        f"{link.name}.{name}" if len(chain) > 1 else name: value if isinstance(value, str) else canonical(value)
+    """Option -> its value as text; names are as one writes them in a command: with the link where several have one."""
+    told = [
+        (link.name, name, value if isinstance(value, str) else canonical(value))
         for link in chain
         for name, value in {**link.options, "version": link.version}.items()
         if name not in OWN_COLUMN
-    }
+    ]
+    times = Counter(name for _, name, _ in told)
+    return {name if times[name] == 1 else f"{link}.{name}": value for link, name, value in told}
 
 
 def _order_of_records(record: Record) -> tuple[str | int, ...]:
@@ -284,4 +296,4 @@ def _order_of_records(record: Record) -> tuple[str | int, ...]:
 def _order_of_rows(row: Row) -> tuple[str | int | float | bool, ...]:
     # The dense model, then its trained control, then the patterns by name.
     place = (not row.dense, row.pattern != "dense", row.pattern, row.trained)
-    return (*row.block, *place, row.method, row.sparsity, row.config)
+    return (*row.block, *place, row.method, row.options, row.sparsity, row.config)

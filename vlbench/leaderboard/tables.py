@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from .direction import verdict
 from .rows import COLUMNS, Row
 
 if TYPE_CHECKING:
@@ -228,9 +229,7 @@ def _columns(rows: Sequence[Row], local: set[str], short: bool) -> list[_Column]
 
 def _verdict(row: Row) -> str:
     """Colour only a difference whose interval excludes zero."""
-    if row.delta_low is None or row.delta_high is None:
-        return ""
-    return "red" if row.delta_high < 0 else "green" if row.delta_low > 0 else ""
+    return {"good": "green", "bad": "red"}.get(verdict(row), "")
 
 
 def _fitting(rows: Sequence[Row], local: set[str], limit: int | None) -> list[_Column]:

@@ -2,7 +2,7 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const by = (id) => document.getElementById(id);
-const state = { board: null, sort: { column: null, down: false }, opened: new Set() };
+const state = { board: null, sort: { column: null, down: false }, opened: new Set(), lit: null };
 
 function options(select, pairs) {
   select.replaceChildren(...pairs.map(([value, text]) => make("option", { value }, text)));
@@ -12,10 +12,11 @@ function open(board) {
   state.board = board;
   state.sort = { column: null, down: false };
   state.opened = new Set();
-  for (const row of board.rows) row.text ??= [...row.cells, ...row.details].join(" ").toLowerCase();
+  for (const row of board.rows) row.text ??= [...row.cells, ...row.details, row.section].join(" ").toLowerCase();
   by("subject").textContent = board.title;
   by("facts").textContent = board.facts;
   options(by("pattern"), [["", "all"], ...[...new Set(board.rows.map((row) => row.pattern))].map((name) => [name, name])]);
+  by("flags").replaceChildren(...board.flags.map(([flag, meaning]) => make("div", {}, make("dt", {}, flag), make("dd", {}, meaning))));
   by("quotes").replaceChildren(...quoteTable(board.published));
   by("quoted").hidden = !board.published.length;
   show();
@@ -39,10 +40,10 @@ function showTable(rows) {
   if (index >= 0) by("table").querySelectorAll("thead button")[index].focus();
 }
 
-// Up, down, and back to the board's own order.
+// One way, the other, and back to the board's own order. What can be better begins with the best.
 function sortBy(column) {
-  const { sort } = state;
-  state.sort = sort.column !== column ? { column, down: false } : sort.down ? { column: null, down: false } : { column, down: true };
+  const { board, sort } = state, first = Boolean(data.columns[column].best) && board.higher;
+  state.sort = sort.column !== column ? { column, down: first } : sort.down === first ? { column, down: !first } : { column: null, down: false };
   show();
 }
 
@@ -67,11 +68,8 @@ function showCharts(rows) {
     return { shape: at % SHAPES.length, colour: `var(--c${at % 8})`, filled: row.dense || row.training === "trained", radius: row.dense ? 6.5 : 4 };
   };
   for (const row of board.rows) row.marks = [];
+  state.lit = null;
   by("charts").replaceChildren(...[0, 1].map((axis) => chart(axis, board, rows, theirs, scale, look, pick)));
-  for (const row of rows) {
-    row.element.addEventListener("mouseenter", () => light(row, true));
-    row.element.addEventListener("mouseleave", () => light(row, false));
-  }
   const kinds = [...new Map(rows.map((row) => [row.section, row])).values()];
   by("legend").replaceChildren(...kinds.map((row) => make("li", {}, sample(look(row)), row.section)),
     ...(theirs.length ? [make("li", {}, sample({ shape: -1 }), "published")] : []), make("li", {}, "dashed: Pareto front of the rows shown"));
@@ -84,8 +82,16 @@ function note(board, scale, quoted, theirs) {
   return quoted && board.published.length ? data.notes.none : "";
 }
 
-function light(row, on) {
-  for (const mark of row.marks) mark.classList.toggle("lit", on);
+// The points of the row that the mouse or the focus is in; one listener for all rows.
+function light(event) {
+  const row = event.target.closest("tr.row")?.row ?? null;
+  if (row === state.lit) return;
+  for (const one of [state.lit, row]) for (const mark of one?.marks ?? []) mark.classList.toggle("lit", one === row);
+  state.lit = row;
+}
+
+function dim(event) {
+  if (!event.currentTarget.contains(event.relatedTarget)) light({ target: event.currentTarget });
 }
 
 function pick(row) {
@@ -119,6 +125,8 @@ function start() {
   const asked = data.boards.find((board) => anchor(board) === location.hash) ?? data.boards[0];
   by("scale").value = asked.tiny ? "fraction" : "size";
   for (const id of ["search", "pattern", "training", "group", "scale", "published"]) by(id).addEventListener("input", show);
+  for (const event of ["mouseover", "focusin"]) by("table").addEventListener(event, light);
+  for (const event of ["mouseout", "focusout"]) by("table").addEventListener(event, dim);
   for (const task of new Set(data.boards.map((board) => board.task))) {
     const boards = data.boards.filter((board) => board.task === task);
     const input = make("input", { type: "radio", name: "task", value: task, checked: task === asked.task });

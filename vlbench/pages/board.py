@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean
 from typing import Any
 
+from ..flags import meanings
+from ..leaderboard.direction import higher, verdict
 from ..leaderboard.published import Published
-from ..leaderboard.rows import COLUMNS, Row
+from ..leaderboard.rows import Row, other_metrics
 from ..leaderboard.spots import Size, Spot, measured, published
 from ..leaderboard.tables import (
     GENERATED,
@@ -36,7 +38,8 @@ DIGITS = 6  # of a number to sort or draw by
 
 @dataclass(frozen=True)
 class _Column:
-    """A column. key: what its cells are sorted by; spare: not shown in a narrow window, where opening the row does."""
+    """A column. key: what its cells are sorted by; spare: the window in which it leaves, and opening the row tells
+    it ("medium" and narrower, or only "narrow"); best: sorted from the best when it is first chosen."""
 
     name: str
     label: str
@@ -44,38 +47,43 @@ class _Column:
     cell: Callable[[Row], str]
     key: Callable[[Row], Key]
     text: bool = False
-    spare: bool = False
+    spare: str = ""
+    best: bool = False
 
 
 SHOWN = (
     _Column("method", "method", "method, recipe and options that tell it from others", name, name, text=True),
     _Column("pattern", "pattern", "what is removed, and whether the chain trains", lambda r: _pattern(r),
-            lambda r: _pattern(r), text=True, spare=True),
-    _Column("sparsity", "pruned", "fraction of the prunable set that is removed",
+            lambda r: _pattern(r), text=True, spare="medium"),
+    _Column("sparsity", "sparsity", "fraction of the prunable set that is removed",
             lambda r: f"{fixed(100 * r.sparsity, 1)}%", lambda r: r.sparsity),
     _Column("parameters", "parameters", "parameters that are not zero, and the reduction of the whole model",
-            lambda r: reduced(r.nonzero, r.model_reduction), lambda r: r.nonzero),
+            lambda r: reduced(r.nonzero, r.model_reduction), lambda r: r.nonzero, spare="narrow"),
     _Column("macs", "MACs", "of one sample, and their reduction",
-            lambda r: reduced(r.macs, r.macs_reduction), lambda r: r.macs),
+            lambda r: reduced(r.macs, r.macs_reduction), lambda r: r.macs, spare="narrow"),
     _Column("value", "", "the primary metric with its 95 % interval",
-            lambda r: estimate(r.value, r.low, r.high, 2), lambda r: r.value),
+            lambda r: _estimate(r.value, r.low, r.high), lambda r: r.value, best=True),
     _Column("delta", "vs dense", "paired difference to the dense model with its 95 % interval",
-            lambda r: estimate(r.delta, r.delta_low, r.delta_high, 2, sign="+"), lambda r: r.delta),
+            lambda r: _estimate(r.delta, r.delta_low, r.delta_high, "+"), lambda r: r.delta, best=True),
     _Column("seeds", "seeds", "number of seeds, and the spread over them",
             lambda r: str(r.seeds) if r.spread is None else f"{r.seeds} \u00b1{fixed(r.spread, 2)}", lambda r: r.seeds,
-            spare=True),
+            spare="narrow"),
     _Column("samples_seen", "samples seen", "by all training of the chain",
-            lambda r: count(r.samples_seen), lambda r: r.samples_seen, spare=True),
+            lambda r: count(r.samples_seen), lambda r: r.samples_seen, spare="medium"),
     _Column("flags", "flags", "what to know before believing the row",
             lambda r: r.flags.replace(";", "; "), lambda r: r.flags or None, text=True),
 )  # fmt: skip
-# Columns of the CSV that a row need not tell when it is opened: its cells do, or they are one for the whole board.
-TOLD = {
-    *("suite", "task", "split", "task_version", "model", "label", "metric", "samples", "clusters", "split_digest"),
-    *("weights_digest", "evaluation", "method", "options", "pattern", "trained", "sparsity", "value", "low", "high"),
-    *("delta", "delta_low", "delta_high", "seeds", "spread", "samples_seen", "flags"),
+# What an opened row tells besides: label -> text from its line of the CSV. An empty text is not shown.
+DETAILS: dict[str, Callable[[Mapping[str, str]], str]] = {
+    "recipe": lambda line: line["recipe"],
+    "asked for": lambda line: line["sparsity_target"],
+    "all parameters": lambda line: _thousands(line["parameters"]),
+    "parameters not zero": lambda line: _thousands(line["nonzero"]),
+    "exact MACs": lambda line: _thousands(line["macs"]),
+    "p, against dense": lambda line: line["p"],
+    "steps": lambda line: _thousands(line["steps"]),
+    "config": lambda line: line["config"],
 }
-DETAILS = tuple(column for column in COLUMNS if column not in TOLD)
 NOTES = {
     "fraction": "Crosses are published results of full-size models, each as a share of its own paper's dense model: of "
     "other models, splits and protocols (listed below the table), hence no ranking against the rows here.",
@@ -89,8 +97,9 @@ def page(suite: str, found: Found, numbers: Sequence[Published]) -> str:
     title = f"vlbench: suite {suite}"
     boards = [_board(list(group), numbers) for _, group in groupby(found, key=lambda pair: pair[0].block)]
     _tell_apart(boards)
-    columns = [{"key": c.name, "label": c.label, "title": c.title, "text": c.text, "spare": c.spare} for c in SHOWN]
-    data = {"columns": columns, "details": [d.replace("_", " ") for d in DETAILS], "boards": boards, "notes": NOTES}
+    columns = [{"key": c.name, "label": c.label, "title": c.title, "text": c.text, "spare": c.spare, "best": c.best}
+               for c in SHOWN]  # fmt: skip
+    data = {"columns": columns, "details": list(DETAILS), "boards": boards, "notes": NOTES}
     style, script = asset("style.css"), "".join(asset(f"{part}.js") for part in ("table", "chart", "board"))
     script = f'"use strict";\n(() => {{\n{script}}})();\n'
     note = f"{MINI_WARNING[0].upper()}{MINI_WARNING[1:]}. " if suite == "mini" else ""
@@ -123,6 +132,8 @@ def _board(found: Found, numbers: Sequence[Published]) -> dict[str, Any]:
         "title": f"{first.task}: {subject(first)}",
         "facts": f"{facts(first)}. {LEGEND}.",
         "metric": first.metric,
+        "higher": higher(first),
+        "flags": meanings(flag for row in rows for flag in row.flags.split(";")),
         "tiny": first.suite == "mini",
         "rows": lines,
         "published": [_quote(spot) for spot in published(rows, numbers)],
@@ -148,13 +159,15 @@ def _row(row: Row, records: Sequence[Record], spot: Spot, told: dict[str, str]) 
     return {
         "cells": [column.cell(row) for column in SHOWN],
         "keys": [_rounded(column.key(row)) for column in SHOWN],
-        "details": [told[column] for column in DETAILS],
+        "details": [text(told) for text in DETAILS.values()],
+        "metrics": [[metric, fixed(value, 2)] for metric, value in other_metrics(records).items()],
+        "by_seed": _by_seed(records),
         "towers": [[name, _rounded(gone)] for name, gone in towers.items()],
         "dense": row.dense,
         "section": row.section,
         "pattern": row.pattern,
         "training": "trained" if row.trained else "untrained",
-        "verdict": _verdict(row),
+        "verdict": verdict(row),
         "size": [*_size(spot.size), *ends],
         "fraction": fraction
         and [
@@ -188,8 +201,17 @@ def _pattern(row: Row) -> str:
     return f"{row.pattern}, trained" if row.trained else row.pattern
 
 
-def _verdict(row: Row) -> str:
-    """Only a difference whose interval excludes zero is coloured."""
-    if row.delta_low is None or row.delta_high is None:
+def _estimate(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:
+    """An interval stays on one line, which in a narrow window is one below its value."""
+    return estimate(value, low, high, 2, sign).replace(", ", ",\u00a0")
+
+
+def _by_seed(records: Sequence[Record]) -> str:
+    """The value of every seed of a row that has several."""
+    if len(records) == 1:
         return ""
-    return "bad" if row.delta_high < 0 else "good" if row.delta_low > 0 else ""
+    return ", ".join(f"{fixed(record.interval.value, 2)} (seed {record.seed})" for record in records)
+
+
+def _thousands(number: str) -> str:
+    return f"{int(number):,}" if number else ""

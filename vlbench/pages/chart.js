@@ -18,10 +18,10 @@ function draw(name, attributes, text) {
   return element;
 }
 
-// Less of x and more of y is better. The points that no other one beats, from small to large.
-function paretoFront(points) {
+// Less of x is better, and more of y (or less of it: `sign` is -1). The points that no other one beats, from small to large.
+function paretoFront(points, sign) {
   let best = -Infinity;
-  return [...points].sort((a, b) => a.x - b.x || b.y - a.y).filter((point) => point.y > best && ((best = point.y), true));
+  return [...points].sort((a, b) => a.x - b.x || sign * (b.y - a.y)).filter((point) => sign * point.y > best && ((best = sign * point.y), true));
 }
 
 // Up to about `count` round numbers in [low, high].
@@ -66,7 +66,7 @@ function chart(axis, board, rows, published, scale, look, onPick) {
     mark.append(draw("title", {}, `published: ${point.one.name}, ${point.y.toFixed(1)} at ${point.x.toFixed(1)}. ${point.one.protocol}`));
     svg.append(mark);
   }
-  const front = paretoFront(points);
+  const front = paretoFront(points, board.higher ? 1 : -1);
   svg.append(draw("path", { class: "front", d: stairs(front, at) }));
   for (const point of points) mark(svg, point, at, look(point.one), points.length <= WHISKERS, onPick);
   return svg;

@@ -70,7 +70,7 @@ def _result(record: Record) -> str:
         "p": "" if versus is None else f"{versus.p:.4g}",
         **{name: fixed(value, 2) for name, value in record.metrics.items() if name != record.metric},
         "samples": f"{record.samples:,} in {record.clusters:,} clusters",
-        "pruned": f"{fixed(100 * record.sparsity, 1)}% of the prunable set ({record.pattern})",
+        "sparsity": f"{fixed(100 * record.sparsity, 1)}% of the prunable set ({record.pattern})",
         "parameters": reduced(size.nonzero, whole),
         "MACs": reduced(record.macs, saved),
         "trained": f"{record.budget.steps:,} steps, {count(record.budget.samples_seen)} samples"
@@ -146,7 +146,7 @@ def _card(one: Shown, capability: str) -> str:
     pictures = [thumbnail(path, name) for path, name in zip(sample.images, names, strict=True)]
     parts = [f"<p>{escaped(text)}</p>" for text in (sample.text, *sample.texts[:CAPTIONS]) if text]
     if not sample.texts:  # else the texts are what is right
-        parts.append(_answer("right", sample.target, "", capability))
+        parts.append(_answer("right", _undisputed(sample.target), "", capability))
     if one.theirs is not None:
         parts.append(
             _answer(f"dense {_points(one.dense)}", one.theirs["prediction"], "good" * (one.kind == "lost"), capability)
@@ -154,6 +154,12 @@ def _card(one: Shown, capability: str) -> str:
     mark = {"lost": "bad", "gained": "good"}.get(one.kind, "")
     parts.append(_answer(f"this run {_points(one.value)}", one.line["prediction"], mark, capability))
     return f'<article class="sample">{"".join((*pictures, *parts))}<p class="soft">{escaped(sample.id)}</p></article>'
+
+
+def _undisputed(target: Any) -> Any:
+    """The one answer that has the whole score, without it: "4" rather than "4 1.0"."""
+    whole = isinstance(target, Mapping) and list(target.values()) == [1.0]
+    return next(iter(target)) if whole else target
 
 
 def _points(value: float | None) -> str:

@@ -52,12 +52,13 @@ function header(columns, board, sort, onSort) {
 }
 
 function classes(column) {
-  return [column.text ? "text" : "", column.spare ? "spare" : ""].join(" ").trim() || null;
+  return [column.text ? "text" : "", column.spare && `spare-${column.spare}`].join(" ").trim() || null;
 }
 
 function line(row, columns, opened, onOpen) {
   const first = make("button", { type: "button", "aria-expanded": String(opened) }, row.cells[0]);
   const element = make("tr", { class: row.dense ? "row dense" : "row" }, make("th", { scope: "row" }, first));
+  element.row = row;
   first.addEventListener("click", () => onOpen(row, element, first));
   columns.slice(1).forEach((column, at) => {
     const mark = column.key === "delta" ? row.verdict : column.key === "flags" ? "flags" : "";
@@ -68,12 +69,14 @@ function line(row, columns, opened, onOpen) {
 
 function more(row, columns, details) {
   const list = make("dl");
-  const tell = (label, text, narrow) => text && list.append(make("div", { class: narrow && "narrow" }, make("dt", {}, label), make("dd", {}, text)));
-  columns.forEach((column, at) => column.spare && tell(column.label, row.cells[at], true));
+  const tell = (label, text, narrow) => text && list.append(make("div", { class: narrow && `narrow spare-${narrow}` }, make("dt", {}, label), make("dd", {}, text)));
+  columns.forEach((column, at) => column.spare && tell(column.label, row.cells[at], column.spare));
   details.forEach((label, at) => tell(label, row.details[at], false));
+  for (const [label, text] of row.metrics) tell(label, text, false);
   const towers = row.towers.map(([name, gone]) => make("div", { class: "tower" }, make("span", {}, name),
     make("meter", { min: 0, max: 1, value: gone, "aria-label": `${name}: removed` }), make("span", {}, `${(100 * gone).toFixed(1)}%`)));
   const cell = make("td", { colspan: columns.length }, list);
+  if (row.by_seed) cell.append(make("p", {}, make("span", { class: "soft" }, "seeds: "), row.by_seed));
   if (towers.length) cell.append(make("p", { class: "soft" }, "removed of each tower's prunable weights"), ...towers);
   return make("tr", { class: "more" }, cell);
 }

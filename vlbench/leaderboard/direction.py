@@ -1,0 +1,26 @@
+"""Which way a metric is better: the task says."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from ..plugins import table
+from .rows import Row
+
+
+def higher(row: Row) -> bool:
+    """Whether higher values of the row's metric are better; of a task that is not installed here, they are."""
+    return _higher(row.task, row.metric)
+
+
+def verdict(row: Row) -> str:
+    """ "good" or "bad" of a row whose difference to the dense model has an interval that excludes zero, else ""."""
+    if row.delta_low is None or row.delta_high is None or row.delta_low <= 0 <= row.delta_high:
+        return ""
+    return "good" if (row.delta_low > 0) is higher(row) else "bad"
+
+
+@cache
+def _higher(task: str, metric: str) -> bool:
+    entries = table("tasks").entries
+    return task not in entries or entries[task].load().metrics.get(metric, "higher") == "higher"
