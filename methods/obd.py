@@ -19,7 +19,8 @@ from vlbench.pruning.scoring import GradientOptions, ScorePruner
 )
 class OBD(ScorePruner):
     """score = W^2 * mean of (dL/dW)^2 over seeded training samples, one sample a gradient (gradient_batch=1: a larger
-    batch is faster, and its squares are those of the batch's mean). A unit counts by the sum of what it owns."""
+    batch is faster, and its squares are those of the batch's mean; retrieval, whose loss compares the samples of a
+    batch, has none for one alone). A unit counts by the sum of what it owns."""
 
     Options = GradientOptions
     additive = True

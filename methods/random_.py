@@ -16,10 +16,13 @@ from vlbench.structure import Site
     title="Random",
     role="pruner",
     patterns=("unstructured", "n:m", "structured"),
+    version=2,
     uses_seed=True,
 )
 class Random(ScorePruner):
     """score = a uniform random number of the cell's seed, for a weight or for a unit."""
+
+    additive = True  # numbers of one distribution: divided by the sizes of units, all of an attention's would go first
 
     def score(self, weight: Tensor, statistics: Statistics | None) -> Tensor:
         return torch.rand(weight.shape).to(weight.device)  # drawn on the host: one result on every device

@@ -15,7 +15,7 @@ class TaylorOptions(GradientOptions):
     """The gradient is that of the samples' mean loss: how many a backward pass takes changes no more than rounding,
     unless the loss compares the samples of a batch (retrieval)."""
 
-    gradient_batch: int = 16
+    gradient_batch: int | None = 16
 
 
 @method(

@@ -164,10 +164,12 @@ class Job:
         self.state.pattern = "structured"
 
     def mask(self, masks: Mapping[str, Tensor], pattern: str) -> None:
-        """Set weights to zero for good: later links keep them zero."""
+        """Set weights to zero for good: later links keep them zero, those that mask more weights among them."""
         self._refuse_adapters()
+        before = self.state.masks
+        masks = {k: v.cpu() & before[k] if k in before else v.cpu() for k, v in masks.items()}
         apply_masks(self.model.net, masks)
-        self.state.masks.update({k: v.cpu() for k, v in masks.items()})
+        before.update(masks)
         structured = self.state.pattern == "structured"
         self.state.pattern = f"structured+{pattern}" if structured else pattern
 
@@ -196,7 +198,7 @@ class Job:
             self.model.net, loss or self.loss, stream, schedule, seed=self.seed, store=store, precision=self.precision,
             hooks=[*hooks, *kept, KeepZeros(self.model.net, self.state.masks)], terms=self._terms,
             progress=lambda done, total, text: self._progress(stage, done, total, text),
-            world=self.world, whole=bool(kept) or self._compares(),
+            world=self.world, whole=bool(kept) or self.compares(),
         )  # fmt: skip
         with recomputed(self.model.net, self.structure) if schedule.checkpointing == "on" else nullcontext():
             losses = loop.run()
@@ -211,8 +213,8 @@ class Job:
         counted = getattr(self.model, self.task.capability + "_terms", None)
         return int(counted(batch)) if counted is not None else len(batch.samples)
 
-    def _compares(self) -> bool:
-        """Whether the loss compares the samples of a batch with one another."""
+    def compares(self) -> bool:
+        """Whether the task's loss compares the samples of a batch with one another."""
         capability = CAPABILITIES.get(self.task.capability)
         return capability is not None and capability.loss_over_batch
 

@@ -14,6 +14,8 @@ from vlbench.errors import RunFailed, UserError
 from vlbench.plugins import table
 from vlbench.pruning.gates import Gates
 from vlbench.pruning.gradients import gradients
+from vlbench.pruning.work import ranked_units
+from vlbench.structure import Structure
 
 NAMES = ("magnitude", "random", "wanda", "sparsegpt", "taylor", "obd")
 
@@ -48,6 +50,40 @@ def test_every_method_makes_every_pattern(tmp_path: Path, name: str, sparsity: A
     if name not in ("sparsegpt",):
         cut = apply(toy(tmp_path / "cut"), name, sparsity=0.5, pattern="structured")
         assert [p.shape[0] for p in cut.model.net.parameters()] == [6, 16, 6, 16, 4, 16]
+
+
+@pytest.mark.parametrize("target", [0.3, 0.7, "2:4"])
+@pytest.mark.parametrize("group", ["matrix", "model"])
+@pytest.mark.parametrize("name", NAMES)
+def test_zeros_of_a_mask_stay_under_a_second_one(tmp_path: Path, name: str, group: str, target: Any) -> None:
+    """They are the first to go, so that the second target is met where it is the larger one; no mask sets them free."""
+    if group == "model" and (name == "sparsegpt" or target == "2:4"):
+        return
+    job = apply(toy(tmp_path), "random", sparsity=0.5)
+    before, job.seed = dict(job.state.masks), 1
+    more = {"propagate": "dense"} if group == "model" and name == "wanda" else {}
+    apply(job, name, sparsity=target, group=group, **more)
+    gone = total = 0
+    for matrix, mask in job.state.masks.items():
+        weight = job.model.net.get_parameter(matrix)
+        assert not bool((mask & ~before[matrix]).any())
+        assert torch.equal(weight == 0, ~mask)
+        gone, total = gone + int((~mask).sum()), total + mask.numel()
+    if target != "2:4":
+        assert gone == pytest.approx(max(0.5, target) * total, abs=8)  # a matrix's count is whole
+
+
+def test_random_units_of_a_model_come_from_every_site_alike(tmp_path: Path) -> None:
+    """Numbers of one distribution: 250 units of two entries lose the share that 250 of two hundred lose."""
+    net, structure = random_blocks((100, 250), towers={"vision": 1})
+    small, small_structure = random_blocks((1, 250), towers={"text": 1})
+    both = torch.nn.ModuleDict({"large": net, "small": small})
+    sites = [s for t in (*structure.towers, *small_structure.towers) for b in t.blocks for s in b.sites]
+    assert [s.entries_per_unit for s in sites] == [200, 2]
+    importance = {s.name: pruner("random").importance(both, s, {}) for s in sites}
+    joined = Structure((*structure.towers, *small_structure.towers))
+    kept = ranked_units(joined, importance, 0.5, 1, additive=type(pruner("random")).additive)
+    assert all(0.4 < len(one) / 250 < 0.6 for one in kept.values())
 
 
 def test_random_follows_the_seed(tmp_path: Path) -> None:
@@ -94,6 +130,25 @@ def test_taylor_and_obd_are_their_formulas(tmp_path: Path) -> None:
 def test_the_mean_gradient_does_not_depend_on_batches(tmp_path: Path) -> None:
     masks = [apply(toy(tmp_path / str(b)), "taylor", gradient_batch=b).state.masks for b in (1, 3, 8)]
     assert all(torch.equal(masks[0][n], other[n]) for other in masks[1:] for n in masks[0])
+
+
+def test_retrieval_has_gradients_of_several_samples() -> None:
+    """Its loss compares the samples of a batch: 0 for one alone, whose zeros would rank weights by their places."""
+    for name in ("obd", "taylor"):
+        options = pruner(name).options
+        assert options.samples_a_gradient(compared=True) == 16
+        told = pruner(name, gradient_batch=1).options
+        assert told.refusal("classify") == ""
+        assert "gradient_batch=1: the loss of match compares the samples of a batch" in told.refusal("match")
+    assert pruner("obd").options.samples_a_gradient(compared=False) == 1
+    assert pruner("obd").options.refusal("match") == ""
+
+
+def test_a_loss_without_a_gradient_is_told(tmp_path: Path) -> None:
+    job = toy(tmp_path)
+    job.loss = lambda batch: 0 * job.model.net(batch.x).sum()  # type: ignore[method-assign]
+    with pytest.raises(RunFailed, match="the loss of the calibration samples has no gradient at all"):
+        apply(job, "obd")
 
 
 def test_gradients_leave_no_trace(tmp_path: Path) -> None:

@@ -35,6 +35,9 @@ WRONG = [
     ("method=magnitude towers=visoin:0.5 sparsity=0.5", "no tower 'visoin'. Its towers: vision (vision)"),
     ("method=magnitude language=0.5 sparsity=0.5", "this model has no tower 'language'"),
     ("method=magnitude vision=0.5 sparsity=0.9", "removes 0.5 of the prunable set"),
+    ("method=magnitude pattern=structured group=model sparsity=0.999", "one unit left in each of 4 sites: at most"),
+    ("method=magnitude pattern=structured group=tower sparsity=0.999", "one unit left in each of 4 sites"),
+    ("method=uniform allocation=unified sparsity=0.999", "cannot be reached with one unit left in each of 4 sites"),
     ("method=wanda calibration_samples=1000", "1000 calibration samples were asked for, and the split train of"),
     ("method=obd calibration_samples=1000", "shows 18 images: give calibration_samples= that many or fewer"),
 ]

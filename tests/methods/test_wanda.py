@@ -125,6 +125,40 @@ def test_a_killed_calibration_goes_on_after_the_last_block(tmp_path: Path) -> No
             assert torch.equal(again.model.net.state_dict()[key], value)
 
 
+@pytest.mark.parametrize(("name", "allocation"), [("wanda", "ecoflap-zeroth"), ("sparsegpt", "ecoflap")])
+def test_an_allocation_is_not_looked_for_again_after_a_kill(tmp_path: Path, name: str, allocation: str) -> None:
+    """What went on equals what was never killed; the loss is asked for by the captures alone. None of the killed run's
+    hidden states stay on disk."""
+    inputs = torch.randn(6, 3, 16, generator=torch.Generator().manual_seed(1))
+
+    def job(folder: Path) -> ToyJob:
+        net, structure = random_blocks((16, 12), (16, 8), (16, 12))
+        return ToyJob(net, structure, inputs, folder)
+
+    def method() -> Any:
+        return pruner(name, calibration_samples=6, allocation=allocation)
+
+    whole, broken = job(tmp_path / "whole"), job(tmp_path / "broken")
+    method().apply(whole)
+
+    def progress(what: str, done: int, total: int, text: str = "") -> None:
+        if what == "calibrate" and done == 1:
+            raise KeyboardInterrupt
+
+    broken.progress = progress  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        method().apply(broken)
+    left = tmp_path / "broken" / "checkpoint" / name / "activations-killed"
+    left.mkdir()
+    again = job(tmp_path / "broken")
+    method().apply(again)
+    assert not left.exists()
+    assert again.losses <= 7  # six samples, and the first of them once more
+    assert again.state.log == whole.state.log
+    for key, value in whole.model.net.state_dict().items():
+        assert torch.equal(again.model.net.state_dict()[key], value)
+
+
 def test_dead_columns_go_first_from_the_left(tmp_path: Path) -> None:
     """Inputs that are always 0 say that nothing is lost; where more than the target are dead, the left ones go."""
     net, structure = random_blocks((16, 12))

@@ -29,6 +29,20 @@ def test_what_has_no_room_comes_back_from_disk(tmp_path: Path, dtype: torch.dtyp
     assert not list(tmp_path.rglob("*.bin"))
 
 
+def test_all_towers_share_one_room(tmp_path: Path) -> None:
+    """Two tensors fit, whoever holds them; what is closed gives its place back."""
+    room = Room(0, 2 * 12 * 4, tmp_path)
+    first, second = Activations(CPU, room), Activations(CPU, room)
+    for i in (0, 1):
+        first.put((i, 0), torch.ones(12))
+    second.put((0, 0), torch.ones(12))
+    assert second.counts() == {"disk": 1}
+    first.close()
+    second.put((0, 0), torch.ones(3, 4))
+    second.put((1, 0), torch.ones(12))
+    assert second.counts() == {"cpu": 2}
+
+
 def test_the_room_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "0.5")
     assert Room.here(CPU).host == 2**29

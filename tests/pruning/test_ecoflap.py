@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.pruning.toy import chain_of
-from vlbench.errors import UserError
+from tests.pruning.toy import chain_of, pruner, random_blocks
+from vlbench.errors import RunFailed, UserError
 from vlbench.pruning.ecoflap import block_ratios, ecoflap, first_order, seeds_from, zeroth_order
+from vlbench.pruning.gradients import gradients
 from vlbench.structure import Structure
 
 
@@ -75,6 +76,56 @@ def test_scores_and_ratios_of_the_original(shared: Path, key: str) -> None:
     assert found == pytest.approx(wanted, rel=1e-6)
     ratios = {k.removeprefix("blocks."): v for k, v in oracle[key]["sparsity"].items()}
     assert block_ratios(structure, found, 0.5, code=True) == pytest.approx(ratios, abs=1e-6)
+
+
+@pytest.mark.parametrize("key", ["GradOnly_sum", "GradMagSquare_avg"])
+def test_other_scores_of_the_original(shared: Path, key: str) -> None:
+    """Sums of |gradient|, and of what OBD scores a weight by, W^2 mean(gradient^2); ratios by their sums or means."""
+    net, structure, losses, oracle = toy(shared)
+    names = list(structure.matrices)
+    seen = gradients(net, names, [(loss, 8) for loss in losses], magnitudes=key == "GradOnly_sum")  # type: ignore[misc]
+    obd = pruner("obd")
+    found = {
+        name: float((one.gradient if key == "GradOnly_sum" else obd.score(net.get_parameter(name).detach(), one)).sum())  # type: ignore[union-attr]
+        for name, one in seen.items()
+    }
+    wanted = {k.removeprefix("blocks."): v for k, v in oracle[key]["measure_sum"].items()}
+    assert found == pytest.approx(wanted, rel=1e-6)
+    ratios = {k.removeprefix("blocks."): v for k, v in oracle[key]["sparsity"].items()}
+    assert block_ratios(structure, found, 0.5, code=True) == pytest.approx(ratios, abs=1e-6)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.29, 0.7, 0.9])
+def test_blocks_keep_what_the_target_leaves(fraction: float) -> None:
+    """size - int(size * fraction): 1 - 0.9 is less than 0.1 in floating point, and an entry more would go."""
+    _, structure = random_blocks((10, 5), (10, 5), (10, 5))
+    ratios = block_ratios(structure, {name: i + 1.0 for i, name in enumerate(structure.matrices)}, fraction)
+    kept = sum((1 - ratios[name]) * shape[0] * shape[1] for name, shape in structure.matrices.items())
+    assert kept == pytest.approx(300 - int(300 * fraction), abs=1e-9)
+
+
+def test_a_loss_that_draws_is_moved_by_the_weights_alone() -> None:
+    """Noise that is drawn anew in each call has no part in a score, and the global random numbers stay as they were."""
+    net, structure = random_blocks((16, 12))
+    x = torch.randn(4, 3, 16, generator=torch.Generator().manual_seed(1))
+
+    def plain() -> Tensor:
+        return net(x).square().mean()  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    names = list(structure.matrices)
+    noisy = zeroth_order(net, names, [lambda: plain() + torch.rand(())], seeds_from(0))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert noisy == pytest.approx(zeroth_order(net, names, [plain], seeds_from(0)), rel=1e-2)
+
+
+def test_a_loss_that_is_not_finite_is_told() -> None:
+    net, structure = random_blocks((16, 12))
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(RunFailed, match=r"the loss around 0\.fc1\.weight is not finite"):
+        zeroth_order(net, list(structure.matrices), [lambda: torch.tensor(float("nan"))], seeds_from(0))
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
 def test_zeroth_order_puts_the_weights_back_to_the_bit(shared: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.pruning.toy import pruner
 from vlbench.errors import UserError
-from vlbench.pruning.masks import keep_fraction, keep_n_of_m
+from vlbench.pruning.masks import Keep, keep_fraction, keep_n_of_m
+from vlbench.pruning.statistics import Statistics
 
 PATTERNS = {"u50": 0.5, "u60": 0.6, "u70": 0.7, "2of4": (2, 4), "4of8": (4, 8)}
 
@@ -32,6 +35,25 @@ def test_magnitude_and_wanda_masks_of_the_originals(shared: Path, name: str) -> 
     norm = inputs.square().sum(0).sqrt()  # Wanda: |W_ij| * ||X_j||_2, compared within a row
     found = keep(weight.abs() * norm, PATTERNS[name], "row", "exact")
     assert torch.equal(found, torch.from_numpy(oracle["wanda_keep"]))
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_statistics_scores_and_weights_of_the_originals(shared: Path, name: str) -> None:
+    """By the methods' own scores, of 16 samples of 8 tokens: Wanda's scaler row and metric, and what both leave."""
+    arrays = np.load(shared / "oracles" / "pruners" / f"linear_48x64_{name}.npz")
+    oracle = {key: torch.from_numpy(arrays[key]) for key in arrays.files if key != "meta"}
+    seen = Statistics.zeros(64, torch.device("cpu"))
+    seen.add(oracle["X"].view(16, 8, 64))
+    assert torch.allclose((seen.square_sum / 16).float(), oracle["wanda_scaler_row"], rtol=1e-6)
+    sparsity = name.replace("of", ":") if "of" in name else int(name[1:]) / 100
+    for method, key in (("wanda", "wanda"), ("magnitude", "mag")):
+        one = pruner(method, "wanda-code", sparsity=sparsity)
+        score = one.score(oracle["W"], seen)
+        if method == "wanda":
+            assert torch.allclose(score, oracle["wanda_metric"], rtol=1e-6)
+        options = one.options
+        mask = Keep(options.fraction, options.group, options.rule, options.n_m)(score)
+        assert torch.equal(oracle["W"] * mask, oracle[f"{key}_W"])
 
 
 def reference(score: Tensor, sparsity: float, group: str) -> Tensor:
@@ -86,3 +108,19 @@ def test_precisions_agree() -> None:
     for group in ("row", "matrix"):
         masks = [keep_fraction(score.to(t), 0.45, group) for t in (torch.float32, torch.float64, torch.bfloat16)]  # type: ignore[arg-type]
         assert all(torch.equal(masks[0], other) for other in masks[1:])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 5), st.integers(1, 5), st.sampled_from([0.3, 0.5, 0.9, (2, 4)]), st.sampled_from(["row", "matrix"]),
+    st.sampled_from(["exact", "<=", "<"]),
+)  # fmt: skip
+def test_what_is_gone_goes_first_and_stays_away(rows: int, quads: int, target: Any, group: Any, rule: Any) -> None:
+    """Equal to the plain rule for scores that are lowest where weights are gone, less those weights."""
+    rng = torch.Generator().manual_seed(rows * 31 + quads)
+    score = torch.rand(rows, 4 * quads, generator=rng) + 1
+    gone = torch.rand(rows, 4 * quads, generator=rng) < 0.5
+    n_m = target if isinstance(target, tuple) else None
+    found = Keep(0.5 if n_m else target, group, rule, n_m, gone)(score)
+    plain = keep(score.masked_fill(gone, -1.0), target, group, rule)
+    assert torch.equal(found, plain & ~gone)

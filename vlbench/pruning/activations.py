@@ -5,22 +5,25 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+FOLDERS = "activations-"  # how names of folders begin
 VARIABLE = "VLBENCH_ACTIVATIONS_GB"  # host memory that calibration may fill; what is beyond goes to disk
 
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes that activations may take on the device and in host memory; the rest goes to files in `folder`."""
+    """Bytes that activations may take on the device and in host memory; the rest goes to files in `folder`. All
+    towers' activations in one room share it. used: what is taken."""
 
     device: float
     host: float
     folder: Path | None = None
+    used: dict[str, float] = field(default_factory=lambda: {"device": 0.0, "host": 0.0}, init=False, compare=False)
 
     @classmethod
     def here(cls, device: torch.device, folder: Path | None = None) -> Room:
@@ -40,7 +43,6 @@ class Activations:
     def __init__(self, device: torch.device, room: Room) -> None:
         self.device, self.room = device, room
         self._held: dict[tuple[int, int], Tensor | _File] = {}
-        self._used = {"device": 0.0, "host": 0.0}
         self._folder: Path | None = None
         self._files = 0
 
@@ -49,11 +51,12 @@ class Activations:
             return
         self._free(at)
         size = value.numel() * value.element_size()
-        if value.device.type != "cpu" and self._used["device"] + size <= self.room.device:
-            self._used["device"] += size
+        used = self.room.used
+        if value.device.type != "cpu" and used["device"] + size <= self.room.device:
+            used["device"] += size
             self._held[at] = value.clone()
-        elif self._used["host"] + size <= self.room.host:
-            self._used["host"] += size
+        elif used["host"] + size <= self.room.host:
+            used["host"] += size
             self._held[at] = value.to("cpu", copy=True)
         else:
             self._held[at] = self._write(value)
@@ -69,7 +72,8 @@ class Activations:
 
     def close(self) -> None:
         """Forget all tensors and remove the files."""
-        self._held = {}
+        for at in list(self._held):
+            self._free(at)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -87,7 +91,7 @@ class Activations:
         old = self._held.pop(at, None)
         if isinstance(old, Tensor):
             place = "host" if old.device.type == "cpu" else "device"
-            self._used[place] -= old.numel() * old.element_size()
+            self.room.used[place] -= old.numel() * old.element_size()
         elif old is not None:
             old.path.unlink(missing_ok=True)
 
@@ -95,11 +99,17 @@ class Activations:
         if self._folder is None:
             if self.room.folder is not None:
                 self.room.folder.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix="activations-", dir=self.room.folder))
+            self._folder = Path(tempfile.mkdtemp(prefix=FOLDERS, dir=self.room.folder))
         self._files += 1
         file = _File(self._folder / f"{self._files}.bin", value.shape, value.dtype)
         value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tofile(file.path)
         return file
+
+
+def remove_left(folder: Path) -> None:
+    """Remove the files of a run that was killed. Nobody may be calibrating in this folder."""
+    for old in folder.glob(f"{FOLDERS}*"):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @dataclass(frozen=True)

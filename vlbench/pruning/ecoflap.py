@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import RunFailed, UserError
 from ..launch.world import ALONE, World
 from ..structure import Structure
 from .gradients import gradients
@@ -129,7 +130,9 @@ def zeroth_order(
 ) -> dict[str, float]:
     """Matrix -> sum over the batches of |L(W + eps z) - L(W - eps z)| / (2 eps), z normal from a seed a batch.
 
-    The weights are put back from a copy: adding and taking away eps z leaves another matrix in half precision.
+    The weights are put back from a copy: adding and taking away eps z leaves another matrix in half precision. A loss
+    that draws random numbers (the negatives of a matching loss) draws the same ones on both sides: the difference of
+    other draws would be a thousand times that of the weights. Raises RunFailed where a loss is not finite.
     world: the workers share the batches, and add up what all found in the order of one process.
     """
     found: dict[str, list[float]] = {}
@@ -143,14 +146,31 @@ def zeroth_order(
                 for loss, seed in list(zip(losses, [seeds() for _ in drawn], strict=True))[world.rank :: world.size]:
                     z = _direction(original, seed)
                     weight.copy_(original + EPSILON * z)
-                    above = loss()
+                    above = _drawn(loss, seed, weight.device)
                     weight.copy_(original - EPSILON * z)
-                    found[name].append(abs(((above - loss()) / (2 * EPSILON)).item()))
+                    slope = abs(((above - _drawn(loss, seed, weight.device)) / (2 * EPSILON)).item())
+                    if not math.isfinite(slope):
+                        raise RunFailed(f"the loss around {name} is not finite: weights or data are damaged.")
+                    found[name].append(slope)
             finally:
                 weight.copy_(original)
             progress(len(found), len(names))
     parts = [json.loads(text) for text in world.gather(json.dumps(found))]
     return {name: _added([parts[i % world.size][name][i // world.size] for i in drawn]) for name in names}
+
+
+def _drawn(loss: Loss, seed: int, device: torch.device) -> Tensor:
+    """The loss with random numbers of this seed."""
+    with numbers_apart(device):
+        torch.manual_seed(seed)
+        return loss()
+
+
+@contextmanager
+def numbers_apart(device: torch.device) -> Iterator[None]:
+    """What is drawn inside the with-statement leaves the global random numbers as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
 
 
 def _added(values: Sequence[float]) -> float:
@@ -183,7 +203,8 @@ def block_ratios(
         for b in t.blocks
     ]
     sizes = [sum(block.values()) for block in blocks]
-    keep = int(sum(sizes) * (1 - fraction))
+    total = sum(sizes)
+    keep = total * (1 - fraction) if code else total - int(total * fraction)
     highest = min(1.0, fraction + MARGIN)
     ratios = ecoflap([sum(scores[n] for n in block) for block in blocks], sizes, keep, highest, code=code)
     return {name: ratio for block, ratio in zip(blocks, ratios, strict=True) for name in block}

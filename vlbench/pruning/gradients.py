@@ -29,7 +29,8 @@ def gradients(
 
     The mean gradient does not depend on how samples are put together. Its square does: that of a batch of one is the
     diagonal of the empirical Fisher matrix, that of a larger batch is smaller (the samples' noise cancels).
-    magnitudes: `gradient` is the mean of the batches' |gradient|. world: the workers share the batches.
+    magnitudes: `gradient` is the mean of the batches' |gradient|. world: the workers share the batches. Raises
+    RunFailed for a gradient that is not finite, and where there is none anywhere.
     """
     net.eval()
     parameters = {name: net.get_parameter(name) for name in names}
@@ -56,6 +57,8 @@ def gradients(
             assert total is not None
             world.sum(total)
             total /= max(1, seen.samples)
+    if not any(bool(seen.gradient_square.any()) for seen in found.values() if seen.gradient_square is not None):
+        raise RunFailed("the loss of the calibration samples has no gradient at all: nothing tells weights apart.")
     return found
 
 

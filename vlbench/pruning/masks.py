@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Literal
 
@@ -72,18 +72,35 @@ def keep_n_of_m(score: Tensor, n: int, m: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Keep:
-    """Which weights of one matrix stay, given their scores: a fraction of every group goes, or n of every m stay."""
+    """Which weights of one matrix stay, given their scores: a fraction of every group goes, or n of every m stay.
+
+    gone: (out, in), True where a mask of before has its zeros: they are the first of those that go, and stay away.
+    """
 
     fraction: float
     group: Group = "matrix"
     rule: Rule = "exact"
     n_m: tuple[int, int] | None = None
+    gone: Tensor | None = field(default=None, compare=False)
 
     def __call__(self, score: Tensor) -> Tensor:
         """(out, in) scores -> (out, in) mask."""
-        if self.n_m is not None:
-            return keep_n_of_m(score, *self.n_m)
-        return keep_fraction(score, self.fraction, self.group, self.rule)
+        score = last_of_all(score, self.gone)
+        keep = (
+            keep_fraction(score, self.fraction, self.group, self.rule)
+            if self.n_m is None
+            else keep_n_of_m(score, *self.n_m)
+        )
+        return keep if self.gone is None else keep & ~self.gone
+
+    def columns(self, first: int, stop: int) -> Keep:
+        """The same for some of the columns alone."""
+        return self if self.gone is None else replace(self, gone=self.gone[:, first:stop])
+
+
+def last_of_all(score: Tensor, gone: Tensor | None) -> Tensor:
+    """Scores that rank weights which are gone below all others, whatever a method thinks of zeros."""
+    return score if gone is None else score.masked_fill(gone, float("-inf"))
 
 
 def keep_over(scores: Mapping[str, Tensor], fraction: float, rule: Rule = "exact") -> dict[str, Tensor]:

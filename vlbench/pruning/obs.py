@@ -44,7 +44,7 @@ def sweep(
     for first in range(0, len(wide), block):
         stop = min(first + block, len(wide))
         factor = upper[first:stop, first:stop]
-        errors = _block(wide[first:stop], mask[first:stop], factor, keep)
+        errors = _block(wide[first:stop], mask[first:stop], factor, keep.columns(first, stop))
         wide[stop:].addmm_(upper[first:stop, stop:].T, errors, alpha=-1)
     if bool(dead.any()) and keep.rule == "exact":
         # Nothing is known of them, and a mask that keeps them keeps them as they were. (The code's zeros are more.)
@@ -67,7 +67,7 @@ def _block(wide: Tensor, mask: Tensor, factor: Tensor, keep: Keep) -> Tensor:
         stop = start + step
         wide[start:stop].addmm_(factor[:start, start:stop].T, errors[:start], alpha=-1)
         if keep.n_m is not None:
-            mask[start:stop] = keep((wide[start:stop].square() / weights[start:stop]).T).T
+            mask[start:stop] = keep.columns(start, stop)((wide[start:stop].square() / weights[start:stop]).T).T
         for i in range(start, min(stop, len(wide))):
             if i > start:
                 wide[i] -= factor[start:i, i] @ errors[start:i]

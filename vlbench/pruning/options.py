@@ -8,6 +8,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ..method import PruneOptions, later
+from ..model import CAPABILITIES
+
+COMPARED = 16  # samples a gradient of a loss that compares them
 
 
 class ScoreOptions(PruneOptions):
@@ -160,6 +163,21 @@ class CalibratedOptions(SampledOptions):
 class GradientOptions(SampledOptions):
     """Options of pruners whose score needs gradients of the loss."""
 
-    gradient_batch: int = Field(
-        1, ge=1, description="samples a backward pass; squares of the gradient are those of a batch's mean"
+    gradient_batch: int | None = Field(
+        None,
+        ge=1,
+        description="samples a backward pass; squares of the gradient are those of a batch's mean. Left out: 1, and "
+        f"{COMPARED} where the loss compares the samples of a batch (retrieval)",
     )
+
+    def refusal(self, capability: str) -> str:
+        if self.gradient_batch == 1 and CAPABILITIES[capability].loss_over_batch:
+            return (
+                f"gradient_batch=1: the loss of {capability} compares the samples of a batch with one another, and one "
+                f"alone has nothing to learn: leave it out, which is {COMPARED} here"
+            )
+        return super().refusal(capability)
+
+    def samples_a_gradient(self, *, compared: bool) -> int:
+        """gradient_batch, or what stands for it. compared: whether the loss compares the samples of a batch."""
+        return self.gradient_batch or (COMPARED if compared else 1)

@@ -19,14 +19,14 @@ from ..storage import digest
 from ..structure import Block, Site, Structure
 from ..training.checkpoint import CheckpointStore
 from . import allocation
-from .activations import Room
+from .activations import Room, remove_left
 from .calibration import Statistics, calibrate
-from .ecoflap import block_ratios, first_order, seeds_from, zeroth_order
+from .ecoflap import block_ratios, first_order, numbers_apart, seeds_from, zeroth_order
 from .gradients import gradients
 from .masks import Keep
 from .modality import tower_ratios
 from .options import CalibratedOptions, GradientOptions, SampledOptions, ScoreOptions
-from .work import Seen, UnitWork, WeightWork, Work, ranked_units, unit_importance, weight_of
+from .work import Seen, UnitWork, WeightWork, Work, ranked_parts, ranked_units, refuse_units, unit_importance, weight_of
 
 __all__ = [
     "CalibratedOptions", "GradientOptions", "Reconstructor", "SampledOptions", "ScoreOptions", "ScorePruner",
@@ -66,7 +66,7 @@ class ScorePruner(Method):
 
     def check(self, structure: Structure) -> None:
         """Raise UserError for a pattern that the method does not make, towers that are not there or cannot give what
-        is asked of them, and widths without the n:m pattern."""
+        is asked of them, by their ratios or with one unit left a site, and widths without the n:m pattern."""
         options: ScoreOptions = self.options
         if options.pattern not in self.patterns:
             raise UserError(
@@ -76,6 +76,9 @@ class ScorePruner(Method):
         if options.n_m is not None:
             pruned = Structure(tuple(t for t in structure.towers if towers[t.name] > 0))
             refuse_widths(pruned.matrices, *options.n_m)
+        if options.pattern == "structured" and options.over_towers:
+            for part, ratio in ranked_parts(structure, options, towers):
+                refuse_units(part, ratio)
 
     def apply(self, job: Job) -> None:
         options: ScoreOptions = self.options
@@ -91,10 +94,17 @@ class ScorePruner(Method):
     # Ratios and data -----------------------------------------------------------------------------------------------
 
     def _ratios(self, job: Job, structure: Structure, towers: Mapping[str, float]) -> dict[str, float]:
-        """Matrix -> the ratio that goes, by tower or by block."""
+        """Matrix -> the ratio that goes, by tower or by block. Those by block are on disk before anything is pruned: by
+        differences of the loss they are the dearest part, and a run that goes on does not look for them again."""
         options: ScoreOptions = self.options
         if isinstance(options, SampledOptions) and options.allocation != "uniform":
-            found = self._ecoflap(job, structure, options)
+            store = self._store(job, "ratios", "allocation")
+            if (state := store.load()) is not None:
+                found: dict[str, float] = state[2]
+            else:
+                with numbers_apart(job.model.device):  # what follows draws the same, found or read
+                    found = self._ecoflap(job, structure, options)
+                store.save(0, {}, found)
             job.state.log.setdefault(self.name, {})["ratios"] = {n: round(r, 6) for n, r in found.items()}
             return found
         return {n: towers[t.name] for t in structure.towers for n in Structure((t,)).matrices}
@@ -121,7 +131,8 @@ class ScorePruner(Method):
             return self._calibrate(job, structure, work, options)
         seen: Seen = {}
         if isinstance(options, GradientOptions):
-            batches = job.calibration(options.calibration_samples, options.gradient_batch)
+            size = options.samples_a_gradient(compared=job.compares())
+            batches = job.calibration(options.calibration_samples, size)
             self._told(job, batches)
             seen = gradients(
                 job.model.net, work.parameters(), [(partial(job.loss, b), len(b.samples)) for b in batches],
@@ -141,12 +152,11 @@ class ScorePruner(Method):
         world = job.world if len(batches) >= job.world.size else ALONE  # too few to share: each looks at all of them
         batches = batches[world.rank :: world.size]
         folder = job.folder / "checkpoint" / self.name
-        stores = [
-            CheckpointStore(
-                folder / f"{i:04d}", {**job.identity, "stage": self.name, "block": block.path}, 0.0, job.world
-            )
-            for i, block in enumerate(b for t in structure.towers for b in t.blocks)
-        ]
+        if job.world.leads:
+            remove_left(folder)
+        job.world.barrier()
+        blocks = [block for tower in structure.towers for block in tower.blocks]
+        stores = [self._store(job, f"{i:04d}", block.path) for i, block in enumerate(blocks)]
         done, device = 0, next(job.model.net.parameters()).device
         while done < len(stores) and (state := stores[done].load()) is not None:
             work.add({name: tensor.to(device) for name, tensor in state[1].items()})
@@ -169,6 +179,10 @@ class ScorePruner(Method):
             progress=lambda done, total: job.progress("calibrate", done, total),
             image_tokens=[job.model.image_tokens(batch) for batch in batches], world=world,
         )  # fmt: skip
+
+    def _store(self, job: Job, name: str, what: str) -> CheckpointStore:
+        folder = job.folder / "checkpoint" / self.name / name
+        return CheckpointStore(folder, {**job.identity, "stage": self.name, "block": what}, 0.0, job.world)
 
     def _told(self, job: Job, batches: list[Any]) -> None:
         log = job.state.log.setdefault(self.name, {})
@@ -221,10 +235,9 @@ class UnitPruner(Method):
         """(out, in) -> (out, in): the importance of each weight, larger = more important."""
 
     def check(self, structure: Structure) -> None:
+        """Raise UserError where the target cannot be met with one unit (or `multiple_of` of them) left a site."""
         options: UnitOptions = self.options
-        cost = {s.name: float(s.entries_per_unit) for s in structure.sites}
-        units = {s.name: s.units for s in structure.sites}
-        allocation.refuse_unreachable(units, cost, options.fraction, options.multiple_of)
+        refuse_units(structure, options.fraction, options.multiple_of)
 
     def apply(self, job: Job) -> None:
         options: UnitOptions = self.options

@@ -13,7 +13,7 @@ from ..job import Job
 from ..structure import Block, Site, Structure
 from . import allocation
 from .cut import Kept
-from .masks import Keep, apply_masks, keep_over
+from .masks import Keep, apply_masks, keep_over, last_of_all
 from .modality import modality
 from .options import CalibratedOptions, ScoreOptions
 from .statistics import Statistics
@@ -56,9 +56,7 @@ class Work(ABC):
 
     def groups(self) -> list[tuple[Structure, float]]:
         """The parts that are ranked as one, and their ratios."""
-        if self.options.group == "model":
-            return [(self.structure, self.options.fraction)]
-        return [(Structure((tower,)), self.towers[tower.name]) for tower in self.structure.towers]
+        return ranked_parts(self.structure, self.options, self.towers)
 
 
 class WeightWork(Work):
@@ -69,7 +67,7 @@ class WeightWork(Work):
         for name in dict.fromkeys(m for site in block.sites for m in site.matrices):
             weight = weight_of(self.net, name)
             if self.options.over_towers:
-                found[f"score/{name}"] = self.pruner.score(weight, seen.get(name))
+                found[f"score/{name}"] = last_of_all(self.pruner.score(weight, seen.get(name)), self._gone(name))
             elif self.ratios[name] > 0:
                 pruned = self.pruner.prune(weight, seen.get(name), self._keep(name))
                 found.update({f"{what}/{name}": tensor for what, tensor in pruned.items()})
@@ -79,7 +77,12 @@ class WeightWork(Work):
         options = self.options
         by_row = options.group == "row" or (options.group == "code" and name not in self._seen_by_vision())
         rule = "exact" if by_row and options.group == "code" else options.rule
-        return Keep(self.ratios[name], "row" if by_row else "matrix", rule, options.n_m)
+        return Keep(self.ratios[name], "row" if by_row else "matrix", rule, options.n_m, self._gone(name))
+
+    def _gone(self, name: str) -> Tensor | None:
+        """Zeros of links before, which stay."""
+        mask = self.job.state.masks.get(name)
+        return None if mask is None else ~mask.to(self.net.get_parameter(name).device)
 
     def _seen_by_vision(self) -> set[str]:
         return {n for t in self.structure.towers if modality(t) == "vision" for n in Structure((t,)).matrices}
@@ -148,6 +151,21 @@ class UnitWork(Work):
         if ratio == 0:
             return {name: torch.arange(len(one)) for name, one in importance.items()}
         return ranked_units(part, importance, ratio, self.options.multiple_of, additive=self.pruner.additive)
+
+
+def ranked_parts(
+    structure: Structure, options: ScoreOptions, towers: Mapping[str, float]
+) -> list[tuple[Structure, float]]:
+    """What group=model and group=tower rank as one, with the ratio that goes of each. towers: of each, its ratio."""
+    if options.group == "model":
+        return [(structure, options.fraction)]
+    return [(Structure((tower,)), towers[tower.name]) for tower in structure.towers]
+
+
+def refuse_units(structure: Structure, fraction: float, multiple_of: int = 1) -> None:
+    """Raise UserError where the units of the structure cannot give `fraction` away."""
+    cost = {site.name: float(site.entries_per_unit) for site in structure.sites}
+    allocation.refuse_unreachable({site.name: site.units for site in structure.sites}, cost, fraction, multiple_of)
 
 
 def silence(net: nn.Module, site: Site, kept: Tensor) -> None:
