@@ -372,6 +372,16 @@ def family(*cards: Card) -> Callable[[M], M]:
 
 
 def read_config(folder: Path) -> dict[str, Json]:
-    """config.json of a model folder."""
-    config: dict[str, Json] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    """config.json of a model folder. Raises UserError where it is missing, or no JSON object."""
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing: give the weights with their own config.json beside them.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{file} cannot be read as JSON ({error}): give the weights with their own config.json."
+        ) from None
+    if not isinstance(config, dict):
+        raise UserError(f"{file} is no configuration, which is a JSON object: give the weights with their own.")
     return config
