@@ -23,7 +23,7 @@ from vlbench.model import Card, Model, read_config
 from vlbench.nn import blip
 from vlbench.nn.stock import Stock
 from vlbench.pruning.shapes import fit_to, narrow
-from vlbench.weights import load_into, read_weights
+from vlbench.weights import load_into, read_weights, refuse_others
 
 from ._blip_keys import converted, is_original
 from ._blip_text import check_tokenizer, read_tokenizer
@@ -82,6 +82,7 @@ class Blip(Model):
         """A hub folder, the weights file of one, or one of the original project (see the module's docstring)."""
         raw = read_weights(folder)
         weights = cls.complete(converted(raw))
+        _refuse_others(weights)
         home = folder if folder.is_dir() else folder.parent
         described = (home / "config.json").is_file() and not (folder.is_file() and is_original(raw))
         config = read_config(home) if described else cls.config_of(card, weights, home)
@@ -167,6 +168,14 @@ class Blip(Model):
         words = [i for i in ids.tolist() if i < self.bos]
         text: str = self.tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=True)
         return text
+
+
+def _refuse_others(weights: Mapping[str, Tensor]) -> None:
+    """Raise UserError for weights of no head of BLIP; those of another head are told by load_into."""
+    needed = ["vision_model.embeddings.class_embedding"]
+    if not any(key.startswith(("text_encoder.", "text_decoder.")) for key in weights):
+        needed.append("text_encoder.embeddings.word_embeddings.weight")
+    refuse_others(weights, "a BLIP", needed)
 
 
 def _read_vision(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:

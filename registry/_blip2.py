@@ -15,7 +15,7 @@ from vlbench.model import Card, Model
 from vlbench.nn import blip, blip2_vision, llama, opt, qformer, t5
 from vlbench.nn.stock import Stock
 from vlbench.structure import Tower
-from vlbench.weights import load_into, read_weights
+from vlbench.weights import load_into, read_weights, refuse_others
 
 from ._prompted import constructed, of_library, read_kind, read_tokenizer
 
@@ -107,9 +107,10 @@ class Blip2Folder(Model):
     def open(cls: type[M], card: Card, folder: Path) -> M:
         """A folder with config.json, one or more *.safetensors, and the tokenizer."""
         home = folder if folder.is_dir() else folder.parent
+        weights = {k: v for k, v in read_weights(folder).items() if not DROPPED.search(k)}
+        refuse_others(weights, f"a model with a Q-Former, as {card.name} is", ("query_tokens",))
         config = read_kind(home, cls.model_type)
         config.setdefault("vision_config", {})["image_size"] = card.image.size
-        weights = {k: v for k, v in read_weights(folder).items() if not DROPPED.search(k)}
         with no_init_weights():
             model = cls.build(card, config, home)
         if POSITIONS in weights:

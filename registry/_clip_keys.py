@@ -12,10 +12,16 @@ from torch import Tensor
 from vlbench.errors import UserError
 from vlbench.model import read_config
 from vlbench.storage import read_json
-from vlbench.weights import read_weights
+from vlbench.weights import read_weights, refuse_others
 
 Config = dict[str, Any]
 
+# Whose shapes are the sizes of the model.
+TELLING = (
+    "visual.conv1.weight", "visual.positional_embedding", "positional_embedding", "text_projection",
+    "token_embedding.weight",
+)  # fmt: skip
+FAMILY = "a CLIP with a ViT"
 HEAD = 64  # width of a head in every CLIP of OpenAI
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 # The momentum twin and the queues of UPop's training, and numbers that OpenAI keeps beside the weights.
@@ -34,11 +40,19 @@ def read(source: Path) -> tuple[Config | None, dict[str, Tensor]]:
         return None, read_weights(source)
     config = None
     if (source / CONFIG).is_file():
-        config = read_json(source / CONFIG)["model_cfg"]
+        config = _model_cfg(source / CONFIG)
     elif (source / "config.json").is_file() and "text_cfg" in (found := read_config(source)):
         config = found
     weights = source / WEIGHTS
     return config, read_weights(weights if weights.is_file() else source)
+
+
+def _model_cfg(file: Path) -> Config:
+    told = read_json(file)
+    found = told.get("model_cfg") if isinstance(told, dict) else None
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is no configuration of open_clip's: it has no object 'model_cfg'.")
+    return found
 
 
 def is_original(keys: Mapping[str, Tensor]) -> bool:
@@ -54,6 +68,7 @@ def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def inferred(tensors: Mapping[str, Tensor]) -> Config:
     """The architecture that OpenAI's weights tell by their shapes, however narrow their layers are cut: heads are 64
     wide, hidden layers four times as wide as the residual stream, and the activation is QuickGELU."""
+    refuse_others(tensors, FAMILY, TELLING)
     try:
         width, _, _, patch = tensors["visual.conv1.weight"].shape
         grid = round((tensors["visual.positional_embedding"].shape[0] - 1) ** 0.5)
@@ -70,8 +85,8 @@ def inferred(tensors: Mapping[str, Tensor]) -> Config:
                 "layers": _layers(tensors, "transformer"),
             },
         }
-    except (KeyError, ValueError) as error:
-        raise UserError(f"these are no weights of a CLIP with a ViT: {error} is missing or of another shape.") from None
+    except ValueError as error:
+        raise UserError(f"these are no weights of {FAMILY}: {error} in {', '.join(TELLING)}.") from None
 
 
 def _layers(tensors: Mapping[str, Tensor], prefix: str) -> int:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from vlbench.errors import UserError
-from vlbench.weights import read_weights
+from vlbench.weights import read_weights, refuse_others
 
 Config = dict[str, Any]
 
+TELLING = ("encoder.patch_embed.proj.weight", "decoder.cls_emb", "encoder.pos_embed")  # whose shapes are the sizes
+FAMILY = "a Segmenter with a mask transformer"
 HEAD = 64  # width of a head in every Segmenter of the paper
 ORIGINAL: Config = {"norm_eps": 1e-5, "pos_embed": "bilinear"}
 MMSEGMENTATION: Config = {"norm_eps": 1e-6, "pos_embed": "bicubic"}
@@ -70,12 +72,13 @@ def converted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def inferred(tensors: Mapping[str, Tensor]) -> Config:
     """The architecture that a checkpoint tells by its shapes, however narrow its layers are cut."""
+    refuse_others(tensors, FAMILY, TELLING)
     try:
         width, _, _, patch = tensors["encoder.patch_embed.proj.weight"].shape
         _, classes, decoder = tensors["decoder.cls_emb"].shape
         grid = round((tensors["encoder.pos_embed"].shape[1] - 1) ** 0.5)
-    except (KeyError, ValueError) as error:
-        raise UserError(f"these are no weights of a Segmenter with a mask transformer: {error} is missing.") from None
+    except ValueError as error:
+        raise UserError(f"these are no weights of {FAMILY}: {error} in {', '.join(TELLING)}.") from None
     sizes = {"img_size": grid * patch, "patch_size": patch, "embed_dim": width}
     return {
         "classes": classes,

@@ -81,7 +81,10 @@ class DeiT(Model, Classifier):
         """A timm hub folder, or one file of weights with timm's keys for the card's architecture, whole or cut by UPop
         (whose softmax keeps the scale of the whole head, as ours does)."""
         if folder.is_dir():
-            model = cls.build(card, read_config(folder), folder)
+            config = read_config(folder)
+            if "architecture" not in config:  # another model's: load_into names the keys
+                config = cls.architecture(card)
+            model = cls.build(card, config, folder)
             load_into(model.net, read_weights(folder))
             return model
         model = cls.build(card, cls.architecture(card), folder)

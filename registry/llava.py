@@ -22,7 +22,7 @@ from vlbench.model import Card, ImageSpec, family
 from vlbench.nn import clip_vision, llama
 from vlbench.nn.stock import Stock
 from vlbench.structure import Structure
-from vlbench.weights import load_into, read_weights
+from vlbench.weights import load_into, read_weights, refuse_others
 
 from ._language import Causal, Language
 from ._prompted import Config, Prompted, constructed, of_library, read_kind, read_tokenizer
@@ -123,10 +123,11 @@ class Llava(Prompted):
         """A folder with config.json, one or more *.safetensors, the tokenizer, and a prompt template (one of TEMPLATES)
         unless config.json has `prompts`."""
         home = folder if folder.is_dir() else folder.parent
+        weights = {_renamed(k): v for k, v in read_weights(folder).items() if not DROPPED.search(k)}
+        refuse_others(weights, "a LLaVA", ("model.multi_modal_projector.linear_1.weight",))
         config = read_kind(home, "llava")
         if "prompts" not in config:
             config["prompts"] = prompts_of(home)
-        weights = {_renamed(k): v for k, v in read_weights(folder).items() if not DROPPED.search(k)}
         with no_init_weights():
             model = cls.build(card, config, home)
         load_into(model.net, weights)

@@ -86,13 +86,13 @@ class MaskSegmenter(Model, Segmenter):
     @classmethod
     def open(cls, card: Card, folder: Path) -> MaskSegmenter:
         """A folder with our config.json, or a checkpoint of rstrudel, UPop (cut or whole) or mmsegmentation."""
-        if (folder / "config.json").is_file():
-            model = cls.build(card, read_config(folder), folder)
+        if (folder / "config.json").is_file() and "classes" in (own := read_config(folder)):
+            model = cls.build(card, own, folder)
             load_into(model.net, read_weights(folder))
             return model
         settings, tensors = keys.read(folder)
-        config, own = keys.inferred(tensors), cls.architecture(card)
-        model = cls.build(card, {**(own if keys.same_dims(config, own) else config), **settings}, folder)
+        config, usual = keys.inferred(tensors), cls.architecture(card)
+        model = cls.build(card, {**(usual if keys.same_dims(config, usual) else config), **settings}, folder)
         model.load(tensors)
         return model
 

@@ -9,7 +9,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -224,11 +224,24 @@ def load_into(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         if k in tensors and v.shape != tensors[k].shape
     ]
     if wrong:
-        raise UserError(
-            f"these weights are of another architecture: {'; '.join(wrong[:5])}"
-            + (f"; and {len(wrong) - 5} more." if len(wrong) > 5 else ".")
-        )
+        raise UserError(f"these weights are of another architecture: {_first_five(wrong)}")
     net.load_state_dict(dict(tensors))
+
+
+def refuse_others(tensors: Mapping[str, Tensor], family: str, needed: Sequence[str]) -> None:
+    """Raise UserError, naming the first five keys that differ, where weights lack keys that every model of a family
+    ("a CLIP") has: before a configuration or a vocabulary is asked for, which would not help."""
+    missing = [key for key in needed if key not in tensors]
+    if not missing:
+        return
+    parts = {key.split(".")[0] for key in needed}
+    wrong = [f"{key} is missing" for key in missing]
+    wrong += [f"{key} is unknown" for key in tensors if key.split(".")[0] not in parts]
+    raise UserError(f"these are no weights of {family}: {_first_five(wrong)}")
+
+
+def _first_five(wrong: Sequence[str]) -> str:
+    return "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more." if len(wrong) > 5 else ".")
 
 
 def _tied_to(net: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

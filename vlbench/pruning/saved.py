@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -117,8 +118,12 @@ def open_checkpoint(cls: type[Model], card: Card, weights: Path) -> tuple[Model,
     opens, or the folder of a compressed model, whose cuts and zeros stay. Raises UserError where that is of another
     model."""
     if not is_saved(weights):
-        with bounded(weights, declared_elements(weights)):
-            return cls.open(card, weights), Compression()
+        try:
+            with bounded(weights, declared_elements(weights)):
+                return cls.open(card, weights), Compression()
+        except StrictDataclassError as error:  # of transformers' configurations, for values that cannot be
+            told = " ".join(str(error).split())[:200]
+            raise UserError(f"the configuration of {weights} is of another model, or damaged: {told}.") from error
     model, state = load_model(weights)
     if model.card.name != card.name:
         raise UserError(f"{weights} is a compressed {model.card.name}, and this cell's model is {card.name}.")
