@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.leaderboard.factory import record
 from vlbench import record as records
 from vlbench.errors import UserError
-from vlbench.leaderboard.regenerate import boards_folder
+from vlbench.leaderboard.place import boards_folder
 from vlbench.record import (
     SCHEMA_VERSION,
     cluster_numbers,

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from .errors import UserError
-from .leaderboard.regenerate import boards_folder
+from .leaderboard.place import boards_folder
 from .leaderboard.rows import Row, load_results, merge, rows
 from .leaderboard.tables import csv_text, show
 from .record import Record, read_record

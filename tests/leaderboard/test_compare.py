@@ -12,7 +12,7 @@ from vlbench.errors import UserError
 from vlbench.leaderboard import select
 from vlbench.leaderboard.compare import compare, print_comparison
 from vlbench.leaderboard.origin import clusters_of
-from vlbench.leaderboard.regenerate import boards_folder
+from vlbench.leaderboard.place import boards_folder
 from vlbench.leaderboard.rows import rows
 from vlbench.record import read_record, write_record
 

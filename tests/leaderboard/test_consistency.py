@@ -9,7 +9,8 @@ import pytest
 
 from tests.leaderboard.factory import board
 from vlbench.errors import UserError
-from vlbench.leaderboard.regenerate import boards_folder, check, write
+from vlbench.leaderboard.place import boards_folder
+from vlbench.leaderboard.regenerate import check, write
 from vlbench.leaderboard.rows import load_results
 from vlbench.record import read_record, write_record
 

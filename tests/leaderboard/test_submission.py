@@ -12,7 +12,8 @@ import pytest
 
 from vlbench import cell as cells
 from vlbench.errors import UserError
-from vlbench.leaderboard.regenerate import boards, boards_folder
+from vlbench.leaderboard.place import boards_folder
+from vlbench.leaderboard.regenerate import boards
 from vlbench.leaderboard.rows import agree
 from vlbench.leaderboard.submission import LARGEST, submit, submit_all
 from vlbench.pruning import saved

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..errors import UserError
+from .place import boards_folder
 
 FILES = ("upop.csv", "peers.csv", "sparselora.csv")  # a number that several print is taken from the first
 HEAT_MAP = "upop_nlvr_retained.csv"
@@ -132,6 +133,4 @@ def _lines(path: Path) -> list[tuple[dict[str, str], str]]:
 def _folder(folder: Path | None) -> Path:
     if folder is not None:
         return folder
-    from .regenerate import boards_folder
-
     return boards_folder() / "published"

@@ -5,7 +5,6 @@ No model runs here, and no clock, locale, hash seed or file order shows in a boa
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from itertools import groupby
@@ -80,11 +79,3 @@ def file_name(name: str) -> str:
     if not PATH_NAME.fullmatch(name):
         raise UserError(f"{name!r} cannot be part of a file name: letters, digits and ._+- only. Mend the result.")
     return name
-
-
-def boards_folder() -> Path:
-    """The leaderboards that ship with this installation (in a checkout: leaderboards/)."""
-    spec = importlib.util.find_spec("vlbench.leaderboards")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("this installation lacks vlbench.leaderboards: reinstall vlbench.")
-    return Path(next(iter(spec.submodule_search_locations)))

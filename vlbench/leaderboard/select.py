@@ -8,7 +8,7 @@ from pathlib import Path
 from ..board import readable
 from ..errors import UserError, did_you_mean
 from ..record import Record, read_record
-from .regenerate import boards_folder
+from .place import boards_folder
 from .rows import Row, load_results, merge, ranked, rows_of
 from .tables import fixed, name
 
