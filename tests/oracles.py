@@ -31,6 +31,24 @@ class Oracle:
         return {k.removeprefix(prefix): self[k] for k in self.arrays.files if k.startswith(prefix)}
 
 
+def assert_final_weights(oracle: Oracle, net: Any, least: int) -> None:
+    """Sum of squares, largest value, and the first and last six numbers of every weight of a BLIP after its search (of
+    less than seven numbers: the first ones alone). least: how many weights must have been found."""
+    keys = importlib.import_module("vlbench.registry._blip_keys")
+    checked = 0
+    for key, wanted in zip(oracle.facts["final_stats_names"], oracle["final_stats"], strict=True):
+        if own := keys.converted({key: torch.zeros(1)}):
+            value = net.get_parameter(next(iter(own))).detach().double().flatten()
+            ends = torch.zeros(2, 6, dtype=torch.float64)
+            ends[0, : len(value)] = value[:6]
+            if len(value) > 6:
+                ends[1] = value[-6:]
+            found = torch.cat([value.square().sum()[None], value.abs().max()[None], ends.flatten()])
+            assert torch.allclose(found, wanted[1:], rtol=1e-9, atol=1e-9), key
+            checked += 1
+    assert checked >= least
+
+
 def open_blip_vqa(oracle: Oracle, config: Mapping[str, int], prefix: str, folder: Path) -> Any:
     """Our BlipVQA with a recorded model's weights, in float64."""
     blip = importlib.import_module("vlbench.registry.blip")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.methods.upop_code import code_options, code_search
-from tests.oracles import Oracle, open_blip_vqa
+from tests.oracles import Oracle, assert_final_weights, open_blip_vqa
 from vlbench.model import Batch
 from vlbench.nn import timm as adopted
 from vlbench.pruning.cut import cut
@@ -208,6 +208,7 @@ def test_blip_vqa_trajectory_equals_the_original(shared: Path, tmp_path: Path) -
             recorded = masks_of(oracle, step, names)
             for name, gate in search.gates.value.items():
                 assert torch.equal(gate.detach(), recorded[name].double())
+    assert_final_weights(oracle, model.net, least=700)
     assert_scales_of_kept_widths(model, structure, search)
 
 
