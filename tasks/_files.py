@@ -10,6 +10,7 @@ from typing import Any
 from vlbench.errors import UserError
 from vlbench.paths import inside as inside
 
+YEARS = ("2014", "2015", "2017")  # of COCO's image folders
 SHOWN = 5  # ids that an error names
 
 
@@ -29,3 +30,12 @@ def refuse(ids: Iterable[str], problem: str) -> None:
     if listed:
         more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
         raise UserError(f"{problem}: {', '.join(listed[:SHOWN])}{more}.")
+
+
+def other_year(root: Path, folder: str) -> str:
+    """What to add to a sentence on COCO's `folder` (val2014), which `root` lacks: that another year's is there."""
+    for year in YEARS:
+        other = folder[:-4] + year
+        if other != folder and any((place / other).is_dir() for place in (root, root / "images")):
+            return f": the {other} that is there is COCO {year}, which names its files differently"
+    return ""

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from vlbench.errors import UserError, did_you_mean
 
-from ._files import inside, read_json, refuse
+from ._files import inside, other_year, read_json, refuse
 
 Dataset = Literal["coco", "flickr30k"]
 # Split -> the splits of Karpathy's file it joins: restval is what val2014 has left, and everybody trains on it.
@@ -26,7 +26,6 @@ BLIP = {"coco": "coco_karpathy_{}.json", "flickr30k": "flickr30k_{}.json"}
 FLICKR_FOLDERS = ("flickr30k-images", "flickr30k_images", "images/flickr30k-images", "images")
 COCO_NUMBER = re.compile(r"(?:.*\D)?(\d+)")  # the id is the last number of the name
 COCO_FOLDER = re.compile(r"COCO_([a-z]+\d{4})_\d+")
-YEARS = ("2014", "2017")
 
 
 class Entry(NamedTuple):
@@ -112,12 +111,7 @@ def _lacking_folders(root: Path, dataset: Dataset, rows: Sequence[_Row]) -> list
 def _advice(root: Path, dataset: Dataset, folder: str) -> str:
     if dataset == "flickr30k":
         return f"{root / FLICKR_FOLDERS[0]} should hold the images of Flickr30K."
-    text = f"{_folder(root, dataset, folder)} should hold the images of {folder}"
-    for year in YEARS:
-        other = folder[:-4] + year
-        if other != folder and _folder(root, dataset, other).is_dir():
-            text += f": the {other} that is there is COCO {year}, which names its files differently"
-    return text + "."
+    return f"{_folder(root, dataset, folder)} should hold the images of {folder}{other_year(root, folder)}."
 
 
 def _folder(root: Path, dataset: Dataset, name: str) -> Path:

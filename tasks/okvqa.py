@@ -18,7 +18,7 @@ from vlbench.errors import UserError, did_you_mean
 from vlbench.task import Role, Sample, Score, Task, TaskOptions, held_out, task
 
 from ._answering import AnsweringOptions, frequent
-from ._files import refuse
+from ._files import other_year, refuse
 from ._vqa_accuracy import accuracy
 from ._vqa_files import Label, by_question, images, label, question, target
 
@@ -55,7 +55,7 @@ class OKVQA(Task):
             wanted.append((self._annotations("train"), "answers of train, which give the candidates"))
         lacking = [f"{path} should hold the {what}." for path, what in wanted if not path.is_file()]
         if not self._images(split).is_dir():
-            lacking.append(f"{self._images(split)} should hold the images of {split}.")
+            lacking.append(f"{self._images(split)} should hold the images of {split}{other_year(self.root, year)}.")
         return lacking
 
     def samples(self, split: str) -> list[Sample]:

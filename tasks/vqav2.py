@@ -19,7 +19,7 @@ from pydantic import Field
 from vlbench.errors import UserError, did_you_mean
 from vlbench.task import Role, Sample, Score, Task, TaskOptions, held_out, task
 
-from ._files import refuse
+from ._files import other_year, refuse
 from ._vqa_accuracy import accuracy
 from ._vqa_files import Label, by_question, label, question, read_candidates
 from ._vqa_files import images as images_in
@@ -109,7 +109,9 @@ class VQAv2(Task):
             wanted.append((train, "answers of train, which give the candidates (or name a list: answers=)"))
         lacking = [f"{path} should hold the {what}." for path, what in wanted if path and not path.is_file()]
         if not files.images.is_dir():
-            lacking.append(f"{files.images} should hold the images of {split}.")
+            lacking.append(
+                f"{files.images} should hold the images of {split}{other_year(self.root, files.images.name)}."
+            )
         return lacking
 
     def samples(self, split: str) -> list[Sample]:

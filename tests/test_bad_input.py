@@ -57,6 +57,12 @@ def test_words_that_make_no_sense(lab: Lab, words: str, sentence: str) -> None:
     assert sentence in lab.refused_run(*words.split())
 
 
+def test_options_that_contradict_one_another_are_one_sentence(lab: Lab) -> None:
+    """Oracle: the task's own sentence, with nothing before it."""
+    told = lab.refused("run", "task=ade20k", "window=32", "stride=64")
+    assert told == "stride=64 leaves gaps between windows of 32: lower it."
+
+
 def test_a_model_without_the_capability(lab: Lab) -> None:
     told = lab.refused("run", "task=vqav2", "model=deit-mini")
     start = "model=deit-mini cannot answer, which task=vqav2 needs. Models that can: blip-vqa, blip-vqa-mini, "

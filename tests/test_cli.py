@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Lab, make_data, make_weights, method_file, write_toml
+from tests.leaderboard.factory import record
 from vlbench import run as run_module
 from vlbench import scaffold, ui
+from vlbench.board import print_board
 from vlbench.plugins import forget, table
 from vlbench.run import Runner, Uploaded
 
@@ -214,6 +216,13 @@ def test_a_limited_run_is_in_no_table(lab: Lab) -> None:
     assert told.code == 0
     assert "not for a board: limit" in told.out
     assert not (lab.folder / "runs" / "tables").exists()
+
+
+def test_metrics_that_were_not_measured_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: the reason of the record, on one line, above the table."""
+    reason = "METEOR needs Java: install a Java runtime (8 or later) whose java is on the [PATH]."
+    print_board(record(unmeasured={"meteor": reason}), tmp_path)
+    assert capsys.readouterr().out.splitlines()[0] == f"meteor is not measured: {reason}"
 
 
 def test_an_image_that_does_not_decode_fails_the_cell(lab: Lab) -> None:

@@ -14,11 +14,14 @@ from .storage import write_text
 
 
 def print_board(record: Record, runs: Path) -> None:
-    """Print the board of the record's task, local rows marked, and write runs/tables/<suite>/<task>.csv."""
+    """Print the board of the record's task, local rows marked, and write runs/tables/<suite>/<task>.csv. Metrics that
+    this machine could not measure are told first, with the reason."""
     from rich.console import Console
 
     found, local = board_rows(record, runs)
     console = Console()
+    for metric, reason in record.unmeasured.items():
+        console.print(f"{metric} is not measured: {reason}", markup=False, highlight=False, soft_wrap=True)
     if not found:
         console.print(f"{record.metric} {record.interval.value:.2f} (not for a board: {', '.join(record.flags)})")
         return

@@ -358,7 +358,7 @@ def _sentences(error: ValidationError, prefix: str) -> list[str]:
         if one["type"] == "missing":
             told.append(f"{where}= is missing.")
         elif one["type"] == "value_error" and not one["loc"]:
-            told.append(f"{prefix.rstrip('.')}: {message}.")
+            told.append(f"{prefix.rstrip('.')}: {message}." if prefix else f"{message}.")
         elif message.startswith(f"{one['input']} "):
             told.append(f"{where}={message}.")
         elif message.startswith("Input should"):

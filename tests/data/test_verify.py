@@ -161,6 +161,20 @@ def test_a_label_map_is_decoded_as_one(lab: Lab) -> None:
     assert "is no map of class numbers" in lines
 
 
+def test_a_label_map_of_another_size_is_named(lab: Lab) -> None:
+    """Oracle: the run would end at it; --images names it before, and it alone."""
+    lab.plug("tasks/own.py", TASK.replace('"val_1.png"', '"map.png"'))
+    folder = lab.data / "val" / WNIDS[0]
+    with Image.open(folder / "val_0.png") as image:
+        width, height = image.size
+    for size, code in (((width, height), 0), ((width, height - 1), 1)):
+        (folder / "gone.png").write_bytes((folder / "val_0.png").read_bytes())
+        Image.new("L", size).save(folder / "map.png")
+        told = lab("data", "verify", "task=own", "split=train", "--images")
+        assert told.code == code
+        assert (f"1 label map is not of the size of the image: {folder / 'map.png'}" in told.out) is bool(code)
+
+
 def test_wrong_words(lab: Lab) -> None:
     assert "Did you mean 'task'?" in lab.refused("data", "verify", "tsk=imagenet")
     assert "Did you mean 'imagenet'?" in lab.refused("data", "verify", "task=imagnet")
@@ -252,4 +266,9 @@ def test_clusters_and_files() -> None:
         Sample("c", (Path("3"),), target=label),
     ]
     assert verify._clusters(samples) == 2
-    assert verify._files(samples) == {Path("1"): None, Path("2"): None, Path("3"): None, Path("m.png"): label}
+    assert verify._files(samples) == {
+        Path("1"): None,
+        Path("2"): None,
+        Path("3"): None,
+        Path("m.png"): (label, Path("3")),
+    }

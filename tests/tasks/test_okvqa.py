@@ -29,6 +29,13 @@ def annotation(image: int, k: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def test_another_year_of_coco_is_told(root: Path) -> None:
+    """Oracle: the sentence names the folder that is there and its year, and nothing else is missing."""
+    (root / "val2014").rename(root / "val2017")
+    (sentence,) = make(root).missing("val")
+    assert "val2014 should hold the images of val: the val2017 that is there is COCO 2017" in sentence
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     for subset, numbers in IMAGES.items():

@@ -86,6 +86,19 @@ def test_recorded_recalls(shared: Path, case: str) -> None:
         assert found[f"ir_r{k}"] == pytest.approx(100 * clip[f"image_retrieval_recall@{k}"], abs=1e-4)
 
 
+@pytest.mark.parametrize("processor", ["avx512", "avx2", "no_avx2"])
+@pytest.mark.parametrize("case", CASES)
+def test_no_processors_order_of_ties_is_below_ours(shared: Path, case: str, processor: str) -> None:
+    """Oracle: BLIP's itm_eval on three kinds of processor, whose argsort orders ties differently: ours is the floor."""
+    forward, backward, _ = case_of(shared, case)
+    found = metrics(*ranks(forward, backward, owners()))
+    variants = json.loads((shared / "oracles/metrics/retrieval/argsort_cpu_variants_a.json").read_text())
+    told = variants[processor][case]
+    assert all(found[metric] <= told[theirs] + 1e-9 for metric, theirs in THEIRS.items())
+    if case == "continuous":
+        assert found == pytest.approx({m: told[theirs] for m, theirs in THEIRS.items()}, abs=1e-9)
+
+
 def plain_ranks(forward: Any, backward: Any, owner: list[int]) -> tuple[list[int], list[int]]:
     """The definition, in Python: wrong candidates that are not below the best right one."""
     images, texts = forward.shape

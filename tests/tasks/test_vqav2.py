@@ -275,6 +275,15 @@ def test_missing_names_each_file(tmp_path: Path, split: str) -> None:
         make(tmp_path).samples(split)
 
 
+@pytest.mark.parametrize("place", ["", "images"])
+def test_another_year_of_coco_is_told(root: Path, place: str) -> None:
+    """Oracle: the sentence names the folder that is there and its year, and nothing else is missing."""
+    (root / place).mkdir(exist_ok=True)
+    (root / "val2014").rename(root / place / "val2017")
+    told = "val2014 should hold the images of val: the val2017 that is there is COCO 2017"
+    assert [told in sentence for sentence in make(root).missing("val")] == [True]
+
+
 def test_questions_and_answers_must_match(root: Path) -> None:
     questions, answers = root / questions_name("val"), root / annotations_name("val")
     asked, answered = rows_of(questions, "questions"), rows_of(answers, "annotations")

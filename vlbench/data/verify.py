@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..cell import named_roots
 from ..errors import UserError, did_you_mean
@@ -29,6 +29,16 @@ SHOWN = 5  # files that a line names
 AT_ONCE = 1000  # images decoded between two reports of progress
 ALIKE = 8  # grey levels between the same picture written by two versions of libjpeg
 DRAWN = (".jpg", ".jpeg", ".png")
+
+
+class Labelled(NamedTuple):
+    """A label map, and the image it is of."""
+
+    label: LabelMap
+    image: Path
+
+
+Files = dict[Path, Labelled | None]  # None: an image
 
 
 @dataclass
@@ -145,7 +155,7 @@ def _verify_root(
     if not _there(root.folder):
         root.problems.append(f"{root.folder} does not exist")
         return root
-    files: dict[Path, LabelMap | None] = {}
+    files: Files = {}
     exists = _Listing()
     for entry in entries:
         cls = entry.load()
@@ -160,7 +170,7 @@ def _verify_root(
     return root
 
 
-def _verify_split(task: Task, split: str, exists: _Listing, files: dict[Path, LabelMap | None]) -> Split:
+def _verify_split(task: Task, split: str, exists: _Listing, files: Files) -> Split:
     """One split. Adds its files that exist to `files`, with their label where they are label maps."""
     report = Split(task.name, split)
     try:
@@ -184,12 +194,12 @@ def _verify_split(task: Task, split: str, exists: _Listing, files: dict[Path, La
     return report
 
 
-def _files(samples: Iterable[Sample]) -> dict[Path, LabelMap | None]:
-    found: dict[Path, LabelMap | None] = {}
+def _files(samples: Iterable[Sample]) -> Files:
+    found: Files = {}
     for sample in samples:
         found.update(dict.fromkeys(sample.images))
         if isinstance(sample.target, LabelMap):
-            found[sample.target.path] = sample.target
+            found[sample.target.path] = Labelled(sample.target, sample.images[0])
     return found
 
 
@@ -213,18 +223,13 @@ class _Listing:
         return path.name in self.folders[path.parent]
 
 
-def _decoded(files: Mapping[Path, LabelMap | None], screen: Screen) -> list[str]:
-    """Decode every file; one problem for those that do not."""
-    from .images import decode
-    from .maps import read_map
+def _decoded(files: Files, screen: Screen) -> list[str]:
+    """Decode every file; one problem for those that do not, one for label maps that are not of their images' sizes."""
+    sizes: dict[Path, tuple[int, ...]] = {}  # height, width
 
     def attempt(path: Path) -> str:
-        label = files[path]
         try:
-            if label is None:
-                decode(path)
-            else:
-                read_map(label)
+            sizes[path] = _size(path, files[path])
         except OSError as error:
             return str(error)
         return ""
@@ -234,7 +239,20 @@ def _decoded(files: Mapping[Path, LabelMap | None], screen: Screen) -> list[str]
         for start in range(0, len(todo), AT_ONCE):
             bad += [told for told in pool.map(attempt, todo[start : start + AT_ONCE]) if told]
             screen.progress("decode", min(start + AT_ONCE, len(todo)), len(todo), f"{len(bad)} bad" if bad else "")
-    return [f"{_count(bad, 'file')} {'does' if len(bad) == 1 else 'do'} not decode: {_some(bad)}"] if bad else []
+    told = [f"{_count(bad, 'file')} {'does' if len(bad) == 1 else 'do'} not decode: {_some(bad)}"] if bad else []
+    pairs = [(path, one.image) for path, one in files.items() if one]
+    other = [m for m, image in pairs if m in sizes and image in sizes and sizes[m] != sizes[image]]
+    if other:
+        told.append(f"{_count(other, 'label map')} {_are(other)} not of the size of the image: {_some(other)}")
+    return told
+
+
+def _size(path: Path, labelled: Labelled | None) -> tuple[int, ...]:
+    """Height and width of a file that is decoded. Raises OSError where it does not decode."""
+    from .images import decode
+    from .maps import read_map
+
+    return tuple(decode(path).shape[1:]) if labelled is None else read_map(labelled.label).shape
 
 
 def _count(items: Sequence[object], what: str) -> str:
