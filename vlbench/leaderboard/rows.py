@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import fmean
@@ -266,7 +266,8 @@ def _options(firsts: Mapping[str, Record]) -> dict[str, str]:
             "chain": [link.name for link in record.chain],
             "recipe": record.recipe,
         }
-        groups[digest(block)][config] = _flat(record.chain)
+        # Where an adapter has filled all zeros, no other column tells what was asked for.
+        groups[digest(block)][config] = _flat(record.chain, set() if record.pattern == "dense" else OWN_COLUMN)
     texts = {}
     for group in groups.values():
         names = sorted({name for options in group.values() for name in options})
@@ -276,13 +277,13 @@ def _options(firsts: Mapping[str, Record]) -> dict[str, str]:
     return texts
 
 
-def _flat(chain: Sequence[Link]) -> dict[str, str]:
+def _flat(chain: Sequence[Link], without: Collection[str]) -> dict[str, str]:
     """Option -> its value as text; names are as one writes them in a command: with the link where several have one."""
     told = [
         (link.name, name, value if isinstance(value, str) else canonical(value))
         for link in chain
         for name, value in {**link.options, "version": link.version}.items()
-        if name not in OWN_COLUMN
+        if name not in without
     ]
     times = Counter(name for _, name, _ in told)
     return {name if times[name] == 1 else f"{link}.{name}": value for link, name, value in told}
