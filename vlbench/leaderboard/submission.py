@@ -38,6 +38,8 @@ TOLERANCE = 1e-9  # percent points between what the record says and what its pre
 # What provenance must not tell the world: whose machine it was, and where things lay on its disk.
 OF_THE_HOST = re.compile(r"host|user|home|cwd", re.IGNORECASE)
 ABSOLUTE = re.compile(r"""(?:^|[\s=,;'"(]|:(?!//))(?:~?/[^\s/]|[A-Za-z]:[\\/]|\\\\|file:)""")
+# (cell, file, its time) -> scores: the runs of a sweep have one baseline, and 1,000 captions' METEOR takes Java 15 s.
+_DENSE: dict[tuple[str, Path, int], NDArray[np.float64]] = {}
 
 
 def submit(run: Path, results: Path) -> Path:
@@ -221,8 +223,12 @@ def _dense_scores(run: Path, cell: Cell) -> NDArray[np.float64]:
     file = run.parent / cell.id / "predictions.jsonl"
     if not file.is_file():
         raise UserError(f"{file} is missing: the dense run that {run} is compared with. Run the same command again.")
-    scores = _rescored(file, cell, read_predictions(file, [sample.id for sample in cell.samples]))
-    return np.array([score if isinstance(score, list) else [score] for score in scores], dtype=np.float64)
+    read = cell.id, file.resolve(), file.stat().st_mtime_ns
+    if read not in _DENSE:
+        scores = _rescored(file, cell, read_predictions(file, [sample.id for sample in cell.samples]))
+        rows = [score if isinstance(score, list) else [score] for score in scores]
+        _DENSE[read] = np.array(rows, dtype=np.float64)
+    return _DENSE[read]
 
 
 def _verify_model(run: Path, record: Record, cell: Cell) -> str:
