@@ -196,6 +196,7 @@ def sweep(
     with _resumable(), Screen(quiet=json) as screen:
         planned = planning(lines, screen.building)
         if plan:
+            chosen.refuse_unfit()
             return sweeping.print_plan(planned, runs, json=json)
         made = sweeping.Sweep(planned, runs, screen)
         stopped = _run_sweep(made, chosen)

@@ -138,7 +138,6 @@ def test_cells_on_this_machine(ray: Any) -> None:
     assert not Path("runs/slow/result.json").exists()
     assert not tries("next")
     assert not Path("runs/next").exists()
-    assert not Path("runs/slow/result.json").exists()
     assert not ray.is_initialized()
 
 
@@ -151,6 +150,11 @@ def test_cells_with_a_gpu_each(ray: Any) -> None:
     try:
         with pytest.raises(UserError, match="no node of the cluster has more than 2"):
             Engine("ray", address=made.address, gpus_per_cell=3).start(Path("runs"), print)
+        with pytest.raises(UserError, match="no node of the cluster has more than 2"):
+            Engine("ray", address=made.address, gpus_per_cell=3).refuse_unfit()
+        Engine("ray", address=made.address, gpus_per_cell=2).refuse_unfit()
+        assert not ray.is_initialized()
+        assert not Path("runs").exists()
         executor = Engine("ray", address=made.address).start(Path("runs"), lambda: None)
         assert (executor.gpus, executor.cpus, executor.slots) == (1, 2, 2)
         found = run(executor, a="meet b", b="meet a", c="go")

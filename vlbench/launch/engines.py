@@ -49,6 +49,11 @@ class Engine:
             raise
         return executor
 
+    def refuse_unfit(self) -> None:
+        """For a plan that is only printed: raises UserError where the cluster cannot give a cell the GPUs asked for."""
+        if self.gpus_per_cell is not None:
+            self._start(Path(), lambda: None).close()
+
     def _start(self, runs: Path, tell: Callable[[], None]) -> Executor:
         if self.name == "ray":
             from .ray_engine import RayExecutor
