@@ -101,7 +101,7 @@ def test_more_gpus_than_any_node_has_are_refused() -> None:
     nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 2.0}]
     with pytest.raises(UserError, match="a cell needs 3 GPUs and no node of the cluster has more than 2"):
         ray_engine._gpus_per_cell(nodes, 3)
-    with pytest.raises(UserError, match="a cell needs 1 GPUs and the cluster has none"):
+    with pytest.raises(UserError, match="a cell needs 1 GPU and the cluster has none"):
         ray_engine._gpus_per_cell([{"CPU": 8.0}], 1)
     with pytest.raises(UserError, match="whole number"):
         ray_engine._gpus_per_cell(nodes, 1.5)

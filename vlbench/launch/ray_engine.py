@@ -216,7 +216,8 @@ def _gpus_per_cell(nodes: list[Mapping[str, float]], asked: float | None) -> flo
         raise UserError(f"--gpus-per-cell {gpus:g} should be a whole number, or a part of one GPU.")
     if gpus > most:
         have = f"no node of the cluster has more than {most:g}" if most else "the cluster has none"
-        raise UserError(f"a cell needs {gpus:g} GPU{'s' * (gpus > 1)} and {have}: give a smaller --gpus-per-cell, or another --address.")
+        need = f"{gpus:g} GPU{'s' * (gpus > 1)}"
+        raise UserError(f"a cell needs {need} and {have}: give a smaller --gpus-per-cell, or another --address.")
     return gpus
 
 
