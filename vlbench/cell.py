@@ -108,6 +108,13 @@ class Cell:
             "evaluation": self.evaluation,
         }
 
+    def shared_identity(self) -> dict[str, Any]:
+        """Of the identity what cells have in common whose first links look at the same dense model and the same data:
+        all but the chain, of which the digest of the calibration data is left."""
+        identity = self.identity
+        _, _, options = identity.pop("chain")[0]
+        return {**identity, "calibration": options.get("calibration")}
+
     @cached_property
     def train_digest(self) -> str:
         """Digest of what the chain may learn from, which must not be what is reported: refused here, before anything

@@ -25,6 +25,7 @@ from .evaluation.predictions import Predictions
 from .launch.world import ALONE, World
 from .model import CAPABILITIES, Batch, Model
 from .pruning.cut import Cut, Kept, cut
+from .pruning.known import Common
 from .pruning.masks import apply_masks
 from .record import Budget
 from .structure import Structure
@@ -71,7 +72,8 @@ class Job:
     """One link of a chain at work. Methods change the model through cut(), mask() and train().
 
     world: the workers that do this together, each in a job of its own on the same model; `train`, `evaluate_select` and
-    the calibration of the engine's pruners share the work among them, and everything else is done by each.
+    the calibration of the engine's pruners share the work among them, and everything else is done by each. common: what
+    cells beside this one can share with it, None where a link before has changed the model.
     """
 
     def __init__(
@@ -90,8 +92,9 @@ class Job:
         progress: Progress = _silent,
         source: Source | None = None,
         world: World = ALONE,
+        common: Common | None = None,
     ) -> None:
-        self.world = world
+        self.world, self.common = world, common
         self.model, self.task, self.seed, self.folder, self.images = model, task, seed, folder, store
         self.state = state or Compression()
         self.identity = dict(identity or {})

@@ -35,6 +35,7 @@ from .memory import refuse_second_copy
 from .method import Method
 from .model import Model
 from .provenance import provenance
+from .pruning.known import Common
 from .pruning.saved import is_saved, load_model, manifest_digest, open_checkpoint, save_model
 from .record import (
     Interval,
@@ -203,11 +204,13 @@ class Runner:
         self, cell: Cell, folder: Path, link: LinkSpec, model: Model, state: Compression, store: ImageStore
     ) -> None:
         words = cell.spec.words
+        first = link is cell.spec.links[0]
         job = Job(
             model, cell.task, seed=words.seed, folder=folder, store=store, state=state, identity=_described(cell),
             precision=words.precision, dense=partial(self._second, cell, model),
             checkpoint_seconds=self.checkpoint_seconds, progress=self._progress,
             source=cell.sources.get(link.entry.name), world=self.world if link.method.parallel else ALONE,
+            common=Common(self.runs / "calibration", cell.shared_identity()) if first else None,
         )  # fmt: skip
         _seed(words.seed)
         link.method(link.options).apply(job)

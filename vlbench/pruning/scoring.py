@@ -15,14 +15,16 @@ from ..errors import UserError
 from ..job import Job
 from ..launch.world import ALONE
 from ..method import Method, PruneOptions
+from ..model import Batch
 from ..storage import digest
 from ..structure import Block, Site, Structure
 from ..training.checkpoint import CheckpointStore
 from . import allocation
 from .activations import Room, remove_left
-from .calibration import Statistics, calibrate
+from .calibration import Prune, Statistics, calibrate
 from .ecoflap import block_ratios, first_order, numbers_apart, seeds_from, zeroth_order
 from .gradients import gradients
+from .known import known
 from .masks import Keep
 from .modality import tower_ratios
 from .options import CalibratedOptions, GradientOptions, SampledOptions, ScoreOptions
@@ -147,10 +149,6 @@ class ScorePruner(Method):
     def _calibrate(self, job: Job, structure: Structure, work: Work, options: CalibratedOptions) -> None:
         """Block by block. What was found of a block is on disk before the next one is begun. Several workers share the
         samples; the leading one looks at their sums, and the others read what it found."""
-        batches = job.calibration(options.calibration_samples, 1)
-        self._told(job, batches)
-        world = job.world if len(batches) >= job.world.size else ALONE  # too few to share: each looks at all of them
-        batches = batches[world.rank :: world.size]
         folder = job.folder / "checkpoint" / self.name
         if job.world.leads:
             remove_left(folder)
@@ -172,13 +170,36 @@ class ScorePruner(Method):
                 found = {name: tensor.to(device) for name, tensor in state[1].items()}
             work.add(found)
 
+        batches = job.calibration(options.calibration_samples, 1)
+        self._told(job, batches)
+        common = job.common if options.propagate == "dense" else None
+        with known(common, self._taken(options), job.world, device) as had:
+            if had.found is not None:
+                for block in blocks[done:]:
+                    prune(block, had.found)
+            else:
+                self._look(job, structure, batches, had.adding(prune), skip=done, room=Room.here(device, folder))
+                if not done:
+                    had.save()
+
+    def _look(
+        self, job: Job, structure: Structure, batches: list[Batch], prune: Prune, *, skip: int, room: Room
+    ) -> None:
+        """prune(block, its statistics) for every block but the first `skip`."""
+        options: CalibratedOptions = self.options
+        world = job.world if len(batches) >= job.world.size else ALONE  # too few to share: each looks at all of them
+        batches = batches[world.rank :: world.size]
         calibrate(
             job.model.net, structure, [partial(job.loss, batch) for batch in batches], prune,
-            propagate=options.propagate, gram=self.gram, dtype=getattr(torch, options.statistics), skip=done,
-            room=Room.here(device, folder),
+            propagate=options.propagate, gram=self.gram, dtype=getattr(torch, options.statistics), skip=skip, room=room,
             progress=lambda done, total: job.progress("calibrate", done, total),
             image_tokens=[job.model.image_tokens(batch) for batch in batches], world=world,
         )  # fmt: skip
+
+    def _taken(self, options: CalibratedOptions) -> dict[str, Any]:
+        """How statistics are taken: of two pruners for which this is the same, they are the same."""
+        told = {"samples": options.calibration_samples, "dtype": options.statistics, "gram": self.gram}
+        return {f"calibration.{name}": value for name, value in told.items()}
 
     def _store(self, job: Job, name: str, what: str) -> CheckpointStore:
         folder = job.folder / "checkpoint" / self.name / name

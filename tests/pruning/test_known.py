@@ -1,0 +1,139 @@
+"""One calibration of the dense model for several targets and patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab import Lab, make_data, make_weights, write_toml
+from vlbench.plugins import forget
+from vlbench.pruning import known, scoring
+
+DENSE = ("calibration_samples=4", "propagate=dense")
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Lab]:
+    lab = Lab(tmp_path, monkeypatch, capsys)
+    make_data(lab.data)
+    make_weights(lab.weights)
+    write_toml(tmp_path, {"imagenet": lab.data})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VLBENCH_DATA", raising=False)
+    forget()
+    yield lab
+    forget()
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows with every calibration: the blocks that were skipped."""
+    calls: list[int] = []
+    calibrate = scoring.calibrate
+
+    def counted(*args: Any, **options: Any) -> None:
+        calls.append(options["skip"])
+        calibrate(*args, **options)
+
+    monkeypatch.setattr(scoring, "calibrate", counted)
+    return calls
+
+
+def masks(folder: Path) -> dict[str, bytes]:
+    """Cell -> its model's file, of all pruned cells in a folder of runs."""
+    return {f.parents[1].name: f.read_bytes() for f in folder.glob("*/model/*.safetensors")}
+
+
+TARGETS = (
+    ("sparsity=0.5",), ("sparsity=0.7",), ("sparsity=2:4",), ("sparsity=0.5", "group=model"),
+    ("sparsity=0.5", "pattern=structured"),
+)  # fmt: skip
+
+
+def test_targets_and_patterns_share_one_calibration(lab: Lab, taken: list[int]) -> None:
+    """And end as they would alone."""
+    for words in TARGETS:
+        assert lab.run("method=wanda", *DENSE, *words).code == 0
+    assert len(taken) == 1
+    for number, words in enumerate(TARGETS):
+        assert lab.run("method=wanda", *DENSE, *words, f"--runs=alone{number}").code == 0
+    assert len(taken) == 1 + len(TARGETS)
+    alone = {cell: found for n in range(len(TARGETS)) for cell, found in masks(lab.folder / f"alone{n}").items()}
+    assert masks(lab.folder / "runs") == alone
+    assert len(alone) == len(TARGETS)
+
+
+def test_hessians_are_shared_too(lab: Lab, taken: list[int]) -> None:
+    for words in TARGETS[:3]:
+        assert lab.run("method=sparsegpt", *DENSE, *words).code == 0
+    assert len(taken) == 1
+    assert lab.run("method=sparsegpt", *DENSE, "sparsity=2:4", "--runs=alone").code == 0
+    alone = masks(lab.folder / "alone")
+    assert alone.items() <= masks(lab.folder / "runs").items()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("method=wanda", "seed=1"),
+        ("method=wanda", "calibration_samples=5"),
+        ("method=wanda", "statistics=float32"),
+        ("method=wanda", "propagate=pruned"),
+        ("method=sparsegpt",),
+        ("method=uniform+wanda", "uniform.sparsity=0.5"),
+    ],
+    ids=" ".join,
+)
+def test_what_would_differ_is_taken_anew(lab: Lab, taken: list[int], words: tuple[str, ...]) -> None:
+    assert lab.run("method=wanda", "sparsity=0.5", *DENSE).code == 0
+    own = {word.partition("=")[0] for word in words}
+    target = () if "uniform.sparsity" in own else ("sparsity=0.7",)
+    rest = [word for word in DENSE if word.partition("=")[0] not in own]
+    more = ("wanda.sparsity=0.7",) if not target else ()
+    assert lab.run(*words, *target, *more, *rest).code == 0
+    assert taken == [0, 0]
+
+
+def test_a_calibration_that_was_interrupted_is_not_shared(
+    lab: Lab, taken: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cell goes on after its last block; the next cell looks at all of them."""
+    adding = known.Known.adding
+
+    def stops(self: known.Known, prune: Any) -> Any:
+        def one(block: Any, seen: Any) -> None:
+            adding(self, prune)(block, seen)
+            raise KeyboardInterrupt
+
+        return one
+
+    with monkeypatch.context() as patch:
+        patch.setattr(known.Known, "adding", stops)
+        assert lab.run("method=wanda", "sparsity=0.5", *DENSE).code == 130
+    assert lab.run("method=wanda", "sparsity=0.5", *DENSE).code == 0
+    assert lab.run("method=wanda", "sparsity=0.7", *DENSE).code == 0
+    assert taken == [0, 1, 0]
+    assert lab.run("method=wanda", "sparsity=0.7", *DENSE, "--runs=alone").code == 0
+    assert masks(lab.folder / "alone").items() <= masks(lab.folder / "runs").items()
+
+
+def test_sums_that_are_too_large_are_not_kept(lab: Lab, taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known, "LARGEST", 100)
+    for sparsity in (0.5, 0.7):
+        assert lab.run("method=wanda", f"sparsity={sparsity}", *DENSE).code == 0
+    assert len(taken) == 2
+    assert not list((lab.folder / "runs").glob("calibration/*/statistics"))
+
+
+def test_damaged_sums_are_told(lab: Lab) -> None:
+    assert lab.run("method=wanda", "sparsity=0.5", *DENSE).code == 0
+    (file,) = (lab.folder / "runs" / "calibration").glob("*/statistics/state.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+    told = lab.run("method=wanda", "sparsity=0.7", *DENSE)
+    assert told.code == 2
+    assert "statistics is damaged: delete that folder" in told.err

@@ -1,0 +1,111 @@
+"""One calibration for several targets and patterns: the statistics of a dense model, on disk for all cells of a sweep
+that would take the same ones (propagate=dense, no link of the chain before).
+
+Whoever comes first takes them, and the others wait for it, as for the dense baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..launch.world import World
+from ..lease import lease
+from ..storage import digest, standing
+from ..structure import Block
+from ..training.checkpoint import CheckpointStore
+from .calibration import Prune
+from .statistics import Statistics
+
+# Bytes of sums. Wanda's of a language model of 7B parameters are 4 MB; SparseGPT's Hessians would be 60 GB, those of
+# BLIP-base 2 GB: dearer to keep than to take again.
+LARGEST = 2**30
+
+
+@dataclass(frozen=True)
+class Common:
+    """What cells that begin with the same dense model share: a folder, and what tells that model, its data and the seed
+    from others'."""
+
+    folder: Path
+    identity: Mapping[str, Any]
+
+
+class Known:
+    """found: matrix -> statistics, where another cell took them; else adding() and save() keep this cell's."""
+
+    def __init__(self, store: CheckpointStore | None, device: torch.device, lost: Event | None = None) -> None:
+        self._store, self._own, self._lost = store, dict[str, Statistics](), lost or Event()
+        state = None if store is None else store.load()
+        self.found = None if state is None else _unpacked(state[1], state[2], device)
+
+    def adding(self, prune: Prune) -> Prune:
+        """prune(), and each block's statistics are kept."""
+
+        def both(block: Block, seen: Mapping[str, Statistics]) -> None:
+            if self._store is not None:
+                self._own.update(seen)
+                if sum(t.nbytes for t in _packed(self._own)[0].values()) > LARGEST:
+                    self._own, self._store = {}, None
+            prune(block, seen)
+
+        return both
+
+    def save(self) -> None:
+        """All blocks have been added."""
+        if self._store is not None and not self._lost.is_set():
+            self._store.save(0, *_packed(self._own))
+
+
+@contextmanager
+def known(common: Common | None, told: Mapping[str, Any], world: World, device: torch.device) -> Iterator[Known]:
+    """common: None where nothing can be shared. told: how the statistics are taken. Raises UserError where what is on
+    disk is damaged."""
+    if common is None:
+        yield Known(None, device)
+        return
+    identity = {**common.identity, **told, "workers": world.size}
+    place = common.folder / digest(identity)[:24]
+    store = CheckpointStore(place / "statistics", identity, 0.0, world)
+    if not world.leads:
+        yield Known(store, device)
+        return
+    lost = Event()
+    with lease(place, lambda: standing(store.folder).is_dir(), lambda text: None, lost):
+        yield Known(store, device, lost)
+
+
+def _packed(found: Mapping[str, Statistics]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, and [number of its sums, samples, samples with an image's tokens] of each matrix: q, k and v share."""
+    numbers: dict[int, int] = {}
+    tensors: dict[str, Tensor] = {}
+    table: dict[str, Any] = {}
+    for name, seen in found.items():
+        number = numbers.setdefault(id(seen), len(numbers))
+        table[name] = [number, seen.samples, None if seen.vision is None else seen.vision.samples]
+        for part, one in (("all", seen), ("vision", seen.vision)):
+            for what in ("square_sum", "gram"):
+                if one is not None and (tensor := getattr(one, what)) is not None:
+                    tensors[f"{number}/{part}/{what}"] = tensor
+    return tensors, table
+
+
+def _unpacked(tensors: Mapping[str, Tensor], table: Mapping[str, Any], device: torch.device) -> dict[str, Statistics]:
+    def sums(number: int, part: str, samples: int) -> Statistics:
+        gram = tensors.get(f"{number}/{part}/gram")
+        square = tensors[f"{number}/{part}/square_sum"].to(device)
+        return Statistics(square, samples, None if gram is None else gram.to(device))
+
+    shared: dict[int, Statistics] = {}
+    for number, samples, vision in table.values():
+        if number not in shared:
+            shared[number] = sums(number, "all", samples)
+            shared[number].vision = None if vision is None else sums(number, "vision", vision)
+    return {name: shared[number] for name, (number, _, _) in table.items()}
