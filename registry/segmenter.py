@@ -46,7 +46,9 @@ PACKING = 4  # threads that compress maps while the next image is computed
         title="Segmenter ViT-S/16 with a mask transformer at 512 (mmsegmentation's)",
         capabilities=("segment",),
         checkpoint="open-mmlab/segmenter_vit-s_mask_8xb1-160k_ade20k-512x512",
-        image=ImageSpec(size=512, resize="keep", interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        image=ImageSpec(
+            size=512, resize="keep", interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), stride=480
+        ),
         licence="Apache-2.0",
         source="https://github.com/open-mmlab/mmsegmentation/tree/main/configs/segmenter",
         trained_on=("ade20k/training",),
@@ -153,11 +155,13 @@ class MaskSegmenter(Model, Segmenter):
         return int((batch.maps != IGNORED).sum())
 
     def sliding(self, options: Any) -> Sliding:
-        """The task's settings; a window that is left out is the card's, and a stride that is left out a window."""
+        """The task's settings; a window that is left out is the card's with the card's stride. A stride that neither
+        has is a window."""
         window = int(options.get("window") or self.card.image.size)
+        usual = window if options.get("window") else self.card.image.stride or window
         return Sliding(
             window,
-            int(options.get("stride") or window),
+            int(options.get("stride") or usual),
             tuple(options.get("scales") or (1.0,)),
             bool(options.get("flip")),
             at_once=max(1, PIXELS // window**2),

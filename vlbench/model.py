@@ -41,7 +41,8 @@ Prediction = dict[str, Json]
 class ImageSpec:
     """Preprocessing of a checkpoint. resize: "squash" to size x size; "crop": shorter side to size / crop_pct, then
     the centre; "keep": shorter side to size, longer side at most 4 x size, aspect ratio kept (segmentation: images then
-    differ in size). mean and std are of values in [0, 1]."""
+    differ in size). mean and std are of values in [0, 1]. stride: where a segmenter slides a window of size x size, its
+    step; 0: the window."""
 
     size: int
     resize: Literal["squash", "crop", "keep"] = "squash"
@@ -49,6 +50,7 @@ class ImageSpec:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    stride: int = 0
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from vlbench.leaderboard.compare import compare, print_comparison
 from vlbench.leaderboard.origin import clusters_of
 from vlbench.leaderboard.place import boards_folder
 from vlbench.leaderboard.rows import rows
-from vlbench.record import read_record, write_record
+from vlbench.record import Budget, read_record, write_record
 
 from .factory import board, record, scores
 
@@ -140,6 +141,22 @@ def test_the_text_states_what_was_done(place, capsys):
         "Mini ranks do not predict full ranks.",
     ):
         assert part in text, part
+
+
+def test_unequal_training_is_told(place, capsys):
+    budgets = {"short": Budget(steps=100, samples_seen=3200), "long": Budget(steps=300, samples_seen=9600)}
+    for cell, budget in budgets.items():
+        options = {"n": cell}
+        add(place, record("finetune", sparsity=0.5, trained=True, cell=cell, options=options, budget=budget))
+    add(place, record("taylor", sparsity=0.5, cell="none"))
+    for names, wanted in (
+        (("short", "long"), r"These are rows of unequal training \(samples seen: \w+ 3,200, \w+ 9,600\)"),
+        (("none", "long"), "These are untrained rows beside trained ones"),
+        (("none", "magnitude@0.75"), None),
+    ):
+        print_comparison(names, {}, place / "runs", as_json=False)
+        text = capsys.readouterr().out
+        assert re.search(wanted, text) if wanted else "samples seen" not in text
 
 
 def test_json_has_everything(place, capsys):

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -289,6 +290,9 @@ def test_images_that_keep_their_shapes_are_predicted_at_their_files_size() -> No
         64, 64, at_once=1024
     )
     assert model.sliding({"window": 32, "stride": 8}) == Sliding(32, 8, at_once=4096)
+    model.card = replace(model.card, image=replace(model.card.image, stride=48))
+    told = [model.sliding(words) for words in ({}, {"window": 32}, {"stride": 16})]
+    assert [(how.window, how.stride) for how in told] == [(64, 48), (32, 32), (64, 16)]
 
 
 def test_the_loss_is_the_cross_entropy_of_the_pixels_that_have_a_class() -> None:
@@ -399,9 +403,23 @@ def test_mmsegmentations_checkpoint_gives_what_its_own_model_gives(tmp_path: Pat
 
 
 def test_mmsegmentations_card_is_built_as_its_configuration_says() -> None:
-    architecture = segmenter.MaskSegmenter.architecture(card("segmenter-mmseg"))
-    assert architecture["norm_eps"] == 1e-6
-    assert architecture["pos_embed"] == "bicubic"
+    """The file that mmsegmentation's wheel brings: everything in it that no checkpoint's shapes tell."""
+    package = Path(pytest.importorskip("mmseg", exc_type=ImportError).__file__).parent
+    file = package / ".mim/configs/segmenter/segmenter_vit-s_mask_8xb1-160k_ade20k-512x512.py"
+    told = importlib.import_module("mmengine").Config.fromfile(file).model
+    own, image = segmenter.MaskSegmenter.architecture(card("segmenter-mmseg")), card("segmenter-mmseg").image
+    backbone, head = told.backbone, told.decode_head
+    assert own["norm_eps"] == backbone.norm_cfg.eps
+    assert own["pos_embed"] == backbone.interpolate_mode
+    assert own["encoder"]["num_heads"] == backbone.num_heads
+    assert own["decoder"]["heads"] == head.num_heads
+    assert own["decoder"]["depth"] == head.num_layers
+    assert own["encoder"]["depth"] == backbone.num_layers
+    assert own["classes"] == head.num_classes
+    assert [255 * x for x in image.mean] == told.data_preprocessor.mean
+    assert [255 * x for x in image.std] == told.data_preprocessor.std
+    assert own["encoder"]["img_size"] == image.size == told.test_cfg.crop_size[0]
+    assert image.stride == told.test_cfg.stride[0]
 
 
 @pytest.mark.parametrize(
