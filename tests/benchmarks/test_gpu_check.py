@@ -25,6 +25,7 @@ def test_every_check_runs(capsys: Capture) -> None:
         "out of memory vqav2",
         "bf16 clip-mini",
         "2:4 linear",
+        "Wanda LLaVA 2:4",
         "fp32 without TF32",
     ):
         assert told in out
