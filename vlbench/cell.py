@@ -111,9 +111,9 @@ class Cell:
     def shared_identity(self) -> dict[str, Any]:
         """Of the identity what cells have in common whose first links look at the same dense model and the same data:
         all but the chain, of which the digest of the calibration data is left."""
-        identity = self.identity
-        _, _, options = identity.pop("chain")[0]
-        return {**identity, "calibration": options.get("calibration")}
+        _, _, options = self.identity["chain"][0]
+        rest = {name: value for name, value in self.identity.items() if name != "chain"}
+        return {**rest, "calibration": options.get("calibration")}
 
     @cached_property
     def train_digest(self) -> str:

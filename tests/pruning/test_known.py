@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from tests.lab import Lab, make_data, make_weights, write_toml
 from vlbench.plugins import forget
 from vlbench.pruning import known, scoring
+from vlbench.record import read_record
 
 DENSE = ("calibration_samples=4", "propagate=dense")
 
@@ -64,6 +66,9 @@ def test_targets_and_patterns_share_one_calibration(lab: Lab, taken: list[int]) 
     alone = {cell: found for n in range(len(TARGETS)) for cell, found in masks(lab.folder / f"alone{n}").items()}
     assert masks(lab.folder / "runs") == alone
     assert len(alone) == len(TARGETS)
+    for file in (lab.folder / "runs").glob("*/cell.json"):
+        began = json.loads(file.read_bytes())["identity"]
+        assert read_record(file.with_name("result.json")).identity == began, "what is shared was taken out of it"
 
 
 def test_hessians_are_shared_too(lab: Lab, taken: list[int]) -> None:
