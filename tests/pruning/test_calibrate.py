@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from vlbench.data.mini import mini_root
 from vlbench.errors import RunFailed
 from vlbench.job import Job
 from vlbench.plugins import table
+from vlbench.pruning import capture as capture_module
 from vlbench.pruning.activations import Room
 from vlbench.pruning.calibration import Statistics, calibrate, collect, collected
 from vlbench.pruning.capture import Activations, capture_all, capture_tower
@@ -161,14 +163,14 @@ def test_captures_do_not_run_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None
     net[1].fc1.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[index]
     runs = [lambda: net(torch.ones(1, 2, 8))] * 5
     hidden = Activations(torch.device("cpu"), Room(0, 1e9))
-    capture_tower(net, structure, structure.towers[0], 0, runs, [], hidden)
+    capture_tower(net, structure, structure.towers[0], 0, runs, [], hidden, hidden)
     assert len(calls) == 1
     inner = type(net[0])
     odd = inner.forward
     monkeypatch.setattr(inner, "forward", lambda self, x: (odd(self, x), 1))
     monkeypatch.setattr(type(net), "forward", lambda self, x: self[1](self[0](x)[0])[0])
     calls.clear()
-    captured = capture_tower(net, structure, structure.towers[0], 0, runs, [], hidden)
+    captured = capture_tower(net, structure, structure.towers[0], 0, runs, [], hidden, hidden)
     assert len(calls) == 5
     assert [len(run[0]) for run in captured] == [1] * 5
     assert len(capture_all(net, structure.towers[0].blocks, runs[0])[0]) == 1
@@ -205,6 +207,26 @@ def test_activations_on_disk_change_nothing(tmp_path: Path) -> None:
         net, structure = random_blocks((16, 12), (16, 12), towers={"vision": 1, "text": 1})
         found.append(collect(net, structure, [lambda net=net, x=x: net(x) for x in inputs], room=room))
     assert all(torch.equal(s.square_sum, found[1][n].square_sum) for n, s in found[0].items())
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_large_arguments_beside_the_hidden_states_are_put_away_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T5's position bias, which every block is given: once a run, and on disk where there is no room."""
+    kind = next(k for k in kinds.KINDS if k.name.startswith("t5"))
+    made, found, written = kind.adopt(kind.build()), [], []
+    write = Activations._write
+    monkeypatch.setattr(Activations, "_write", lambda self, value: (written.append(value.shape), write(self, value))[1])
+    for large, room in ((1 << 40, Room(0, 1e9)), (0, Room(0, 0, tmp_path))):
+        monkeypatch.setattr(capture_module, "LARGE", large)
+        net = deepcopy(made)
+        found.append(collect(net, kind.structure(net), [lambda net=net: kind.run(net)] * 2, room=room))
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(one.square_sum, found[1][name].square_sum) for name, one in found[0].items())
+    biases = [shape for shape in written if len(shape) == 4]
+    towers = len(kind.structure(made).towers)
+    assert 2 * towers <= len(biases) <= 4 * towers, "of each run the towers' biases and masks, not those of each block"
     assert not list(tmp_path.rglob("*.bin"))
 
 

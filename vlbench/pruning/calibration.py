@@ -17,7 +17,7 @@ from ..errors import RunFailed
 from ..launch.world import ALONE, World
 from ..structure import Block, Structure
 from .activations import Activations, Room
-from .capture import Call, Finished, capture, capture_all, capture_tower, hidden_of, replay
+from .capture import Call, Finished, capture, capture_all, capture_tower, fetched, hidden_of, replay
 from .statistics import Collector, Statistics, collected, collecting, joined, refuse_damaged
 
 __all__ = ["Call", "Statistics", "calibrate", "capture", "capture_all", "collect", "collected", "hidden_of", "replay"]
@@ -61,20 +61,22 @@ def calibrate(
             if first == len(tower.blocks):
                 continue
             hidden = stack.enter_context(closing(Activations(device, room)))
-            calls = capture_tower(net, structure, tower, first, runs, finished, hidden)
+            sides = stack.enter_context(closing(Activations(device, room)))
+            calls = capture_tower(net, structure, tower, first, runs, finished, hidden, sides)
             for index, block in enumerate(tower.blocks[first:]):
                 at = {(number, i): call for number, run in enumerate(calls) for i, call in enumerate(run[index])}
                 if not at:
                     raise RunFailed(f"the task's loss never calls {block.path}: nothing is known of its inputs.")
                 with collecting(net, block, gram=gram, dtype=dtype) as collector:
-                    _forward(net, block, at, hidden, keep=propagate == "dense", seen=(collector, image_tokens))
+                    _forward(net, block, at, hidden, sides, keep=propagate == "dense", seen=(collector, image_tokens))
                 found = joined(collector.found, world)
                 refuse_damaged(block, found)
                 prune(block, found)
                 done += 1
                 if propagate == "pruned" and done < total:
-                    _forward(net, block, at, hidden, keep=True)
+                    _forward(net, block, at, hidden, sides, keep=True)
                 progress(done, total)
+            sides.close()
             finished.append(Finished(tower, hidden))
 
 
@@ -92,6 +94,7 @@ def _forward(
     block: Block,
     calls: Mapping[tuple[int, int], Call],
     hidden: Activations,
+    sides: Activations,
     *,
     keep: bool,
     seen: tuple[Collector, Sequence[Tensor | None]] | None = None,
@@ -101,6 +104,6 @@ def _forward(
     for place, call in calls.items():
         if seen is not None and seen[1]:
             seen[0].image = seen[1][place[0]]
-        out = replay(net, block, call, hidden.get(place))
+        out = replay(net, block, fetched(call, sides), hidden.get(place))
         if keep:
             hidden.put(place, out)

@@ -94,6 +94,52 @@ def _uncached(value: Any) -> Any:
 _NONE = torch.empty(0)
 
 
+# What lies beside the hidden states ---------------------------------------------------------------------------------
+
+LARGE = (
+    1 << 16
+)  # bytes of a tensor that is put away: T5's position bias of 512 tokens has 33 MB, and each sample has one
+
+
+@dataclass(frozen=True)
+class _PutAway:
+    """Stands for a tensor among the arguments of a call."""
+
+    at: tuple[int, int]
+
+
+def put_away(calls: Captured, number: int, sides: Activations) -> Captured:
+    """The calls of run `number` with their large arguments in `sides`, each once however many blocks are given it.
+    Views (an expanded mask) stay as they are: put away they would become as large as they look."""
+    places: dict[int, tuple[int, int]] = {}
+
+    def put(value: Tensor) -> Any:
+        if value.numel() * value.element_size() < LARGE or not value.is_contiguous():
+            return value
+        if id(value) not in places:
+            places[id(value)] = (number, len(places))
+            sides.put(places[id(value)], value)
+        return _PutAway(places[id(value)])
+
+    return [[_with_arguments(call, Tensor, put) for call in block] for block in calls]
+
+
+def fetched(call: Call, sides: Activations) -> Call:
+    """The call with the tensors that were put away."""
+    return _with_arguments(call, _PutAway, lambda stand_in: sides.get(stand_in.at))
+
+
+def _with_arguments(call: Call, kind: type, change: Callable[[Any], Any]) -> Call:
+    """Every argument of that kind changed, also in tuples."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, tuple) and type(value) is tuple:
+            return tuple(map(changed, value))
+        return change(value) if isinstance(value, kind) else value
+
+    return replace(call, args=changed(call.args), kwargs={k: changed(v) for k, v in call.kwargs.items()})
+
+
 # A tower at a time --------------------------------------------------------------------------------------------------
 
 
@@ -113,8 +159,10 @@ def capture_tower(
     runs: Sequence[Run],
     finished: Sequence[Finished],
     hidden: Activations,
+    sides: Activations,
 ) -> list[Captured]:
-    """What the blocks from `first` on are called with in every run; the inputs of the first of them go to `hidden`.
+    """What the blocks from `first` on are called with in every run; the inputs of the first of them go to `hidden`,
+    large arguments beside them to `sides` (see `fetched`).
 
     A capture needs the arguments of every block, and not what the blocks compute. So that it does not cost a forward
     pass of the whole model for each tower, blocks hand their input on, and pruned towers give out what is known of
@@ -137,7 +185,8 @@ def capture_tower(
             calls = capture_all(net, blocks, run, states=1)
         for index, call in enumerate(calls[0]):
             hidden.put((number, index), call.hidden)
-        found.append([[replace(call, hidden=_NONE, output=_NONE) for call in block] for block in calls])
+        bare = [[replace(call, hidden=_NONE, output=_NONE) for call in block] for block in calls]
+        found.append(put_away(bare, number, sides))
     return found
 
 
