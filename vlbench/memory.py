@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -11,6 +12,20 @@ import torch
 from torch import nn
 
 from .errors import UserError
+
+# glibc's mallopt: which free memory at the heap's end goes back to the system, and which blocks never lie in the heap.
+TRIM_THRESHOLD, MMAP_THRESHOLD = (-1, 1 << 30), (-3, 256 << 20)
+
+
+def keep_heap() -> None:
+    """Keep what a step has freed for the next one. glibc gives it back to the system, which hands it out again page by
+    page: 20,000 faults and a seventh of a training step of a mini model (0.42 s to 0.36 s of a core). MALLOC_*
+    variables of the user's own win."""
+    if not any(name.startswith("MALLOC_") for name in os.environ):
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            mallopt = ctypes.CDLL("libc.so.6").mallopt
+            for option, value in (TRIM_THRESHOLD, MMAP_THRESHOLD):
+                mallopt(option, value)
 
 
 def free_memory(device: torch.device) -> int:

@@ -31,7 +31,7 @@ from .job import Compression, Job
 from .launch.world import ALONE, World
 from .leaderboard.statistics import bootstrap, interval, versus
 from .lease import LeaseLost, lease
-from .memory import refuse_second_copy
+from .memory import keep_heap, refuse_second_copy
 from .method import Method
 from .model import Model
 from .provenance import provenance
@@ -64,6 +64,7 @@ class Runner:
     def __init__(self, runs: Path, screen: Screen, *, checkpoint_seconds: float = 15.0, world: World = ALONE) -> None:
         self.runs, self.screen, self.checkpoint_seconds, self.world = runs, screen, checkpoint_seconds, world
         self._lost = threading.Event()  # the cell at work is another's now
+        keep_heap()
 
     def run(self, words: Mapping[str, str]) -> Record:
         """The record of the cell that `words` describe, from disk where it is done."""
