@@ -129,7 +129,8 @@ def draw_restoration(made: Comparison, dense: Row | None, out: Path, name: str) 
     axes[1][0].set_ylabel("realised\nsparsity (%)")
     drawn.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     notes = ["bars: 95 % intervals", *([MINI_WARNING] if row.suite == "mini" else [])]
-    drawn.suptitle(f"{row.suite} / {row.task} / {row.label or row.model}: restorers ({'; '.join(notes)})", fontsize=10)
+    title = f"{row.suite} / {row.task} / {row.label or row.model}: restorers"
+    drawn.suptitle(f"{title}\n{'; '.join(notes)}", fontsize=10)  # in two lines: one panel alone is narrow
     lines = [_line(panel.pruner, key, one) for panel in made.panels for key, one in _ordered(panel, made.restorers)]
     lines += [_line("dense", ("", restorer), control) for restorer, control in made.controls.items()]
     return save(drawn, HEADER, lines, out, f"{name}-restoration")
