@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.lab import Lab, workspace
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared"
 
@@ -17,3 +20,10 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs ../shared (oracles and real data), which is not beside this checkout")
     return folder
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Lab]:
+    """A workspace for commands on a tiny ImageNet: 18 training images, a tower of width 16 with 64 neurons."""
+    with workspace(tmp_path, monkeypatch, capsys) as made:
+        yield made

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,3 +163,19 @@ def make_weights(folder: Path, seed: int = 0) -> None:
 def write_toml(folder: Path, roots: Mapping[str, Path]) -> None:
     lines = [f'{name} = "{path}"' for name, path in roots.items()]
     (folder / "vlbench.toml").write_text("\n".join(["[roots]", *lines]) + "\n")
+
+
+@contextmanager
+def workspace(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], **sizes: int
+) -> Iterator[Lab]:
+    """The working folder with data (`sizes`: see make_data), weights and a vlbench.toml that names the data."""
+    made = Lab(folder, monkeypatch, capsys)
+    make_data(made.data, **sizes)
+    make_weights(made.weights)
+    write_toml(folder, {"imagenet": made.data})
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("VLBENCH_DATA", raising=False)
+    forget()
+    yield made
+    forget()

@@ -5,32 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.lab import Lab, make_data, make_weights, method_file, write_toml
+from tests.lab import Lab, method_file
 from tests.leaderboard.factory import record
 from vlbench import run as run_module
 from vlbench import scaffold, ui
 from vlbench.board import print_board
-from vlbench.plugins import forget, table
+from vlbench.plugins import table
 from vlbench.run import Runner, Uploaded
 
 
 @pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Lab]:
-    lab = Lab(tmp_path, monkeypatch, capsys)
-    make_data(lab.data)
-    make_weights(lab.weights)
-    write_toml(tmp_path, {"imagenet": lab.data})
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("VLBENCH_DATA", raising=False)
+def lab(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
     monkeypatch.setenv("COLUMNS", "200")
-    forget()
-    yield lab
-    forget()
+    return lab
 
 
 # Instant verbs -----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import minis, stock_runs
-from tests.lab import Lab, make_data, make_weights, write_toml
+from tests.lab import Lab
 from tests.registry import prompted
 from tests.registry import test_blip2_retrieval as retrieval
 from vlbench import load
@@ -176,15 +176,10 @@ def test_a_loader_refuses_other_weights(opened: tuple[Path, dict[str, list[objec
 
 
 @pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lab:
+def lab(lab: Lab) -> Lab:
     """A workspace with a finished run of a pruner and of the dense model."""
-    make_data(tmp_path / "data")
-    make_weights(tmp_path / "weights")
-    write_toml(tmp_path, {"imagenet": tmp_path / "data"})
-    monkeypatch.chdir(tmp_path)
-    made = Lab(tmp_path, monkeypatch, capsys)
-    assert made.run("method=uniform", "sparsity=0.5").code == 0
-    return made
+    assert lab.run("method=uniform", "sparsity=0.5").code == 0
+    return lab
 
 
 def test_a_run_is_named_by_its_name_its_beginning_or_its_folder(lab: Lab) -> None:

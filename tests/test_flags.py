@@ -9,23 +9,15 @@ from typing import Any
 
 import pytest
 
-from tests.lab import Lab, make_data, make_weights, write_toml
+from tests.lab import Lab, workspace
 from vlbench.flags import agrees, flags_of
-from vlbench.plugins import forget
 from vlbench.record import Parameters, Record
 
 
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Lab]:
-    lab = Lab(tmp_path, monkeypatch, capsys)
-    make_data(lab.data, val=8)
-    make_weights(lab.weights)
-    write_toml(tmp_path, {"imagenet": lab.data})
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("VLBENCH_DATA", raising=False)
-    forget()
-    yield lab
-    forget()
+    with workspace(tmp_path, monkeypatch, capsys, val=8) as made:
+        yield made
 
 
 def card(lab: Lab, **facts: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.lab import Lab, make_data, make_weights, write_toml
+from tests.lab import Lab
 from vlbench.errors import UserError
-from vlbench.plugins import forget
 from vlbench.weights import declared_elements, read_weights
 
 GIANT = 10**12
-
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Lab]:
-    lab = Lab(tmp_path, monkeypatch, capsys)
-    make_data(lab.data)
-    make_weights(lab.weights)
-    write_toml(tmp_path, {"imagenet": lab.data})
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("VLBENCH_DATA", raising=False)
-    forget()
-    yield lab
-    forget()
 
 
 def giant_safetensors(file: Path) -> None:

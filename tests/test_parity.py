@@ -9,24 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.lab import Lab, make_data, make_weights, write_toml
+from tests.lab import Lab, workspace
 from vlbench import parity
 from vlbench.parity import Comparison
-from vlbench.plugins import forget, table
+from vlbench.plugins import table
 from vlbench.record import Interval, Record, pack_scores
 
 
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Lab]:
-    lab = Lab(tmp_path, monkeypatch, capsys)
-    make_data(lab.data, val=8)
-    make_weights(lab.weights)
-    write_toml(tmp_path, {"imagenet": lab.data})
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("VLBENCH_DATA", raising=False)
-    forget()
-    yield lab
-    forget()
+    with workspace(tmp_path, monkeypatch, capsys, val=8) as made:
+        yield made
 
 
 def card(lab: Lab, published: Mapping[str, float], trained_on: tuple[str, ...] = ()) -> None:

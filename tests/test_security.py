@@ -5,32 +5,18 @@ from __future__ import annotations
 import ast
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import vlbench
-from tests.lab import Lab, make_data, make_weights, method_file, write_toml
+from tests.lab import Lab, method_file
 from vlbench.errors import UserError
 from vlbench.paths import inside
-from vlbench.plugins import FOLDERS, forget, package_folder
+from vlbench.plugins import FOLDERS, package_folder
 from vlbench.storage import write_sealed
 from vlbench.weights import file_digest
-
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Lab]:
-    lab = Lab(tmp_path, monkeypatch, capsys)
-    make_data(lab.data)
-    make_weights(lab.weights)
-    write_toml(tmp_path, {"imagenet": lab.data})
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("VLBENCH_DATA", raising=False)
-    forget()
-    yield lab
-    forget()
-
 
 # The source --------------------------------------------------------------------------------------------------------
 

@@ -15,10 +15,9 @@ import platform
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,14 +40,13 @@ from tests.benchmarks.evaluation import (
     run_loop,
     slice_of,
 )
+from tests.benchmarks.gpu_llava import calibrated
+from tests.benchmarks.gpu_rows import WIDTHS, Row, amount, at_its_peak, bytes_held, failed, gigabytes, judged
 from vlbench.model import Batch
 from vlbench.nn.attend import Shared
-from vlbench.pruning.calibration import Statistics, calibrate
-from vlbench.pruning.masks import Keep, apply_masks, keep_n_of_m
-from vlbench.structure import Block
+from vlbench.pruning.masks import keep_n_of_m
 
 BUDGET = 540.0  # seconds: a check that would begin later is not begun
-WIDTHS = (32, 66, 26, 3)
 # Samples of what is reported.
 SPLITS = {
     "vqav2": 214_354, "coco_caption": 5_000, "coco_retrieval": 5_000, "flickr30k_retrieval": 1_000, "nlvr2": 6_967,
@@ -63,34 +61,6 @@ FLOAT32 = 2e-5  # relative error of a product: float32's is 1e-6 at most, TF32's
 DRIFT = 0.1  # of bf16's scores from fp32's, as a part of their spread: 8 bits in twelve layers and more
 FORGOTTEN = 16 << 20  # bytes that may stay behind: what libraries keep for their next call
 TOKENS = (64, 577)  # images and tokens of one batch of BLIP-base at 384
-LLAVA = ("llava-1.5-7b", "llava-mini")
-SAMPLES, LENGTH = 128, 2048  # of a calibration, as in Wanda's paper
-WORDS, FEWEST = 32_000, 32  # whose embeddings are there, at real size and in the mini world
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table. ok: None for what is told and not judged."""
-
-    check: str
-    measured: str
-    wanted: str = "-"
-    ok: bool | None = None
-
-    def __str__(self) -> str:
-        verdict = {True: "yes", False: "NO", None: "-"}[self.ok]
-        cells = (self.check, self.measured, self.wanted, verdict)
-        return "  ".join(f"{cell:{width}}" for cell, width in zip(cells, WIDTHS, strict=True)).rstrip()
-
-
-def amount(bench: Bench, count: int) -> int:
-    """So many samples, and of tiny models a handful."""
-    return min(count, 4) if bench.tiny else count
-
-
-def judged(bench: Bench, ok: bool) -> bool | None:
-    """The verdict on a time: those of tiny models mean nothing."""
-    return None if bench.tiny else ok
 
 
 # Machine -------------------------------------------------------------------------------------------------------------
@@ -260,21 +230,21 @@ def _backs_off(bench: Bench, name: str, size: int) -> Iterator[Row]:
     """Two batches of `size` where the first does not fit, against the same where it does."""
     work = SLICES[name](bench, 2 * size)
     run_loop(bench, work, batch_size=size)  # libraries take what they keep
-    held = _held(bench)
-    plain, peak = _peak(bench, lambda: run_loop(bench, work, batch_size=size))
+    held = bytes_held(bench)
+    plain, peak = at_its_peak(bench, lambda: run_loop(bench, work, batch_size=size))
     room = int((peak - held) * 0.6)
     with _room(bench, work, held + room, size):
-        found, most = _peak(bench, lambda: run_loop(bench, work, batch_size=size))
+        found, most = at_its_peak(bench, lambda: run_loop(bench, work, batch_size=size))
     same = equal(plain.predictions, found.predictions)
     told = f"{same:.2%} equal; backed_off {found.backed_off}"
     if bench.cuda:
-        told += f"; {_gb(most - held)} where it takes {_gb(peak - held)}"
+        told += f"; {gigabytes(most - held)} where it takes {gigabytes(peak - held)}"
     ok = same == 1 and found.backed_off and not plain.backed_off and most <= held + room
     yield Row(f"out of memory {name}", told, "100% equal, True, 60%", ok)
     if bench.cuda:
-        left = _held(bench) - held
+        left = bytes_held(bench) - held
         free = torch.cuda.memory_reserved(bench.device) - held
-        told = f"{left / 2**20:.1f} MiB still held, {_gb(free)} cached"
+        told = f"{left / 2**20:.1f} MiB still held, {gigabytes(free)} cached"
         yield Row(f"memory given back {name}", told, f"<= {FORGOTTEN >> 20} MiB held", left <= FORGOTTEN)
 
 
@@ -297,23 +267,6 @@ def _room(bench: Bench, work: Slice, limit: int, size: int) -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, bench.device)
-
-
-def _held(bench: Bench) -> int:
-    """Bytes of the GPU that tensors take."""
-    return int(torch.cuda.memory_allocated(bench.device)) if bench.cuda else 0
-
-
-def _peak(bench: Bench, work: Callable[[], Told]) -> tuple[Told, int]:
-    """What work() gives, and the most bytes that tensors took meanwhile."""
-    if bench.cuda:
-        torch.cuda.reset_peak_memory_stats(bench.device)
-    found = work()
-    return found, int(torch.cuda.max_memory_allocated(bench.device)) if bench.cuda else 0
-
-
-def _gb(count: float) -> str:
-    return f"{count / 1e9:.2f} GB"
 
 
 # Minutes and memory --------------------------------------------------------------------------------------------------
@@ -353,8 +306,8 @@ def _typical(bench: Bench, work: Slice, precision: Precision) -> tuple[Told, int
     """The quicker of two runs after one that is not counted, and the bytes of the GPU that it takes with its model."""
     if not bench.tiny:
         run_loop(bench, work, precision)
-    others = _held(bench) - sum(p.nbytes for p in bench.model(work.cards).net.parameters())
-    runs = [_peak(bench, lambda: run_loop(bench, work, precision)) for _ in range(1 if bench.tiny else 2)]
+    others = bytes_held(bench) - sum(p.nbytes for p in bench.model(work.cards).net.parameters())
+    runs = [at_its_peak(bench, lambda: run_loop(bench, work, precision)) for _ in range(1 if bench.tiny else 2)]
     if any(told.backed_off or not told.predictions for told, _ in runs):
         raise RuntimeError("it ran out of memory")
     found, peak = min(runs, key=lambda run: run[0].seconds)
@@ -363,7 +316,7 @@ def _typical(bench: Bench, work: Slice, precision: Precision) -> tuple[Told, int
 
 def _row(name: str, precision: Precision, total: float, peak: int) -> Row:
     told = f"{total / 60:.2f} min, {SPLITS[name] / total:.1f} samples/s"
-    return Row(f"minutes {name} {precision}", told + (f", peak {_gb(peak)}" if peak > 0 else ""))
+    return Row(f"minutes {name} {precision}", told + (f", peak {gigabytes(peak)}" if peak > 0 else ""))
 
 
 # torch.compile -------------------------------------------------------------------------------------------------------
@@ -473,74 +426,12 @@ def _sparse(bench: Bench, label: str, shape: tuple[int, int]) -> Row:
     return Row(f"2:4 linear {label}", told, "converts, <= 0.01 apart", drift <= 0.01)
 
 
-# Wanda at 7B ---------------------------------------------------------------------------------------------------------
-
-
-def calibrated(bench: Bench) -> Iterator[Row]:
-    """LLaVA-1.5-7B in bf16, 128 samples of 2,048 tokens (the image's first) as in Wanda's paper. On an H200 its 3.4
-    PFLOP a pass and two passes a block are 8.6 s at least."""
-    model = bench.model(LLAVA)
-    model.net.bfloat16()
-    dense = {name: model.net.get_parameter(name).detach().cpu() for name in model.structure().matrices}
-    for label, keep in (("50%", Keep(0.5, "row")), ("2:4", Keep(0.5, n_m=(2, 4)))):
-        try:
-            yield _wanda(bench, model, label, keep)
-        except Exception as error:
-            yield failed(f"Wanda LLaVA {label}", error)
-        with torch.no_grad():
-            for name, weight in dense.items():
-                model.net.get_parameter(name).copy_(weight)
-
-
-def _wanda(bench: Bench, model: Any, label: str, keep: Keep) -> Row:
-    gone: dict[str, float] = {}
-
-    def prune(block: Block, seen: Mapping[str, Statistics]) -> None:
-        for name, one in seen.items():
-            mask = keep(model.net.get_parameter(name).detach().float().abs() * one.norm.float())
-            apply_masks(model.net, {name: mask})
-            gone[name] = 1 - float(mask.float().mean())
-
-    runs = [partial(_read, model, image, bench) for image in _calibration(bench, model)]
-    held = _held(bench)
-    bench.sync()
-    start = time.perf_counter()
-    _, peak = _peak(bench, lambda: calibrate(model.net, model.structure(), runs, prune))
-    bench.sync()
-    took, every = time.perf_counter() - start, set(model.structure().matrices) == gone.keys()
-    half = every and all(abs(share - 0.5) < 0.01 for share in gone.values())
-    told = f"{took:.1f} s, {_gb(peak - held)} beside {_gb(held)}; {len(gone)} matrices, all half zero: {half}"
-    return Row(f"Wanda LLaVA {label}", told, "<= 30 s, all half zero", half and judged(bench, took <= 30) is not False)
-
-
-def _calibration(bench: Bench, model: Any) -> list[Tensor]:
-    """Noise in the place of photographs: of random weights one is as good as the other."""
-    side = model.card.image.size
-    return [torch.randn(1, 3, side, side, device=bench.device).bfloat16() for _ in range(amount(bench, SAMPLES))]
-
-
-@torch.no_grad()
-def _read(model: Any, image: Tensor, bench: Bench) -> None:
-    """An image and words behind it."""
-    tokens = model.encode(image)
-    count = max(1, (8 if bench.tiny else LENGTH) - tokens.shape[1])
-    ids = torch.arange(count, device=bench.device)[None] % (FEWEST if bench.tiny else WORDS)
-    model.language.net(inputs_embeds=torch.cat([tokens, model.language.embed(ids).to(tokens)], 1), use_cache=False)
-
-
 # The table -----------------------------------------------------------------------------------------------------------
 
 CHECKS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "machine": machine, "sparse": two_of_four, "compile": compiled, "timm": against_timm, "oom": out_of_memory,
     "bf16": bf16, "llava": calibrated, "published": published, "minutes": minutes,
 }  # fmt: skip
-
-
-def failed(check: str, error: Exception) -> Row:
-    """The row of an error, whose traceback goes to the other stream."""
-    traceback.print_exception(error, file=sys.stderr)
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return Row(check, text if len(text) <= WIDTHS[1] else text[: WIDTHS[1] - 3] + "...", "no error", False)
 
 
 def rows(bench: Bench, names: Sequence[str], budget: float = BUDGET) -> Iterator[Row]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.benchmarks import evaluation, gpu_check
+from tests.benchmarks import evaluation, gpu_check, gpu_rows
 from tests.benchmarks.common import Bench
 
 Capture = pytest.CaptureFixture[str]
@@ -36,8 +36,8 @@ def test_every_check_runs(capsys: Capture) -> None:
 
 
 def test_a_check_that_fails_says_why_and_the_table_goes_on(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(bench: Bench) -> Iterator[gpu_check.Row]:
-        yield gpu_check.Row("before", "1")
+    def broken(bench: Bench) -> Iterator[gpu_rows.Row]:
+        yield gpu_rows.Row("before", "1")
         raise ValueError("the card\nis on fire, " + "and so on " * 20)
 
     monkeypatch.setitem(gpu_check.CHECKS, "broken", broken)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from tests.lab import Lab, make_data, make_weights, write_toml
+from tests.lab import Lab
 from vlbench.cost import accelerated as module
 from vlbench.cost import timing
 from vlbench.cost.accelerated import accelerated
 from vlbench.cost.timing import How, Patience
 from vlbench.errors import RunFailed
-from vlbench.plugins import forget, table
+from vlbench.plugins import table
 from vlbench.pruning.masks import keep_n_of_m
 from vlbench.pruning.semi_structured import UNMEASURED, Speed
 
@@ -26,20 +25,12 @@ NOTE = f"{UNMEASURED}: it needs a GPU"
 
 
 @pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Lab]:
-    lab = Lab(tmp_path, monkeypatch, capsys)
-    make_data(lab.data)
-    make_weights(lab.weights)
-    write_toml(tmp_path, {"imagenet": lab.data})
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("VLBENCH_DATA", raising=False)
+def lab(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(timing, "LARGEST", 2)
     for name in ("WARM", "LATENCY", "BATCH"):
         monkeypatch.setattr(timing, name, Patience(1, 1, 0.0))
-    forget()
-    yield lab
-    forget()
+    return lab
 
 
 def test_a_run_of_2_4_on_a_cpu(lab: Lab) -> None:

@@ -4,36 +4,26 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.lab import Lab, make_data, make_weights, write_toml
+from tests.lab import Lab, make_weights
 from vlbench.cost import measured, timing
 from vlbench.cost.timing import How, Patience
 from vlbench.errors import RunFailed
-from vlbench.plugins import forget
 from vlbench.record import read_record
 
 
 @pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Lab]:
-    lab = Lab(tmp_path, monkeypatch, capsys)
-    make_data(lab.data)
-    make_weights(lab.weights)
-    write_toml(tmp_path, {"imagenet": lab.data})
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("VLBENCH_DATA", raising=False)
+def lab(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(timing, "LARGEST", 4)
     for name in ("WARM", "LATENCY", "BATCH"):
         monkeypatch.setattr(timing, name, Patience(2, 2, 0.0))
-    forget()
-    yield lab
-    forget()
+    return lab
 
 
 def cells(lab: Lab) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab import Lab, make_data, make_weights, method_file, write_toml
+from tests.lab import Lab, make_weights, method_file
 from tests.waiting import until
 from vlbench.errors import UserError
 from vlbench.launch import worker
@@ -23,7 +23,6 @@ from vlbench.launch.planning import Planned, plan
 from vlbench.launch.state import Runs
 from vlbench.launch.sweep import Sweep
 from vlbench.launch.sweepfile import Line
-from vlbench.plugins import forget
 from vlbench.ui import Screen
 
 SLOW = """import time
@@ -35,17 +34,9 @@ SLOW = """import time
 
 
 @pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Lab]:
-    lab = Lab(tmp_path, monkeypatch, capsys)
-    make_data(lab.data)
-    make_weights(lab.weights)
-    write_toml(tmp_path, {"imagenet": lab.data})
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("VLBENCH_DATA", raising=False)
+def lab(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
     monkeypatch.setenv("COLUMNS", "200")
-    forget()
-    yield lab
-    forget()
+    return lab
 
 
 def line(lab: Lab, **words: str) -> Line:

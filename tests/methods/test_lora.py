@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.lab import Lab, make_data, make_weights, write_toml
+from tests.lab import Lab
 from tests.methods.restored import PRUNERS, chain, is_plain, made, pruned, reloads, resumes, run, zeros
 from tests.methods.test_sparselora import ALL
 from vlbench import load
 from vlbench.errors import UserError
 from vlbench.nn.adapted import SideBranch
-from vlbench.plugins import forget
 from vlbench.pruning.saved import ADAPTERS, MANIFEST, copy_saved, load_model, save_model
 from vlbench.record import Record, read_record
 from vlbench.run import Runner
@@ -165,18 +163,6 @@ def resealed(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
 
 
 # As commands -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Lab]:
-    lab = Lab(tmp_path, monkeypatch, capsys)
-    make_data(lab.data)
-    make_weights(lab.weights)
-    write_toml(tmp_path, {"imagenet": lab.data})
-    monkeypatch.chdir(tmp_path)
-    forget()
-    yield lab
-    forget()
 
 
 def test_without_peft_the_extra_is_named(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

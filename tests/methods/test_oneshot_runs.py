@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 import torch
 
-from tests.lab import Lab, make_data, make_weights, write_toml
-from vlbench.plugins import forget
+from tests.lab import Lab
 from vlbench.pruning.saved import load_model
 from vlbench.record import read_record
 from vlbench.run import Runner
-
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Lab]:
-    """18 training images, towers of width 16 with 64 neurons."""
-    lab = Lab(tmp_path, monkeypatch, capsys)
-    make_data(lab.data)
-    make_weights(lab.weights)
-    write_toml(tmp_path, {"imagenet": lab.data})
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("VLBENCH_DATA", raising=False)
-    forget()
-    yield lab
-    forget()
-
 
 WRONG = [
     ("method=magnitude sparsity=2:5", "needs widths divisible by 5; these are not: blocks.0"),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.lab import Lab, make_data, make_weights, write_toml
+from tests.lab import Lab
 from tests.methods.restored import PRUNERS, chain, is_plain, made, pruned, reloads, resumes, run, zeros
-from vlbench.plugins import forget
 from vlbench.record import Record
 from vlbench.resolve import resolve
 from vlbench.run import Runner
@@ -105,20 +103,6 @@ def test_the_papers_recipe() -> None:
 
 
 # As commands -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Lab]:
-    """A tower of width 16."""
-    lab = Lab(tmp_path, monkeypatch, capsys)
-    make_data(lab.data)
-    make_weights(lab.weights)
-    write_toml(tmp_path, {"imagenet": lab.data})
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("VLBENCH_DATA", raising=False)
-    forget()
-    yield lab
-    forget()
 
 
 WRONG = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import timm
 import torch
 from torch import Tensor
 
-from tests.lab import Lab, make_data, make_weights, write_toml
+from tests.lab import Lab
 from tests.methods.killed import killed_and_resumed, same_weights
 from vlbench.errors import UserError
 from vlbench.nn import timm as adopted
@@ -321,19 +321,6 @@ def test_a_site_without_heads_says_why(workshop: Workshop) -> None:
     )
     with pytest.raises(UserError, match=r"cannot be cut by 'head'"):
         upop.UPopSearch(upop.SearchOptions(unit="head")).check(plain)
-
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Lab]:
-    lab = Lab(tmp_path, monkeypatch, capsys)
-    make_data(lab.data)
-    make_weights(lab.weights)
-    write_toml(tmp_path, {"imagenet": lab.data})
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("VLBENCH_DATA", raising=False)
-    forget()
-    yield lab
-    forget()
 
 
 @pytest.mark.parametrize("method", ["upop", "grid", "mask_based", "uniform"])

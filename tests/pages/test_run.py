@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.lab import Lab, make_data, make_weights, write_toml
+from tests.lab import Lab, write_toml
 from tests.leaderboard.factory import record
 from tests.pages.browser import Browser, needs_chromium
 from vlbench.data.maps import pack_map
@@ -23,19 +22,6 @@ from vlbench.record import write_record
 from vlbench.task import LabelMap, Sample
 
 EVIL = "<script>alert(1)</script>"
-
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Lab]:
-    made = Lab(tmp_path, monkeypatch, capsys)
-    make_data(made.data)
-    make_weights(made.weights)
-    write_toml(tmp_path, {"imagenet": made.data})
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("VLBENCH_DATA", raising=False)
-    forget()
-    yield made
-    forget()
 
 
 def test_a_run_has_a_page_of_its_samples(lab: Lab) -> None:

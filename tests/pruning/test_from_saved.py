@@ -8,20 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.lab import Lab, make_data, make_weights, write_toml
+from tests.lab import Lab
 from vlbench import load
 from vlbench.record import Record, read_record
 
 SHORT = ("steps=2", "finetune.batch_size=4")
-
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lab:
-    make_data(tmp_path / "data")
-    make_weights(tmp_path / "weights")
-    write_toml(tmp_path, {"imagenet": tmp_path / "data"})
-    monkeypatch.chdir(tmp_path)
-    return Lab(tmp_path, monkeypatch, capsys)
 
 
 def run(lab: Lab, *words: str) -> tuple[Path, Record]:

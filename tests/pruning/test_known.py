@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.lab import Lab, make_data, make_weights, write_toml
-from vlbench.plugins import forget
+from tests.lab import Lab
 from vlbench.pruning import known, scoring
 from vlbench.record import read_record
 
 DENSE = ("calibration_samples=4", "propagate=dense")
-
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Lab]:
-    lab = Lab(tmp_path, monkeypatch, capsys)
-    make_data(lab.data)
-    make_weights(lab.weights)
-    write_toml(tmp_path, {"imagenet": lab.data})
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("VLBENCH_DATA", raising=False)
-    forget()
-    yield lab
-    forget()
 
 
 @pytest.fixture

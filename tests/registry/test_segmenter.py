@@ -402,6 +402,13 @@ def test_mmsegmentations_checkpoint_gives_what_its_own_model_gives(tmp_path: Pat
     assert float((found - slide[0]).abs().max()) <= 1e-9
 
 
+def test_mmsegmentations_card_is_told_what_no_shape_tells() -> None:
+    architecture = segmenter.MaskSegmenter.architecture(card("segmenter-mmseg"))
+    assert architecture["norm_eps"] == 1e-6
+    assert architecture["pos_embed"] == "bicubic"
+    assert card("segmenter-mmseg").image.stride == 480
+
+
 def test_mmsegmentations_card_is_built_as_its_configuration_says() -> None:
     """The file that mmsegmentation's wheel brings: everything in it that no checkpoint's shapes tell."""
     package = Path(pytest.importorskip("mmseg", exc_type=ImportError).__file__).parent

@@ -96,9 +96,7 @@ _NONE = torch.empty(0)
 
 # What lies beside the hidden states ---------------------------------------------------------------------------------
 
-LARGE = (
-    1 << 16
-)  # bytes of a tensor that is put away: T5's position bias of 512 tokens has 33 MB, and each sample has one
+LARGE = 1 << 16  # bytes. T5's position bias of 512 tokens has 33 MB, and each calibration sample has its own.
 
 
 @dataclass(frozen=True)
@@ -110,11 +108,12 @@ class _PutAway:
 
 def put_away(calls: Captured, number: int, sides: Activations) -> Captured:
     """The calls of run `number` with their large arguments in `sides`, each once however many blocks are given it.
-    Views (an expanded mask) stay as they are: put away they would become as large as they look."""
+    Views (an expanded mask) stay as they are, for put away they would become as large as they look, and so do tensors
+    of another device than that which `sides` gives back."""
     places: dict[int, tuple[int, int]] = {}
 
     def put(value: Tensor) -> Any:
-        if value.numel() * value.element_size() < LARGE or not value.is_contiguous():
+        if value.nbytes < LARGE or not value.is_contiguous() or value.device != sides.device:
             return value
         if id(value) not in places:
             places[id(value)] = (number, len(places))
@@ -133,7 +132,7 @@ def _with_arguments(call: Call, kind: type, change: Callable[[Any], Any]) -> Cal
     """Every argument of that kind changed, also in tuples."""
 
     def changed(value: Any) -> Any:
-        if isinstance(value, tuple) and type(value) is tuple:
+        if type(value) is tuple:
             return tuple(map(changed, value))
         return change(value) if isinstance(value, kind) else value
 

@@ -6,15 +6,14 @@ Whoever comes first takes them, and the others wait for it, as for the dense bas
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..launch.world import World
 from ..lease import lease
@@ -41,10 +40,10 @@ class Common:
 class Known:
     """found: matrix -> statistics, where another cell took them; else adding() and save() keep this cell's."""
 
-    def __init__(self, store: CheckpointStore | None, device: torch.device, lost: Event | None = None) -> None:
+    def __init__(self, store: CheckpointStore | None, net: nn.Module, lost: Event | None = None) -> None:
         self._store, self._own, self._lost = store, dict[str, Statistics](), lost or Event()
         state = None if store is None else store.load()
-        self.found = None if state is None else _unpacked(state[1], state[2], device)
+        self.found = None if state is None else _unpacked(state[1], state[2], net)
 
     def adding(self, prune: Prune) -> Prune:
         """prune(), and each block's statistics are kept."""
@@ -65,21 +64,23 @@ class Known:
 
 
 @contextmanager
-def known(common: Common | None, told: Mapping[str, Any], world: World, device: torch.device) -> Iterator[Known]:
-    """common: None where nothing can be shared. told: how the statistics are taken. Raises UserError where what is on
-    disk is damaged."""
+def known(
+    common: Common | None, told: Mapping[str, Any], net: nn.Module, world: World, tell: Callable[[str], None]
+) -> Iterator[Known]:
+    """common: None where nothing can be shared. told: how the statistics are taken. tell: given a sentence where
+    another cell is about to take the same, and this one waits. Raises UserError where what is on disk is damaged."""
     if common is None:
-        yield Known(None, device)
+        yield Known(None, net)
         return
     identity = {**common.identity, **told, "workers": world.size}
     place = common.folder / digest(identity)[:24]
     store = CheckpointStore(place / "statistics", identity, 0.0, world)
     if not world.leads:
-        yield Known(store, device)
+        yield Known(store, net)
         return
     lost = Event()
-    with lease(place, lambda: standing(store.folder).is_dir(), lambda text: None, lost):
-        yield Known(store, device, lost)
+    with lease(place, lambda: standing(store.folder).is_dir(), lambda _: tell("another cell calibrates alike"), lost):
+        yield Known(store, net, lost)
 
 
 def _packed(found: Mapping[str, Statistics]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -97,15 +98,20 @@ def _packed(found: Mapping[str, Statistics]) -> tuple[dict[str, Tensor], dict[st
     return tensors, table
 
 
-def _unpacked(tensors: Mapping[str, Tensor], table: Mapping[str, Any], device: torch.device) -> dict[str, Statistics]:
-    def sums(number: int, part: str, samples: int) -> Statistics:
-        gram = tensors.get(f"{number}/{part}/gram")
-        square = tensors[f"{number}/{part}/square_sum"].to(device)
-        return Statistics(square, samples, None if gram is None else gram.to(device))
-
+def _unpacked(tensors: Mapping[str, Tensor], table: Mapping[str, Any], net: nn.Module) -> dict[str, Statistics]:
+    """Where their matrices are: a model may be split over devices."""
+    found: dict[str, Statistics] = {}
     shared: dict[int, Statistics] = {}
-    for number, samples, vision in table.values():
+    for name, (number, samples, vision) in table.items():
         if number not in shared:
-            shared[number] = sums(number, "all", samples)
-            shared[number].vision = None if vision is None else sums(number, "vision", vision)
-    return {name: shared[number] for name, (number, _, _) in table.items()}
+            own = {
+                key: t.to(net.get_parameter(name).device) for key, t in tensors.items() if key.startswith(f"{number}/")
+            }
+            shared[number] = _sums(own, f"{number}/all", samples)
+            shared[number].vision = None if vision is None else _sums(own, f"{number}/vision", vision)
+        found[name] = shared[number]
+    return found
+
+
+def _sums(tensors: Mapping[str, Tensor], prefix: str, samples: int) -> Statistics:
+    return Statistics(tensors[f"{prefix}/square_sum"], samples, tensors.get(f"{prefix}/gram"))

@@ -173,7 +173,8 @@ class ScorePruner(Method):
         batches = job.calibration(options.calibration_samples, 1)
         self._told(job, batches)
         common = job.common if options.propagate == "dense" else None
-        with known(common, self._taken(options), job.world, device) as had:
+        tell = partial(job.progress, "calibrate", 0, len(blocks))
+        with known(common, self._taken(options), job.model.net, job.world, tell) as had:
             if had.found is not None:
                 for block in blocks[done:]:
                     prune(block, had.found)
