@@ -143,6 +143,19 @@ def test_the_text_states_what_was_done(place, capsys):
         assert part in text, part
 
 
+def test_a_method_alone_is_its_plain_row_in_the_block_that_has_all_names(place):
+    """Beside it stand a variant with an option and a dense model that sees no images: neither makes names ambiguous."""
+    blind = {"evaluation": {"precision": "fp32", "blind": True}, "flags": ["without images"]}
+    add(place, record("dense", cell="blind", **blind))
+    add(place, *(record("upop", sparsity=0.5, cell=f"once{s}", seed=s, trained=True, options={"pruning": "once"})
+                 for s in (0, 1)))  # fmt: skip
+    found, _ = told(place, "dense", "upop@0.5")
+    assert next((row.method, row.options, row.flags) for row, _ in found) == ("dense", "", "")
+    assert found[1][0].options == ""
+    with pytest.raises(UserError, match=r"dense names 2 rows(.|\n)*\(without images\)"):
+        told(place, "dense")
+
+
 def test_unequal_training_is_told(place, capsys):
     budgets = {"short": Budget(steps=100, samples_seen=3200), "long": Budget(steps=300, samples_seen=9600)}
     for cell, budget in budgets.items():

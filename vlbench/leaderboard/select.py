@@ -53,28 +53,41 @@ def _text(row: Row, key: str) -> str:
 
 def named(names: Sequence[str], found: Sequence[Found], runs: Path) -> list[Found]:
     """The row of each name: a `config` of a table, a cell, a run's folder, or a method that has one row (upop, or with
-    its target upop@0.5). Raises UserError for a name of none, of several, or of a row that was named before."""
+    its target upop@0.5). Of a method's rows the one that a table calls by the method alone is meant, and of blocks the
+    only one that has a row of every name. Raises UserError for a name of none, of several, or of a row that was named
+    before."""
+    every = [_candidates(text, found, runs) for text in names]
+    blocks = {pair[0].block for some in every for pair in some}
+    fitting = [block for block in blocks if all(sum(p[0].block == block for p in some) == 1 for some in every)]
     chosen: dict[str, Found] = {}
-    for text in names:
-        pair = _named(text, found, runs)
+    for text, some in zip(names, every, strict=True):
+        pair = _only([p for p in some if len(fitting) != 1 or p[0].block == fitting[0]], text)
         if pair[0].config in chosen:
             raise UserError(f"{text} names a row that was named before: {described(pair[0])}.")
         chosen[pair[0].config] = pair
     return list(chosen.values())
 
 
-def _named(text: str, found: Sequence[Found], runs: Path) -> Found:
+def _candidates(text: str, found: Sequence[Found], runs: Path) -> list[Found]:
+    """Raises UserError where there are none."""
     cell = _cell_of_run(text, runs) or text
-    exact = [pair for pair in found if pair[0].config == text or any(r.cell == cell for r in pair[1])]
     method, _, target = text.partition("@")
-    matches = exact or [
-        pair for pair in found if method in (pair[0].method, name(pair[0])) and target in ("", pair[0].sparsity_target)
-    ]
-    if len(matches) == 1:
-        return matches[0]
+    asked = [pair for pair in found if target in ("", pair[0].sparsity_target)]
+    ways = (
+        [pair for pair in found if pair[0].config == text or any(r.cell == cell for r in pair[1])],
+        [pair for pair in asked if name(pair[0]) == method],
+        [pair for pair in asked if pair[0].method == method],
+    )
+    matches = next(filter(None, ways), [])
     if not matches:
         known = {row.method for row, _ in found}
         raise UserError(f"no row is named {text!r}: {did_you_mean(text, known)} A config or a run's name will do, too.")
+    return matches
+
+
+def _only(matches: Sequence[Found], text: str) -> Found:
+    if len(matches) == 1:
+        return matches[0]
     listed = [f"  {row.config}  {described(row)}" for row, _ in matches[:SHOWN]]
     more = [f"  and {len(matches) - SHOWN} more"] if len(matches) > SHOWN else []
     head = f"{text} names {len(matches)} rows: narrow it down by task= or model=, write METHOD@SPARSITY, or a config:"
@@ -94,4 +107,5 @@ def _cell_of_run(text: str, runs: Path) -> str:
 
 def described(row: Row) -> str:
     """One line that tells a row from others."""
-    return f"{row.suite} {row.task} {row.model} {name(row)} {row.pattern} {fixed(100 * row.sparsity, 1)}%"
+    flags = f" ({row.flags})" if row.flags else ""
+    return f"{row.suite} {row.task} {row.model} {name(row)} {row.pattern} {fixed(100 * row.sparsity, 1)}%{flags}"
