@@ -120,6 +120,12 @@ def test_what_training_took_and_whether_it_converged_stand_beside_each_other():
     assert "seen" not in printed([record(), record("wanda", sparsity=0.5)])
 
 
+def test_a_block_without_images_says_so_in_its_heading():
+    told = markdown(rows([record(cell="a"), record(cell="b", evaluation={"precision": "fp32", "blind": True})]))
+    headings = [line for line in told.splitlines() if line.startswith("## ")]
+    assert headings == ["## blip-mini", "## blip-mini, without images"]
+
+
 def test_a_bar_in_a_name_does_not_break_the_page():
     text = markdown([replace(row, label="a|b") for row in rows([record()])])
     assert "a\\|b" in text

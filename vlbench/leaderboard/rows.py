@@ -29,6 +29,7 @@ TAKEN_OVER = (
     *("sparsity_target", "metric", "samples", "clusters"),
 )
 AGREED = 1e-9  # relative: what two processors may differ by in a statistic
+BLIND = "without images"  # flag of a block that was evaluated so
 OWN_COLUMN = {"sparsity", "ratio", "pattern"}  # options that the column `options` need not repeat
 
 
@@ -216,7 +217,7 @@ def _row(config: str, same: Sequence[Record], options: str) -> Row:
 
 def _settings(record: Record) -> set[str]:
     """What the numbers of a block with other evaluation settings must not be read without."""
-    return {"without images"} if record.evaluation.get("blind") else set()
+    return {BLIND} if record.evaluation.get("blind") else set()
 
 
 def _quality(same: Sequence[Record]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from .direction import verdict
-from .rows import COLUMNS, Row
+from .rows import BLIND, COLUMNS, Row
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -136,8 +136,9 @@ def _escaped(text: str) -> str:
 
 
 def subject(row: Row) -> str:
-    """Whose rows these are: the model, and the label of weights of one's own."""
-    return f"{row.model} ({row.label})" if row.label else row.model
+    """Whose rows these are: the model, the label of weights of one's own, and whether it saw no images."""
+    model = f"{row.model} ({row.label})" if row.label else row.model
+    return f"{model}, {BLIND}" if BLIND in row.flags else model
 
 
 def facts(row: Row) -> str:
