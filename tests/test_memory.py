@@ -64,3 +64,30 @@ def test_a_step_takes_the_memory_of_the_one_before() -> None:
     if plain < 1000:
         pytest.skip(f"{plain} pages a step without it: this system's are larger")
     assert kept < plain / 50
+
+
+HELD = """
+from pathlib import Path
+import torch
+from vlbench.memory import keep_heap, return_heap
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+keep_heap()
+blocks = [torch.ones(4 << 20) for _ in range(16)]
+full = resident()
+del blocks
+kept = resident()
+return_heap()
+print(full, kept, resident())
+"""
+
+
+def test_a_cell_that_is_done_holds_no_memory() -> None:
+    """256 MB: kept while the cell is at work, returned after it."""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("malloc_trim is glibc's")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", HELD], env=environment, capture_output=True, text=True, check=True)
+    full, kept, after = (int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in done.stdout.split())
+    assert full - kept < 1 << 20
+    assert kept - after > 200 << 20

@@ -31,7 +31,7 @@ from .job import Compression, Job
 from .launch.world import ALONE, World
 from .leaderboard.statistics import bootstrap, interval, versus
 from .lease import LeaseLost, lease
-from .memory import keep_heap, refuse_second_copy
+from .memory import keep_heap, refuse_second_copy, return_heap
 from .method import Method
 from .model import Model
 from .provenance import provenance
@@ -94,6 +94,8 @@ class Runner:
                 raise  # the other workers are in the middle of it: torchrun ends them
             self.screen.say(str(told))
             return self.cell(cell)
+        finally:
+            return_heap()
 
     def _progress(self, what: str, done: int, total: int, text: str = "") -> None:
         """Called at every step of whatever takes time. Raises LeaseLost."""

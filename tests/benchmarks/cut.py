@@ -23,6 +23,7 @@ from tests.benchmarks.common import loaded
 from tests.benchmarks.search import build
 from vlbench.cost.counts import flop_counter
 from vlbench.cost.stated import STATED, train
+from vlbench.memory import keep_heap
 from vlbench.model import Model
 from vlbench.pruning.allocation import unified
 from vlbench.pruning.cut import cut
@@ -81,6 +82,7 @@ def main() -> None:
     words.add_argument("--image", type=int, default=224, help="of BLIP")
     words.add_argument("--pairs", type=int, default=5)
     given = words.parse_args()
+    keep_heap()  # as a run does
     print(f"{loaded()}; target: speed-up / MACs >= 0.95 at batch {given.batch}")
     print("model        cut                    batch   MACs ratio   speed-up (CPU)   of MACs (CPU)")
     for name in given.models.split(","):

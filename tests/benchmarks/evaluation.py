@@ -38,6 +38,7 @@ from vlbench.evaluation.loop import Evaluator
 from vlbench.evaluation.predictions import Line, Predictions
 from vlbench.evaluation.ranks import ranks
 from vlbench.evaluation.windows import anchors, at_least, resized
+from vlbench.memory import keep_heap
 from vlbench.model import Batch, ImageSpec
 from vlbench.plugins import table
 from vlbench.task import LabelMap, Sample, Task
@@ -433,6 +434,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", default=",".join(SLICES))
     parser.add_argument("--tiny", action="store_true", help="the mini world's architectures: tries the code")
     told = parser.parse_args(arguments)
+    keep_heap()  # as a run does
     cuda = told.device.startswith("cuda")
     count, pairs = told.slice or (64 if cuda else 4), told.pairs or (1536 if cuda else 32)
     unknown = [name for name in told.tasks.split(",") if name not in SLICES]

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tests.benchmarks.common import loaded
 from vlbench.cost.blank import assets
 from vlbench.cost.stated import STATED
+from vlbench.memory import keep_heap
 from vlbench.methods.upop import Search, UPopOptions  # noqa: TID251 - a benchmark of this very file
 from vlbench.model import Batch, Model
 from vlbench.plugins import table
@@ -110,6 +111,7 @@ def main() -> None:
     words.add_argument("--image", type=int, default=224)
     words.add_argument("--pairs", type=int, default=5)
     given = words.parse_args()
+    keep_heap()  # as a run does
     model, capability, batch = build(given.model, given.image, given.batch)
     interval = INTERVALS[given.model]
     loss = getattr(model, f"{capability}_loss")
