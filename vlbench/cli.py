@@ -436,16 +436,18 @@ def submit(
 ) -> None:
     """Verify finished runs and copy their records to leaderboards/results, or to a folder to hand in: upload=DIR."""
     from .leaderboard.submission import submit as submit_run
-    from .leaderboard.submission import submit_all
+    from .leaderboard.submission import submit_all, submit_each
 
     given, words = _names_and_words(names, ("upload",))
     if "upload" in words and not given:
         return _submit_all(submit_all(runs, Path(words["upload"])))
     if "upload" not in words and not folder.is_dir():
         raise UserError(f"{folder} does not exist: run this in the checkout, or give --folder or upload=DIR.")
-    for name in given:
-        path = submit_run(_run_folder(name, runs), Path(words["upload"]) if "upload" in words else folder / "results")
-        print(f"wrote {path}; `vlbench leaderboard` makes the tables.")
+    target = Path(words["upload"]) if "upload" in words else folder / "results"
+    found = [_run_folder(name, runs) for name in given]
+    if len(found) > 1:
+        return _submit_all(submit_each(found, target))
+    print(f"wrote {submit_run(found[0], target)}; `vlbench leaderboard` makes the tables.")
     return None
 
 

@@ -15,7 +15,7 @@ from vlbench.errors import UserError
 from vlbench.leaderboard.place import boards_folder
 from vlbench.leaderboard.regenerate import boards
 from vlbench.leaderboard.rows import agree
-from vlbench.leaderboard.submission import LARGEST, submit, submit_all
+from vlbench.leaderboard.submission import LARGEST, submit, submit_all, submit_each
 from vlbench.pruning import saved
 from vlbench.record import pack_scores, read_record, write_record
 from vlbench.run import Runner
@@ -283,6 +283,14 @@ def test_all_finished_runs_are_handed_in_and_the_others_told(runs, tmp_path):
     assert [fine for _, fine in submit_all(runs, tmp_path / "again")] == [True, True, False]
     with pytest.raises(UserError, match="no finished runs"):
         list(submit_all(tmp_path / "nothing", tmp_path / "up"))
+
+
+def test_a_run_that_is_refused_keeps_no_other_out(runs, tmp_path):
+    named = [runs / "nothing", of(runs, "magnitude-0.5")]
+    told = list(submit_each(named, tmp_path / "up"))
+    assert [fine for _, fine in told] == [False, True]
+    assert "is not finished" in told[0][0]
+    assert [p.stem for p in (tmp_path / "up" / "mini").glob("*.json")] == [named[1].name]
 
 
 @pytest.mark.parametrize("identity", [{"numerics_version": 1}, {}, {"task": 3, "chain": [[1]]}])

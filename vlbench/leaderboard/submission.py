@@ -75,6 +75,16 @@ def submit_all(runs: Path, folder: Path) -> Iterator[tuple[str, bool]]:
             yield f"refused: {error}", False
 
 
+def submit_each(runs: Sequence[Path], folder: Path) -> Iterator[tuple[str, bool]]:
+    """The runs named into `folder`. Yields a line a run, and whether it was written: one that is refused does not keep
+    the others out."""
+    for run in runs:
+        try:
+            yield f"wrote {submit(run, folder)}", True
+        except UserError as error:
+            yield f"refused: {error}", False
+
+
 def unranked(record: Record) -> str:
     """Why no leaderboard takes the record; empty where one does."""
     flags = {*record.flags, *(["label"] if record.label else [])}
