@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from vlbench.cli import run
+from vlbench.cli.cells import run
 from vlbench.launch.world import world
 
 

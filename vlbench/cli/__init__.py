@@ -1,0 +1,70 @@
+"""The verbs. torch is imported only by a verb that needs it, and every verb imports what it works with when called."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from .. import __version__
+from ..errors import RunFailed, UserError
+from . import boards, cells, facts, finished, plugins
+from .words import stop
+
+# In the order of the help.
+VERBS: tuple[Callable[..., Any], ...] = (
+    cells.run, cells.sweep, cells.status, facts.list_, facts.help_, facts.cost, finished.time_, boards.leaderboard,
+    boards.compare, boards.table_, boards.plot, finished.page, boards.submit, boards.score, finished.export,
+    plugins.new, plugins.check,
+)  # fmt: skip
+DATA_VERBS: tuple[Callable[..., Any], ...] = (facts.where, facts.verify_)
+
+app = typer.Typer(
+    add_completion=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Which pruning method keeps the most quality of a vision-language model for the least cost?\n\n"
+    "Words key=value describe the cell (vlbench run method=upop task=vqav2); --flags change only the command.",
+)
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Where the data are, and are they intact?")
+app.add_typer(data_app, name="data")
+for parent, verbs in ((app, VERBS), (data_app, DATA_VERBS)):
+    for verb in verbs:
+        parent.command(verb.__name__.rstrip("_"))(verb)  # some are Python's words, too
+
+# Of the machine, not of the program: told in one sentence wherever they come from.
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 2 the command's words are wrong, 1 something failed, 130 and 143
+    stopped by Ctrl-C and SIGTERM, to be given again."""
+    try:
+        app()
+    except (UserError, RunFailed) as error:
+        stop(error, error.exit_code)
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "Free some space" if full else "Change its permissions"
+        stop(f"{where}{error.strerror}. {remedy} or choose another folder, then run the same command again.", 2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"vlbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """--version, and nothing else before the verb."""

@@ -1,0 +1,161 @@
+"""Verbs that run cells."""
+
+from __future__ import annotations
+
+import contextlib
+import json as jsonlib
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import RunFailed, UserError
+from .words import RUNS, Json, Runs, Words, cells_of, resumable, stop
+
+if TYPE_CHECKING:
+    from ..launch.engines import Engine
+    from ..launch.sweep import Sweep
+    from ..record import Record
+
+
+def run(
+    words: Words,
+    runs: Runs = RUNS,
+    plan: Annotated[bool, typer.Option("--plan", help="print the resolved cell and what is done; run nothing")] = False,
+    json: Json = False,
+    checkpoint_every: Annotated[float, typer.Option(help="seconds between two saved training states")] = 15.0,
+) -> None:
+    """Run one cell and print its table: vlbench run method=upop task=vqav2."""
+    from ..launch.world import leave, world
+    from ..resolve import resolve
+    from ..spec import parse
+    from ..ui import Screen
+
+    spec, workers = resolve(parse(words)), world()
+    with resumable(), Screen(quiet=json or not workers.leads) as screen:
+        if plan:
+            from ..plan import print_plan
+
+            return print_plan(spec, runs, screen, json=json)
+        from ..cell import open_cell
+        from ..run import Runner, Uploaded, refuse_unwritable
+
+        cell = workers.first(lambda: open_cell(spec, screen.building))
+        _ = (
+            cell.id
+        )  # reads what the identity is made of: what is wrong with the data is told before anything is written
+        if workers.leads:
+            refuse_unwritable(runs)
+        try:
+            record = Runner(runs, screen, checkpoint_seconds=checkpoint_every, world=workers).cell(cell)
+        except Uploaded as told:
+            return _say_uploaded(told.file, json=json) if workers.leads else None
+    leave()
+    if workers.leads:
+        _finish(record, runs, json=json)
+    return None
+
+
+def _say_uploaded(file: Path, *, json: bool) -> None:
+    if json:
+        print(jsonlib.dumps({"upload": str(file)}))
+    else:
+        print(f"{file} is ready for the server; `vlbench score RUN file=PATH` enters what it returns.")
+
+
+def _finish(record: Record, runs: Path, *, json: bool) -> None:
+    from ..board import print_board
+
+    if json:
+        print(record.model_dump_json(indent=1))
+    else:
+        print_board(record, runs)
+    if not record.complete:
+        raise RunFailed(
+            f"the cell is incomplete: {', '.join(record.flags)}. {runs / record.cell / 'predictions.jsonl'} names "
+            "them; mend the data, delete that folder and run again."
+        )
+
+
+def sweep(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE[,VALUE]", help="as for run; a comma separates values, all are combined"),
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="a sweep file: such words, one sweep a line")] = None,
+    runs: Runs = RUNS,
+    plan: Annotated[bool, typer.Option("--plan", help="print the cells and what is done; run nothing")] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", min=1, help="cells at a time; by default one a GPU or one, or what the cluster holds"),
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", help="local: this machine; ray or slurm: a cluster")] = "local",
+    address: Annotated[
+        str, typer.Option("--address", help="ray: a standing cluster, auto or HOST:PORT; by default this machine alone")
+    ] = "",
+    gpus_per_cell: Annotated[
+        float | None,
+        typer.Option("--gpus-per-cell", min=0, help="ray: 1 where there are GPUs; 0.5 lets two cells share one"),
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option("--slurm", metavar="KEY=VALUE", help="slurm: an option of sbatch, like partition=gpu; repeat it"),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Run every combination: vlbench sweep method=upop task=vqav2 sparsity=0.5,0.75 seed=0,1,2."""
+    from ..launch import sweep as sweeping
+    from ..launch.engines import Engine
+    from ..launch.planning import plan as planning
+    from ..launch.sweepfile import lines_of
+    from ..ui import Screen
+
+    if not words and file is None:
+        raise UserError("vlbench sweep takes words like task=vqav2 method=upop,uniform, or --file PATH.")
+    chosen = Engine(engine, jobs, address, gpus_per_cell, slurm or ())
+    lines = lines_of(words or [], file)
+    with resumable(), Screen(quiet=json) as screen:
+        planned = planning(lines, screen.building)
+        if plan:
+            chosen.refuse_unfit()
+            return sweeping.print_plan(planned, runs, json=json)
+        made = sweeping.Sweep(planned, runs, screen)
+        stopped = _run_sweep(made, chosen)
+    sweeping.print_summary(made, json=json)
+    if stopped:
+        stop("interrupted; the same command goes on from here.", 130)
+    if failed := made.failed():
+        raise RunFailed(f"{len(failed)} of {len(planned)} cells failed.")
+    return None
+
+
+def _run_sweep(made: Sweep, engine: Engine) -> bool:
+    """Run it. Whether Ctrl-C or SIGTERM stopped it."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        # Ray prints what befalls its tasks; stdout holds the result alone.
+        with contextlib.redirect_stdout(sys.stderr):
+            made.run(lambda tell: engine.start(made.runs, tell))
+    except KeyboardInterrupt:
+        return True
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return False
+
+
+def status(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE[,VALUE]", help="the words of a sweep; without any, all that lies in --runs"),
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="a sweep file")] = None,
+    runs: Runs = RUNS,
+    json: Json = False,
+) -> None:
+    """Which cells are done, running, failed (and why) or to do; the time left: vlbench status --file x.sweep."""
+    from ..launch.status import print_status
+
+    planned = cells_of(words or [], file, quiet=json) if words or file is not None else None
+    print_status(planned, runs, json=json)

@@ -1,0 +1,61 @@
+"""Verbs of finished runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UserError
+from .words import RUNS, Json, Runs, run_folder
+
+
+def time_(
+    names: Annotated[list[str], typer.Argument(metavar="RUN", help="finished runs: their names or folders")],
+    runs: Runs = RUNS,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda; by default the GPU where there is one")] = "",
+    precision: Annotated[str, typer.Option("--precision", help="fp32 or bf16")] = "fp32",
+    compiled: Annotated[bool, typer.Option("--compile", help="compile the model's blocks with torch.compile")] = False,
+    accelerate: Annotated[
+        str, typer.Option("--accelerate", help="semi_structured: verify 2:4 masks and time their linears")
+    ] = "",
+    json: Json = False,
+) -> None:
+    """Latency, throughput and memory of finished runs on this device: vlbench time RUN."""
+    from ..cost.measured import device_of, time_runs
+    from ..cost.timing import How
+    from ..ui import Screen
+
+    if precision not in ("fp32", "bf16"):
+        raise UserError(f"--precision {precision} should be fp32 or bf16.")
+    how = How(device_of(device), "bf16" if precision == "bf16" else "fp32", compiled)
+    with Screen(quiet=json) as screen:
+        time_runs([run_folder(name, runs) for name in names], how, screen, json=json, accelerate=accelerate)
+
+
+def page(
+    names: Annotated[list[str], typer.Argument(metavar="RUN", help="finished runs: their names or folders")],
+    runs: Runs = RUNS,
+) -> None:
+    """A page to look into a finished run: its configuration, curves and samples, in RUN/page.html."""
+    from ..pages.run import write_page
+
+    for name in names:
+        file, why = write_page(run_folder(name, runs))
+        if why:
+            print(f"no samples: {why}", file=sys.stderr)
+        print(f"wrote {file}")
+
+
+def export(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="the run: its name, the beginning of it, or its folder")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the folder to write, which must not exist")],
+    runs: Runs = RUNS,
+) -> None:
+    """A compressed model with a loader that needs no vlbench: vlbench export RUN DIR."""
+    from ..export import export as write
+
+    for line in write(name, folder, runs):
+        print(line)

@@ -1,0 +1,55 @@
+"""Verbs of plug-ins' authors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import RunFailed, UserError
+from .words import RUNS, Runs, Words, resumable
+
+if TYPE_CHECKING:
+    from ..ui import Screen
+
+
+def new(
+    kind: Annotated[str, typer.Argument(help="method")],
+    name: Annotated[str, typer.Argument(help="the name, a Python identifier")],
+) -> None:
+    """Start a plug-in: vlbench new method mine."""
+    from ..scaffold import create
+
+    for line in create(kind, name):
+        print(line)
+
+
+def check(words: Words, runs: Runs = RUNS) -> None:
+    """Test a method's contract, or a model's published numbers: vlbench check method=mine, or model=NAME limit=1000."""
+    from ..spec import parse
+    from ..ui import Screen
+
+    given = parse(words)
+    if "model" not in given and set(given) != {"method"}:
+        raise UserError("vlbench check takes method=NAME, or model=NAME with limit=N.")
+    with resumable(), Screen() as screen:
+        if "model" in given:
+            return _check_model(given, runs, screen)
+        from ..contract import check_method
+
+        for line in check_method(given["method"], screen):
+            print(line, flush=True)
+    print(f"{given['method']} keeps the contract of methods.")
+    return None
+
+
+def _check_model(given: dict[str, str], runs: Path, screen: Screen) -> None:
+    from ..parity import check_model
+
+    good = True
+    for line, fine in check_model(given, runs, screen):
+        print(line, flush=True)
+        good = good and fine
+    if not good:
+        raise RunFailed(f"{given['model']} does not score what its card says was published.")
