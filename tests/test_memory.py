@@ -34,7 +34,7 @@ def test_a_second_copy_is_asked_of_every_device(monkeypatch: pytest.MonkeyPatch)
 
 
 STEPS = """
-import resource, sys, torch
+import resource, statistics, sys, torch
 from vlbench.memory import keep_heap
 if sys.argv[1] == "keep":
     keep_heap()
@@ -47,7 +47,7 @@ def of_a_step():
     step()
     return faults() - before
 step(), step()
-print(min(of_a_step() for _ in range(5)))  # the heap may still grow by a block
+print(statistics.median_low(of_a_step() for _ in range(9)))  # the heap may still grow by a block in one of them
 """
 
 
@@ -57,11 +57,13 @@ def test_a_step_takes_the_memory_of_the_one_before() -> None:
         pytest.skip("mallopt is glibc's")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
 
-    def faults(how: str) -> int:
+    def faults(how: str, **more: str) -> int:
         command = [sys.executable, "-c", STEPS, how]
-        return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+        told = subprocess.run(command, env=environment | more, capture_output=True, text=True, check=True)
+        return int(told.stdout)
 
-    plain, kept = faults("plain"), faults("keep")
+    # glibc's threshold, at rest: by itself it follows the blocks that were freed, not always in time.
+    plain, kept = faults("plain", MALLOC_MMAP_THRESHOLD_="131072"), faults("keep")
     if plain < 1000:
         pytest.skip(f"{plain} pages a step without it: this system's are larger")
     assert kept < plain / 50
