@@ -9,14 +9,13 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from . import sums
 from .cell import Cell, open_cell, told_options
@@ -25,34 +24,21 @@ from .data.images import ImageStore
 from .data.sources import refuse_too_few
 from .errors import RunFailed, UserError
 from .evaluation.loop import Evaluator
-from .evaluation.predictions import PASSES, Line, Predictions, discard, read_predictions
-from .flags import flags_of, parity_flags
+from .evaluation.predictions import PASSES, Line, Predictions, discard
 from .job import Compression, Job
 from .launch.world import ALONE, World
-from .leaderboard.statistics import bootstrap, interval, versus
 from .lease import LeaseLost, lease
 from .memory import keep_heap, refuse_second_copy, return_heap
 from .method import Method
 from .model import Model
-from .provenance import provenance
+from .outcome import record_of
 from .pruning.known import Common
-from .pruning.saved import is_saved, load_model, manifest_digest, open_checkpoint, save_model
-from .record import (
-    Interval,
-    Link,
-    Parameters,
-    Record,
-    VersusDense,
-    pack_clusters,
-    pack_scores,
-    read_record,
-    unpack_scores,
-    write_record,
-)
+from .pruning.saved import is_saved, load_model, open_checkpoint, save_model
+from .record import Record, read_record, write_record
 from .resolve import resolve
 from .spec import LinkSpec
 from .storage import json_text, write_json
-from .task import Score, Task
+from .task import Task
 from .ui import Screen
 
 DONE = "done"  # what the leading worker says of a cell that has its record
@@ -143,11 +129,11 @@ class Runner:
         lines, phases = self._evaluate(cell, folder, model, store)
         if not cell.settings["labelled"]:
             return self._upload(cell, folder, lines)
-        record = self._record(
-            cell, model, state, lines, dense,
+        record = record_of(
+            cell, model, state, lines, dense, self.runs,
             parameters=count_parameters(model, dense=dense_size, prunable=prunable, towers=towers),
             macs=(macs_of(model, cell.task), macs_dense),
-            phases=phases, seconds=time.monotonic() - start,
+            phases=phases, seconds=time.monotonic() - start, workers=self.world.size,
         )  # fmt: skip
         sums.announce(folder, "result.json", json_text(record.model_dump(mode="json")))
         write_record(folder / "result.json", record)
@@ -230,60 +216,6 @@ class Runner:
         phases = {name: round(seconds, 3) for name, seconds in sorted(evaluator.phases.items())}
         return lines, {**phases, "backed_off": float(evaluator.backed_off)}
 
-    def _record(
-        self, cell: Cell, model: Model, state: Compression, lines: list[Line], dense: Record | None, *,
-        parameters: Parameters, macs: tuple[int | None, int | None], phases: dict[str, float], seconds: float,
-    ) -> Record:  # fmt: skip
-        spec, task = cell.spec, cell.task
-        bad = [line["id"] for line in lines if line["status"] != "ok"]
-        good = [(s, line["score"]) for s, line in zip(cell.samples, lines, strict=True) if line["status"] == "ok"]
-        if not good:
-            raise RunFailed(f"all {len(lines)} samples failed, the first with: {lines[0].get('error')}")
-        samples, scores = [s for s, _ in good], [score for _, score in good]
-        clusters = [s.cluster for s in samples]
-        metrics, spread = task.aggregate(samples, scores), interval_of(task, scores, clusters)
-        return Record(
-            cell=cell.id, suite=spec.words.suite, task=spec.task.name, task_version=task.version,
-            split=cell.split, split_digest=cell.split_digest, samples=len(lines),
-            clusters=spread.clusters,
-            model=spec.model.name, label=spec.words.label or _own(cell), weights_digest=cell.weights_digest,
-            method=spec.method, recipe=spec.recipe,
-            chain=[_link(cell, link) for link in spec.links],
-            pattern=state.pattern, trained=state.trained, seed=cell.seed, sparsity_target=spec.target,
-            evaluation=cell.evaluation,
-            parameters=parameters, macs=macs[0], macs_dense=macs[1], budget=state.budget,
-            n_tuned=state.n_tuned, metric=task.metric, metrics=metrics, unmeasured=task.unmeasured(), interval=spread,
-            vs_dense=self._versus(task, [s.id for s in samples], scores, clusters, dense, bad),
-            complete=not bad,
-            flags=[
-                *flags_of(cell, model.card, bad, parameters, state.n_tuned),
-                *parity_flags(cell, model.card, task.metric, spread, dense),
-            ],
-            identity=cell.identity,
-            provenance=provenance(seconds, self.world.size), phases=phases, scores=pack_scores(scores),
-            sample_clusters=pack_clusters(clusters),
-            model_digest="" if cell.is_dense else manifest_digest(self.runs / cell.id / "model"),
-        )  # fmt: skip
-
-    def _versus(
-        self,
-        task: Task,
-        ids: list[str],
-        scores: list[Score],
-        clusters: list[str],
-        dense: Record | None,
-        bad: list[str],
-    ) -> VersusDense | None:
-        """The paired difference to the dense cell; None for it itself, and where samples are missing."""
-        if dense is None or bad or not dense.complete:
-            return None
-        file = self.runs / dense.cell / "predictions.jsonl"
-        theirs, told = (line["score"] for line in read_predictions(file, ids)), unpack_scores(dense.scores)
-        found = _table(list(theirs))
-        if told.shape != found.shape or not np.allclose(found, told, rtol=1e-6, atol=1e-5):
-            raise UserError(f"{file} does not say what its result.json says: delete that folder and run again.")
-        return difference_of(task, scores, found, clusters)
-
     def _upload(self, cell: Cell, folder: Path, lines: list[Line]) -> Record:
         """A split without labels ends with the server's file instead of a record."""
         bad = [line["id"] for line in lines if line["status"] != "ok"]
@@ -353,37 +285,6 @@ def finished(folder: Path) -> Record | None:
     return read_record(folder / "result.json") if (folder / "result.json").is_file() else None
 
 
-def percent(scores: Sequence[Score]) -> NDArray[np.float64]:
-    """Per-sample values of the primary metric in percent: the first number of every score."""
-    return 100.0 * _table(scores)[:, 0]
-
-
-def _table(scores: Sequence[Score]) -> NDArray[np.float64]:
-    """(samples, statistics)."""
-    return np.array([s if isinstance(s, list) else [s] for s in scores], dtype=np.float64)
-
-
-def difference_of(
-    task: Task, scores: Sequence[Score], dense: NDArray[np.float64], clusters: Sequence[str]
-) -> VersusDense:
-    """Paired, of the primary metric. dense: (samples, statistics)."""
-    if task.corpus:
-        return bootstrap(_table(scores), dense, clusters, task.corpus_metric)
-    return versus(percent(scores), 100 * dense[:, 0], clusters)
-
-
-def interval_of(task: Task, scores: Sequence[Score], clusters: Sequence[str]) -> Interval:
-    """Of a mean: cluster-robust; of a corpus metric: by the bootstrap."""
-    if task.corpus:
-        return bootstrap(_table(scores), None, clusters, task.corpus_metric)
-    return interval(percent(scores), clusters)
-
-
-def _link(cell: Cell, link: LinkSpec) -> Link:
-    name = link.entry.name
-    return Link(name=name, version=link.version, options=told_options(link, cell.sources.get(name)))
-
-
 def _described(cell: Cell) -> dict[str, Any]:
     """What a checkpoint must agree on: the cell, and in words what it is, for the sentence where it does not."""
     words = cell.spec.words
@@ -392,13 +293,6 @@ def _described(cell: Cell) -> dict[str, Any]:
         options = told_options(link, cell.sources.get(link.entry.name))
         told.update({f"{link.entry.name}.{name}": value for name, value in options.items()})
     return told
-
-
-def _own(cell: Cell) -> str:
-    """Own weights are never mixed with the card's: without label= they carry the file's name, or the run's."""
-    if not cell.spec.words.checkpoint:
-        return ""
-    return cell.weights.absolute().parent.name if is_saved(cell.weights) else cell.weights.stem
 
 
 def refuse_unwritable(folder: Path) -> None:

@@ -210,7 +210,7 @@ def _near(told: Any, found: Any) -> bool:
 
 def _verify_metrics(run: Path, record: Record, cell: Cell, scores: Sequence[Score], clusters: Sequence[str]) -> None:
     """Metrics, their interval and the difference to the dense model follow from the scores."""
-    from ..run import difference_of, interval_of
+    from ..outcome import difference_of, interval_of
 
     task, file = cell.task, str(run / "result.json")
     found: dict[str, Any] = {**task.aggregate(cell.samples, scores)}
