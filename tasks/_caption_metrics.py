@@ -23,6 +23,10 @@ BLEU = slice(1, 11)
 ROUGE = 11
 FIXED = 12
 METEOR_NUMBERS = 6
+TITLES = {
+    "cider": "CIDEr", **{f"bleu{n}": f"BLEU-{n}" for n in range(1, ORDERS + 1)},
+    "rouge_l": "ROUGE-L", "meteor": "METEOR", "spice": "SPICE",
+}  # fmt: skip
 
 
 def measure(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> tuple[list[list[float]], dict[str, str]]:

@@ -15,6 +15,11 @@ from numpy.typing import NDArray
 CUTS = (1, 5, 10)
 RECALLS = tuple(f"{direction}_r{cut}" for direction in ("tr", "ir") for cut in CUTS)
 METRICS: dict[str, Literal["higher", "lower"]] = dict.fromkeys(("r_mean", *RECALLS, "tr_mean", "ir_mean"), "higher")
+TITLES = {
+    "r_mean": "mean recall",
+    **{name: f"{name[:2].upper()}@{name[4:]}" for name in RECALLS},
+    **{f"{way}_mean": f"mean {way.upper()}" for way in ("tr", "ir")},
+}
 
 Array = NDArray[np.float64]
 

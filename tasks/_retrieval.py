@@ -34,6 +34,7 @@ class Retrieval(Task):
     dataset: ClassVar[Dataset]
     corpus: ClassVar[bool] = True
     metrics: ClassVar[Mapping[str, Literal["higher", "lower"]]] = _recall.METRICS
+    titles: ClassVar[Mapping[str, str]] = _recall.TITLES
     options: RetrievalOptions
 
     @classmethod

@@ -61,6 +61,7 @@ class ADE20K(Task):
     Options: ClassVar[type[TaskOptions]] = ADE20KOptions
     corpus: ClassVar[bool] = True
     metrics: ClassVar[Mapping[str, Literal["higher", "lower"]]] = {"miou": "higher", "macc": "higher", "aacc": "higher"}
+    titles: ClassVar[Mapping[str, str]] = {"miou": "mIoU", "macc": "mAcc", "aacc": "aAcc"}
     options: ADE20KOptions
 
     @classmethod

@@ -44,6 +44,7 @@ class CocoCaption(Task):
     metrics: ClassVar[Mapping[str, Literal["higher", "lower"]]] = dict.fromkeys(
         ("cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "meteor", "spice"), "higher"
     )
+    titles: ClassVar[Mapping[str, str]] = _caption_metrics.TITLES
     options: CocoCaptionOptions
 
     def __init__(self, root: Path, options: TaskOptions) -> None:

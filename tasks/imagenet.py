@@ -27,6 +27,7 @@ class ImageNet(Task):
     LOC_val_solution.csv in `root` or beside the images."""
 
     metrics: ClassVar[Mapping[str, Literal["higher", "lower"]]] = {"top1": "higher", "top5": "higher"}
+    titles: ClassVar[Mapping[str, str]] = {"top1": "top-1", "top5": "top-5"}
 
     @classmethod
     def roles(cls) -> dict[Role, str]:

@@ -27,6 +27,14 @@ from ._ptb import ptb_tokenize
 FILE = "nocaps_val_4500_captions.json"
 FOLDERS = ("images", "val", "validation", "images/val", "images/validation")  # where the images lie
 DOMAINS = {"in-domain": "in", "near-domain": "near", "out-domain": "out"}
+TITLES = {
+    **_caption_metrics.TITLES,
+    **{
+        f"{metric}/{short}": f"{_caption_metrics.TITLES[metric]} {domain}"
+        for metric in ("cider", "spice")
+        for domain, short in DOMAINS.items()
+    },
+}
 SPICE_LENGTHS = (13, 19)  # of _caption_metrics' lists, those that end with SPICE
 
 
@@ -60,6 +68,7 @@ class Nocaps(Task):
         ),
         "higher",
     )
+    titles: ClassVar[Mapping[str, str]] = TITLES
     options: NocapsOptions
 
     def __init__(self, root: Path, options: TaskOptions) -> None:

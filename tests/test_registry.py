@@ -65,6 +65,7 @@ def test_task_reads_its_mini_world(name: str) -> None:
     task = cls(mini_root(name), cls.Options())
     roles = cls.roles()
     assert cls.metric in cls.metrics
+    assert cls.titles.keys() <= cls.metrics.keys(), "a title of a metric that the task has not"
     assert cls.report_splits()[0] == roles["report"]
     found = {role: task.samples(split) for role, split in roles.items()}
     for role, samples in found.items():

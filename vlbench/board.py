@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from .errors import UserError
+from .leaderboard.metric import titled
 from .leaderboard.place import boards_folder
 from .leaderboard.rows import Row, load_results, merge, rows
 from .leaderboard.tables import csv_text, show
@@ -21,9 +22,11 @@ def print_board(record: Record, runs: Path) -> None:
     found, local = board_rows(record, runs)
     console = Console()
     for metric, reason in record.unmeasured.items():
-        console.print(f"{metric} is not measured: {reason}", markup=False, highlight=False, soft_wrap=True)
+        told = f"{titled(record.task, metric)} is not measured: {reason}"
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
     if not found:
-        console.print(f"{record.metric} {record.interval.value:.2f} (not for a board: {', '.join(record.flags)})")
+        told = f"{titled(record.task, record.metric)} {record.interval.value:.2f}"
+        console.print(f"{told} (not for a board: {', '.join(record.flags)})")
         return
     show(found, local, console)
     path = runs / "tables" / record.suite / f"{record.task}.csv"

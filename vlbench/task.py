@@ -90,6 +90,8 @@ class Task(ABC):
     metric: ClassVar[str]
     # metric -> "higher" or "lower" is better; the primary one is `metric`
     metrics: ClassVar[Mapping[str, Literal["higher", "lower"]]]
+    # metric -> how headings write it, where that is not its key: {"miou": "mIoU"}
+    titles: ClassVar[Mapping[str, str]] = {}
     # False: the primary metric is 100 x the mean of a score's first number. True: it is corpus_metric() of the scores'
     # sum over the split (mIoU), and its interval comes from the bootstrap.
     corpus: ClassVar[bool] = False

@@ -82,6 +82,22 @@ def test_csv_gives_p_and_small_numbers_enough_digits():
     assert (line["p"], line["delta"]) == ("0.0001235", "0.0000")
 
 
+@pytest.mark.parametrize(
+    ("task", "metric", "written"),
+    [
+        *(("imagenet", "top1", "top-1"), ("ade20k", "miou", "mIoU"), ("coco_caption", "cider", "CIDEr")),
+        *(("nlvr2", "accuracy", "accuracy"), ("nowhere_installed", "top1", "top1")),
+    ],
+)
+def test_headings_write_a_metric_as_its_task_does_and_the_csv_its_key(task, metric, written):
+    found = rows([record("dense", task=task, metric=metric, metrics={metric: 73.0})])
+    assert f" | {written} | vs dense | " in markdown(found)
+    stream = io.StringIO()
+    show(found, set(), Console(file=stream, width=100))
+    assert f" {written} " in stream.getvalue()
+    assert next(csv.DictReader(io.StringIO(csv_text(found))))["metric"] == metric
+
+
 def test_the_page_has_sections_with_the_dense_model_on_top():
     text = markdown(rows(board()))
     headings = [line for line in text.splitlines() if line.startswith("#")]

@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..plugins import table
 from ..record import Record, unpack_scores
 from ..task import Task
+from .metric import titled
 from .origin import clusters_of
 from .paired import Difference, holm, of_corpus, of_means
 from .rows import Row
@@ -153,9 +154,8 @@ def _told(rows: Sequence[Found], pairs: Sequence[Pair], margin: float | None) ->
 def _lines(rows: Sequence[Found], pairs: Sequence[Pair], margin: float | None) -> list[str]:
     first = rows[0][0]
     grouped = f" in {first.clusters:,} clusters" if first.clusters < first.samples else ""
-    lines = [
-        f"{first.suite} / {first.task} / {first.model}: {first.metric} on the same {first.samples:,} samples{grouped}"
-    ]
+    metric = titled(first.task, first.metric)
+    lines = [f"{first.suite} / {first.task} / {first.model}: {metric} on the same {first.samples:,} samples{grouped}"]
     letters = {row.config: chr(ord("A") + i) if i < 26 else f"R{i}" for i, (row, _) in enumerate(rows)}
     for row, _ in rows:
         seeds = "1 seed" if row.seeds == 1 else f"{row.seeds} seeds ±{fixed(row.spread or 0.0, 2)}"

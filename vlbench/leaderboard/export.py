@@ -7,8 +7,8 @@ from itertools import groupby
 from pathlib import Path
 
 from ..errors import UserError, did_you_mean
-from .direction import higher
 from .latex import latex
+from .metric import higher
 from .rows import Row
 from .select import FILTERS, absent, selected
 from .tables import csv_text, markdown

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 
+from .metric import titled
 from .rows import Row
 from .tables import count, estimate, facts, fixed, name, subject
 
@@ -43,7 +44,7 @@ def _tabular(rows: Sequence[Row], higher: Callable[[Row], bool]) -> Iterator[str
     yield "% " + re.sub(r"[\x00-\x1f\x7f]+", " ", comment)
     yield f"\\begin{{tabular}}{{{ALIGNED}}}"
     yield "\\toprule"
-    yield _line(cell.replace("{metric}", escaped(first.metric)) for cell in HEADER)
+    yield _line(cell.replace("{metric}", escaped(titled(first.task, first.metric))) for cell in HEADER)
     for section, group in groupby(rows, key=lambda row: row.section):
         yield "\\midrule"
         if section != "dense":

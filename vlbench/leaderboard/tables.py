@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from .direction import verdict
+from .metric import titled, verdict
 from .rows import BLIND, COLUMNS, Row
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def markdown(rows: Sequence[Row], generated: bool = True) -> str:
 def _markdown_table(rows: Sequence[Row]) -> list[str]:
     trained = rows[0].trained
     header = (
-        *("method", "sparsity", "parameters", "MACs", rows[0].metric, "vs dense", "p", "seeds"),
+        *("method", "sparsity", "parameters", "MACs", titled(rows[0].task, rows[0].metric), "vs dense", "p", "seeds"),
         *(("steps", "samples seen", "tuned", "converged") if trained else ()),
         *("flags", "config"),
     )
@@ -215,7 +215,7 @@ def _show_block(rows: Sequence[Row], local: set[str], console: Console) -> None:
 
 
 def _columns(rows: Sequence[Row], local: set[str], short: bool) -> list[_Column]:
-    metric, trained = rows[0].metric, any(row.trained for row in rows)
+    metric, trained = titled(rows[0].task, rows[0].metric), any(row.trained for row in rows)
     return [
         _Column("  method", lambda row: f"{'*' if row.config in local else ' '} {name(row)}", left=True),
         _Column("sparsity", lambda row: _percent(row.sparsity)),

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from ..flags import meanings
-from ..leaderboard.direction import higher, verdict
+from ..leaderboard.metric import higher, titled, verdict
 from ..leaderboard.published import Published
 from ..leaderboard.rows import Row, other_metrics
 from ..leaderboard.spots import Size, Spot, measured, published
@@ -131,7 +131,7 @@ def _board(found: Found, numbers: Sequence[Published]) -> dict[str, Any]:
         "task": first.task,
         "title": f"{first.task}: {subject(first)}",
         "facts": f"{facts(first)}. {LEGEND}.",
-        "metric": first.metric,
+        "metric": titled(first.task, first.metric),
         "higher": higher(first),
         "flags": meanings(flag for row in rows for flag in row.flags.split(";")),
         "tiny": first.suite == "mini",
@@ -160,7 +160,7 @@ def _row(row: Row, records: Sequence[Record], spot: Spot, told: dict[str, str]) 
         "cells": [column.cell(row) for column in SHOWN],
         "keys": [_rounded(column.key(row)) for column in SHOWN],
         "details": [text(told) for text in DETAILS.values()],
-        "metrics": [[metric, fixed(value, 2)] for metric, value in other_metrics(records).items()],
+        "metrics": [[titled(row.task, metric), fixed(value, 2)] for metric, value in other_metrics(records).items()],
         "by_seed": _by_seed(records),
         "towers": [[name, _rounded(gone)] for name, gone in towers.items()],
         "dense": row.dense,

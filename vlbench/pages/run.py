@@ -10,6 +10,7 @@ from typing import Any
 
 from ..data.maps import read_map, unpack_map
 from ..errors import UserError
+from ..leaderboard.metric import titled
 from ..leaderboard.tables import count, estimate, fixed, reduced
 from ..plots.runs import Run, open_run
 from ..record import Record
@@ -65,10 +66,14 @@ def _result(record: Record) -> str:
     whole = 1 - size.nonzero / size.dense
     saved = 1 - record.macs / record.macs_dense if record.macs is not None and record.macs_dense else None
     told = {
-        record.metric: estimate(spread.value, spread.low, spread.high, 2),
+        titled(record.task, record.metric): estimate(spread.value, spread.low, spread.high, 2),
         "vs dense (paired)": "" if versus is None else estimate(versus.delta, versus.low, versus.high, 2, sign="+"),
         "p": "" if versus is None else f"{versus.p:.4g}",
-        **{name: fixed(value, 2) for name, value in record.metrics.items() if name != record.metric},
+        **{
+            titled(record.task, name): fixed(value, 2)
+            for name, value in record.metrics.items()
+            if name != record.metric
+        },
         "samples": f"{record.samples:,} in {record.clusters:,} clusters",
         "sparsity": f"{fixed(100 * record.sparsity, 1)}% of the prunable set ({record.pattern})",
         "parameters": reduced(size.nonzero, whole),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..leaderboard.metric import titled
 from ..leaderboard.rows import Row
 from ..leaderboard.tables import MINI_WARNING
 from .canvas import COLOURS, GREY, MARKERS, figure, save
@@ -41,7 +42,7 @@ def draw_distribution(grid: Grid, dense: Row | None, blind: Row | None, out: Pat
         ax.set_ylim(bottom=0)
     handles = {told: handle for ax in axes for handle, told in zip(*ax.get_legend_handles_labels(), strict=True)}
     drawn.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, fontsize=8)
-    axes[0].set_ylabel(f"{row.metric} (%)")
+    axes[0].set_ylabel(f"{titled(row.task, row.metric)} (%)")
     notes = ["bars: 95 % intervals", *([MINI_WARNING] if row.suite == "mini" else [])]
     axes[0].set_title("; ".join(notes), fontsize=7, color=GREY, loc="left")
     drawn.suptitle(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..leaderboard.metric import titled
 from ..leaderboard.rows import Row
 from ..leaderboard.select import Found
 from ..leaderboard.tables import MINI_WARNING
@@ -125,7 +126,7 @@ def draw_restoration(made: Comparison, dense: Row | None, out: Path, name: str) 
             )
         below.set_xticks(range(len(panel.targets)), panel.targets)
         below.set(xlabel="sparsity asked for", ylim=(0, 100))
-    axes[0][0].set_ylabel(f"{row.metric} (%)")
+    axes[0][0].set_ylabel(f"{titled(row.task, row.metric)} (%)")
     axes[1][0].set_ylabel("realised\nsparsity (%)")
     drawn.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     notes = ["bars: 95 % intervals", *([MINI_WARNING] if row.suite == "mini" else [])]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ..leaderboard.metric import titled
 from ..leaderboard.published import load_published
 from ..leaderboard.rows import Row
 from ..leaderboard.spots import Spot, measured, published
@@ -37,7 +38,7 @@ def draw_tradeoff(rows: Sequence[Row], out: Path, name: str) -> list[Path]:
     for ax, (axis, label, unit, words) in zip(axes, AXES, strict=True):
         _panel(ax, axis, ours, theirs, 0.01 if fractions else unit, fractions)
         ax.set_xlabel(f"{label} ({'% of the dense model' if fractions else words})")
-    metric = rows[0].metric
+    metric = titled(rows[0].task, rows[0].metric)
     axes[0].set_ylabel(f"{metric} (% of the dense model's)" if fractions else f"{metric} (%)")
     handles, labels = axes[0].get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: labels[i].startswith("published"))  # ours first

@@ -1,4 +1,4 @@
-"""Which way a metric is better: the task says."""
+"""What a task says of its metrics: which way is better, and how headings write them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ def verdict(row: Row) -> str:
     if row.delta_low is None or row.delta_high is None or row.delta_low <= 0 <= row.delta_high:
         return ""
     return "good" if (row.delta_low > 0) is higher(row) else "bad"
+
+
+@cache
+def titled(task: str, metric: str) -> str:
+    """mIoU for miou, for people to read; of a task that is not installed here, or of its own words, the key."""
+    entries = table("tasks").entries
+    return entries[task].load().titles.get(metric, metric) if task in entries else metric
 
 
 @cache
