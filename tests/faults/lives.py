@@ -23,12 +23,40 @@ METHODS: dict[str, dict[str, str]] = {
     "upop": {"interval": "2", "upop_search.steps": "16", "upop_search.batch_size": "12", **TRAINED},
     "wanda": {"sparsity": "0.5", "calibration_samples": "64"},
     "magnitude+finetune": {"magnitude.sparsity": "0.5", **TRAINED},
+    "uniform+odd+finetune": {"odd.steps": "6", "odd.batch_size": "12", "odd.lr": "0.01", **TRAINED},
     "dense": {},
 }
+# A stranger's restorer that does all that a resumed run could miss: it draws random numbers, leaves parameters frozen
+# for the next link, trains twice under one name, and leaves a gradient behind.
+ODD = '''"""odd: as hard to go on from as a method can be."""
+
+import torch
+
+from vlbench.method import Method, method
+from vlbench.training.loop import Schedule
+
+
+@method("odd", title="Odd", role="restorer", uses_seed=True)
+class Odd(Method):
+    """Two rounds of training the head and the feed-forward layers, each after a random step of the head."""
+
+    Options = Schedule
+
+    def apply(self, job):
+        net = job.model.net
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_("head" in name or "mlp" in name)
+        for _ in range(2):
+            with torch.no_grad():
+                net.head.weight.add_(torch.randn_like(net.head.weight))
+            job.train("round", self.options)
+            job.loss(job.calibration(2)[0]).backward()
+'''
 STAGES = {
     "upop": ["evaluate dense", "upop_search", "finetune", "evaluate upop"],
     "wanda": ["evaluate dense", "calibrate", "evaluate wanda"],
     "magnitude+finetune": ["evaluate dense", "finetune", "evaluate magnitude+finetune"],
+    "uniform+odd+finetune": ["evaluate dense", "round", "finetune", "evaluate uniform+odd+finetune"],
     "dense": ["evaluate dense"],
 }
 TIMES = ("provenance", "phases")  # of a record: seconds, machine, versions; seconds of the phases of an evaluation
@@ -103,6 +131,8 @@ def place_in(folder: Path) -> Iterator[Place]:
     make_weights(folder / "weights")
     (folder / "weights" / "model.safetensors").chmod(0o644)  # a test is another user
     write_toml(folder, {"imagenet": folder / "data"})
+    (folder / "methods").mkdir()
+    (folder / "methods" / "odd.py").write_text(ODD)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     environment.pop("VLBENCH_DATA", None)
     command = [sys.executable, str(Path(__file__).with_name("server.py"))]

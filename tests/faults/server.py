@@ -61,7 +61,7 @@ def prepare() -> None:
     for kind, names in (("models", ["deit-mini"]), ("tasks", ["imagenet"])):
         for name in names:
             table(kind).get(name).load()  # type: ignore[arg-type]
-    for name in ("dense", "upop", "finetune", "magnitude", "wanda"):
+    for name in ("dense", "upop", "finetune", "magnitude", "uniform", "wanda"):
         importlib.import_module(table("methods").get(name).module)
     plain = ui.Screen.progress
 
@@ -124,6 +124,20 @@ def watch(runs: str, kill_step: int, kill_at: tuple[str, int], refuse_step: int,
     sys.addaudithook(hook)
 
 
+def full_at_sync(number: int) -> None:
+    """From the number-th fsync on the disk is full: what was written before it had room in memory only."""
+    real, made = os.fsync, 0
+
+    def fsync(handle: int) -> None:
+        nonlocal made
+        made += 1
+        if made >= number:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle)
+
+    os.fsync = fsync
+
+
 def jumping_clock(seed: int) -> None:
     """A wall clock that is set by up to a month, forwards and backwards, at random moments."""
     draw, real, state = random.Random(seed), time.time, [0.0]
@@ -151,6 +165,8 @@ def child(order: dict[str, Any]) -> int:
         os.setuid(NOBODY)
     if "clock" in order:
         jumping_clock(order["clock"])
+    if "full_at_sync" in order:
+        full_at_sync(order["full_at_sync"])
     STOPS_AT[:] = order.get("stop_at", [])
     kill_step, kill_at = order.get("kill_step", 0), order.get("kill_at", ("", 0))
     watch(order["runs"], kill_step, kill_at, order.get("refuse_step", 0), order.get("errno", errno.ENOSPC))

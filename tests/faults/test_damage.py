@@ -107,6 +107,48 @@ def test_a_damaged_unfinished_file(place: Place, stopped: dict[str, Path], runs:
         disturbed_and_mended(place, folder, file, DAMAGES[how](file.read_bytes(), draw))
 
 
+def changed(file: Path, before: str, after: str) -> None:
+    text = file.read_text()
+    assert before in text
+    file.write_text(text.replace(before, after, 1))
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "before", "after"),
+    [
+        (METHOD, "result.json", '"samples"', '"sample"'),
+        (METHOD, "predictions.jsonl", '"status"', '"stat"'),
+        (METHOD, "model/vlbench.json", '"steps": 16', '"steps": 17'),
+        (METHOD, "model/config.json", "16", "32"),
+        ("dense", "result.json", '"samples"', '"sample"'),
+        ("dense", "predictions.jsonl", '"score":[0.0,', '"score":[1.0,'),
+    ],
+)
+def test_what_is_valid_and_says_something_else_is_refused(
+    place: Place, runs: Path, method: str, name: str, before: str, after: str
+) -> None:
+    """The cell's own files, and those of the dense model that it is compared with."""
+    shutil.copytree(place.undisturbed(METHOD), runs)
+    if (method, name) != (METHOD, "result.json"):  # where it stands nothing else is read
+        (cell_of(runs) / "result.json").unlink()
+    (folder,) = runs.glob("*-dense-*") if method == "dense" else [cell_of(runs)]
+    changed(folder / name, before, after)
+    life = place.live(METHOD, runs)
+    assert life.code == 2, life.said
+    assert [str(folder / name) in line for line in life.said.splitlines()] == [True], life.said
+
+
+def test_predictions_of_a_deleted_model_are_not_taken_over(place: Place, runs: Path) -> None:
+    """On a GPU the model made in its place is another one."""
+    shutil.copytree(place.undisturbed(METHOD), runs)
+    cell = cell_of(runs)
+    (cell / "result.json").unlink()
+    shutil.rmtree(cell / "model")
+    changed(cell / "predictions.jsonl", '"score":[0.0,', '"score":[1.0,')
+    assert place.live(METHOD, runs).code == 0
+    assert final_files(runs) == final_files(place.undisturbed(METHOD))
+
+
 @pytest.mark.parametrize("name", ["predictions.jsonl", "result.json", "model", "sums.json"])
 def test_another_cells_file_is_refused(place: Place, runs: Path, name: str) -> None:
     """wanda's has the same model, the same samples, and is as whole as the cell's own."""

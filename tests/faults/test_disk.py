@@ -47,6 +47,16 @@ def test_a_disk_that_fills_at_a_random_moment_costs_a_sentence(place: Place, run
     assert told
 
 
+def test_a_disk_that_is_full_only_when_it_is_synced_costs_a_sentence(place: Place, runs: Path) -> None:
+    calm = place.undisturbed("upop")
+    for moment in (1, 3, 7, 20, 33, 47):
+        life = place.live("upop", runs, full_at_sync=moment)
+        assert "No space left on device" in one_sentence(life), moment
+        assert not half_written(runs)
+    assert place.live("upop", runs).code == 0
+    assert final_files(runs) == final_files(calm)
+
+
 def test_a_limit_on_the_size_of_files_costs_a_sentence(place: Place, runs: Path) -> None:
     """RLIMIT_FSIZE, which a quota answers with as well: the kernel itself cuts the writing short."""
     calm = place.undisturbed("magnitude+finetune")
@@ -84,6 +94,14 @@ def test_a_read_only_disk_is_told_before_any_work(place: Place, runs: Path) -> N
     assert "Read-only file system" in one_sentence(life)
     assert life.stage == "start"
     assert not runs.exists()
+
+
+def test_a_file_in_place_of_the_folder_is_told_before_any_work(place: Place, runs: Path) -> None:
+    runs.write_text("a file")
+    life = place.live("magnitude+finetune", runs)
+    assert "cannot write in" in one_sentence(life)
+    assert life.stage == "start"
+    assert runs.read_text() == "a file"
 
 
 def _readable_by_all(folder: Path) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from tests.faults.lives import Campaign, Place
 
 pytestmark = pytest.mark.faults
-KILLS, SEED = int(os.environ.get("VLBENCH_FAULTS", "6")), int(os.environ.get("VLBENCH_FAULTS_SEED", "20"))
+KILLS, SEED = int(os.environ.get("VLBENCH_FAULTS", "16")), int(os.environ.get("VLBENCH_FAULTS_SEED", "20"))
 
 
 def test_random_kills_leave_no_trace(place: Place) -> None:
