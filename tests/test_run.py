@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from vlbench.record import Record, read_record, unpack_scores
 from vlbench.run import Runner, Uploaded
@@ -69,6 +70,14 @@ def test_upop_runs_whole_and_again_from_disk(runs: Path) -> None:
     assert stored.stat().st_mtime_ns == before
     assert run(runs, **words, seed="1").cell != record.cell
     assert run(runs, task="vqav2", method="magnitude", seed="1").seed is None, "no seed where nothing is drawn"
+
+
+def test_a_seed_says_what_a_method_draws_whatever_was_drawn_before(runs: Path, tmp_path: Path) -> None:
+    words = {"task": "imagenet", "method": "random", "sparsity": "0.2", "limit": "32"}
+    one, other = run(runs, **words), run(runs, **words, seed="1")
+    torch.rand(7)
+    again = run(tmp_path, **words)
+    assert again.model_digest == one.model_digest != other.model_digest
 
 
 def test_the_saved_model_reloads_and_predicts_the_same(runs: Path) -> None:
