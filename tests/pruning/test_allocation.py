@@ -43,6 +43,12 @@ def test_unified_ranks_over_all_sites() -> None:
     assert kept["b"].tolist() == [0, 1, 2]
 
 
+def test_unified_keeps_the_best_unit_of_a_site_that_ranks_last() -> None:
+    kept = unified({"a": torch.tensor([0.1, 0.3, 0.2]), "b": torch.tensor([5.0, 6.0, 7.0])}, {"a": 1, "b": 1}, 0.5)
+    assert kept["a"].tolist() == [1]
+    assert kept["b"].tolist() == [1, 2]
+
+
 def test_unreachable_target_names_the_maximum() -> None:
     with pytest.raises(UserError, match=r"at most 0\.6667"):
         unified({"a": torch.arange(3.0), "b": torch.arange(3.0)}, {"a": 1, "b": 1}, 0.999)

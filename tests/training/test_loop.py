@@ -300,6 +300,18 @@ def test_a_state_that_is_not_finite_does_not_replace_a_good_one(tmp_path: Path, 
     assert found[0] == 3
 
 
+@pytest.mark.parametrize(("clip", "factor"), [(0.01, 1.9), (0.0, None)])
+def test_the_gradient_of_all_weights_is_clipped_to_its_norm(clip: float, factor: float | None) -> None:
+    """The first step of SGD with Nesterov's momentum of 0.9 is 1.9 times the gradient; clip=0 leaves it alone."""
+    torch.manual_seed(0)
+    net = nn.Linear(6, 6)
+    before = [p.detach().clone() for p in net.parameters()]
+    schedule = Schedule(steps=1, lr=1.0, warmup=0, weight_decay=0.0, clip=clip, optimiser="sgd", batch_size=4)
+    Loop(net, lambda batch: net(batch.images).square().sum(), cast(Batches, Stream()), schedule, seed=0).run()
+    moved = torch.cat([(p.detach() - b).flatten() for p, b in zip(net.parameters(), before, strict=True)]).norm()
+    assert float(moved) == pytest.approx(factor * clip, rel=1e-4) if factor else float(moved) > 1.0
+
+
 def test_no_steps_change_nothing(tmp_path: Path) -> None:
     run = Run(tmp_path / "c", schedule=Schedule(steps=0, lr=1.0))
     before = run.result()
