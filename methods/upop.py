@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,6 +94,12 @@ class UPopSearch(Method):
     Options = UPopOptions
     parallel = True
     recipes = {"mini": recipes.mini}  # noqa: RUF012
+
+    @classmethod
+    def version_of(cls, options: Mapping[str, Any]) -> int:
+        """2: what a query meets is counted a sequence, so that a unit of NLVR2's two images is not priced as one of
+        an image of twice the length."""
+        return 2 if options.get("unit_cost") == "macs" else cls.version
 
     def check(self, structure: Structure) -> None:
         options: SearchOptions = self.options

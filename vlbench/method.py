@@ -165,6 +165,12 @@ class Method(ABC):
     def __init__(self, options: Any) -> None:
         self.options = options
 
+    @classmethod
+    def version_of(cls, options: Mapping[str, Any]) -> int:
+        """The version that a cell with these options (as told) is known by. Where a number changes for some values of
+        an option alone, it is higher for these, and results with others stay what they are."""
+        return cls.version
+
     def check(self, structure: Structure) -> None:  # noqa: B027
         """Raise UserError for what cannot be done to a model of this structure. Asked of the first link of a chain
         before anything is trained or written."""

@@ -45,7 +45,7 @@ class LinkSpec:
     version: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "version", self.entry.digest() or str(self.method.version))
+        object.__setattr__(self, "version", self.entry.digest() or str(self.method.version_of(self.options.told())))
 
     @property
     def calibration(self) -> str:

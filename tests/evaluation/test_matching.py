@@ -24,11 +24,14 @@ from vlbench.task import Sample, Task
 SPEC = ImageSpec(4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 IMAGES, TEXTS, WIDTH = 11, 24, 6
 RNG = np.random.default_rng(3)
-IMAGE, TEXT = (RNG.standard_normal((n, WIDTH)).astype(np.float32) for n in (IMAGES, TEXTS))
-LOGITS = RNG.standard_normal((IMAGES, TEXTS)).astype(np.float32)
 OWNER = np.sort(RNG.integers(0, IMAGES, TEXTS))
 OWNER[:IMAGES] = np.arange(IMAGES)
 OWNER = np.sort(OWNER)
+# Texts resemble their images a little, so that many right pairs are re-ranked, and logits are as large as similarities,
+# so that a pair that one direction alone has among its best would change the other's ranks.
+IMAGE = RNG.standard_normal((IMAGES, WIDTH)).astype(np.float32)
+TEXT = (0.5 * IMAGE[OWNER] + RNG.standard_normal((TEXTS, WIDTH))).astype(np.float32)
+LOGITS = (3 * RNG.standard_normal((IMAGES, TEXTS))).astype(np.float32)
 
 
 class Known(Matcher):

@@ -150,7 +150,7 @@ def test_the_twin_follows_what_is_trained_and_the_ramp_ends_with_the_epoch(
     model = open_model(name)
     frozen = next(iter(model.structure().matrices))
     model.net.get_parameter(frozen).requires_grad_(False)
-    momentum: Any = options(momentum=0.75).objective(job := job_of(model, samples, tmp_path))
+    momentum: Any = options(momentum=0.9).objective(job := job_of(model, samples, tmp_path))
     expected = {k: v.detach().double() for k, v in model.net.named_parameters()}
     assert all(torch.equal(v, expected[k].float()) for k, v in momentum.twin.net.named_parameters())
     module = importlib.import_module("vlbench.training.momentum")
@@ -164,9 +164,9 @@ def test_the_twin_follows_what_is_trained_and_the_ramp_ends_with_the_epoch(
         seen.append({k: v.detach().double().clone() for k, v in model.net.named_parameters()})
 
     monkeypatch.setattr(Loop, "_step", step)
-    job.train("x", options(steps=5, momentum=0.75), loss=momentum)
+    job.train("x", options(steps=5, momentum=0.9), loss=momentum)
     for before in seen[:-1]:
-        expected = {k: 0.75 * v + 0.25 * before[k] for k, v in expected.items()}
+        expected = {k: 0.9 * v + 0.1 * before[k] for k, v in expected.items()}
     for key, value in momentum.twin.net.named_parameters():
         assert torch.allclose(value.double(), expected[key], rtol=0, atol=1e-6), key
         assert not value.requires_grad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -10,19 +11,22 @@ from torch import Tensor, nn
 
 from ..structure import Site, Structure
 
+Calls = list[tuple[int, int]]  # of a matrix: (rows it is applied to, tokens of a sequence) of each of its calls
+
 
 def unit_macs(net: nn.Module, structure: Structure, forward: Callable[[], Any]) -> dict[str, float]:
-    """Site -> multiply-accumulates that one unit takes in `forward()`, which should run one sample.
+    """Site -> multiply-accumulates that one unit takes in `forward()`, of however many sequences.
 
-    A unit's entries of a matrix count once for every row the matrix is applied to; attention adds Lq * Lk for each
-    owned query row (q k^T) and each owned output column (the weighted sum of v).
+    A unit's entries of a matrix count once for every row the matrix is applied to; attention adds Lq * Lk of every
+    sequence for each owned query row (q k^T) and each owned output column (the weighted sum of v).
     """
-    rows: dict[str, int] = {}
+    calls: dict[str, Calls] = {}
     hooks = []
     for path in {name.rpartition(".")[0] for name in structure.matrices}:
 
         def count(module: nn.Module, args: tuple[Tensor, ...], _: Any, path: str = path) -> None:
-            rows[path] = rows.get(path, 0) + args[0].numel() // args[0].shape[-1]
+            *_, tokens, width = (1, *args[0].shape)
+            calls.setdefault(path, []).append((args[0].numel() // width, tokens))
 
         hooks.append(net.get_submodule(path).register_forward_hook(count))
     try:
@@ -31,17 +35,28 @@ def unit_macs(net: nn.Module, structure: Structure, forward: Callable[[], Any]) 
     finally:
         for hook in hooks:
             hook.remove()
-    return {site.name: _site_macs(site, rows) for site in structure.sites}
+    return {site.name: _site_macs(site, calls) for site in structure.sites}
 
 
-def _site_macs(site: Site, rows: dict[str, int]) -> float:
+def _site_macs(site: Site, calls: dict[str, Calls]) -> float:
+    def of(name: str) -> Calls:
+        return calls.get(name.rpartition(".")[0], [])
+
     matrices = [s for s in site.slices if len(s.shape) > 1]
-    macs = sum(s.entries_per_unit * rows.get(s.param.rpartition(".")[0], 0) for s in matrices)
+    macs: float = sum(s.entries_per_unit * sum(rows for rows, _ in of(s.param)) for s in matrices)
     if site.kind == "attention":
         output = next(s for s in matrices if s.dim == 1)
-        queries = rows.get(output.param.rpartition(".")[0], 0)
+        queries = of(output.param)
         # Self-attention has as many keys as queries; in cross-attention the other length is that of the encoder.
-        lengths = [rows.get(s.param.rpartition(".")[0], 0) for s in matrices if s.dim == 0]
-        keys = next((n for n in lengths if n != queries), queries)
-        macs += 2 * output.index.shape[1] * queries * keys
-    return float(macs)
+        others = (of(s.param) for s in matrices if s.dim == 0)
+        keys = next((found for found in others if found and found != queries), queries)
+        macs += 2 * output.index.shape[1] * _pairs(queries, keys)
+    return macs
+
+
+def _pairs(queries: Calls, keys: Calls) -> float:
+    """How many (query, key) there are: each row of the queries meets the keys of one sequence. Where keys are made once
+    for several calls of the queries, these meet them at their mean length."""
+    if len(queries) == len(keys):
+        return sum(rows * tokens for (rows, _), (_, tokens) in zip(queries, keys, strict=True))
+    return sum(rows for rows, _ in queries) * fmean(tokens for _, tokens in keys)

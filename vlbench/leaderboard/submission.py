@@ -160,18 +160,18 @@ def _verify_origin(file: Path, record: Record, cell: Cell) -> None:
     here = json.loads(canonical(cell.identity))
     here["train"] = record.identity.get("train") and cell.train_digest
     here["seed"] = record.identity["seed"]
-    here["chain"] = [[link.name, _version(link.name), link_told[2]]
+    here["chain"] = [[link.name, _version(link), link_told[2]]
                      for link, link_told in zip(record.chain, record.identity["chain"], strict=True)]  # fmt: skip
     wrong = sorted(name for name in {*here, *record.identity} if here.get(name) != record.identity.get(name))
     if wrong:
         _foreign(file, f"it was made with another version of vlbench, or of its {', '.join(wrong)}")
 
 
-def _version(link: str) -> str:
+def _version(link: Link) -> str:
     from ..plugins import table
 
-    entry = table("methods").get(link)
-    return str(entry.digest() or entry.load().version)
+    entry = table("methods").get(link.name)
+    return str(entry.digest() or entry.load().version_of(link.options))
 
 
 def _verify_scores(run: Path, record: Record, cell: Cell) -> list[Score]:
