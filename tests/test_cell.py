@@ -16,6 +16,7 @@ from vlbench.errors import UserError
 from vlbench.plugins import forget, table
 from vlbench.resolve import resolve
 from vlbench.spec import parse
+from vlbench.storage import digest
 
 
 @pytest.fixture
@@ -35,7 +36,8 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def cell(words: str = "", *, checkpoint: str = "weights") -> Cell:
     forget()
-    text = f"task=imagenet model=deit-mini checkpoint={checkpoint} {words}"
+    model = "" if "model=" in words else "model=deit-mini"
+    text = f"task=imagenet {model} checkpoint={checkpoint} {words}"
     return open_cell(resolve({"suite": "full", **parse(text.split())}))
 
 
@@ -99,6 +101,44 @@ def test_an_edited_constant_of_a_workspace_method_makes_another_cell(box: Path) 
     (box / "methods" / "mine.py").write_text(method_file("mine", constant=2.0))
     assert identity("method=mine") != before
     assert (identity(), identity("method=magnitude")) == (dense, other)
+
+
+OWN = '''"""A family of a stranger."""
+
+from vlbench.model import Card, ImageSpec, family
+from vlbench.plugins import table
+
+Base = table("models").get("deit-small").load()
+SCALE = 1.0
+
+
+@family(Card(name="own", title="Own", capabilities=("classify",), checkpoint="weights", image=ImageSpec(size=64)))
+class Own(Base):
+    """DeiT under another name."""
+'''
+
+
+def test_an_edited_workspace_family_makes_another_cell(box: Path) -> None:
+    (box / "registry").mkdir()
+    (box / "registry" / "own.py").write_text(OWN)
+    before, theirs = identity("model=own"), identity()
+    (box / "registry" / "own.py").write_text(OWN.replace("1.0", "2.0"))
+    assert identity("model=own") != before
+    assert identity() == theirs
+
+
+@pytest.mark.usefixtures("box")
+def test_what_cells_may_share_is_all_but_their_chains() -> None:
+    """And of their chains, what they are calibrated on: the digest of its captions."""
+    (Path("images")).mkdir()
+    shutil.copy(next(Path("data/val/n90000001").iterdir()), "images/a.png")
+    shared = []
+    for text in ("a red bus", "a blue bus"):
+        Path("captions.tsv").write_text(f"{text}\ta.png\n")
+        words = "suite=mini task=coco_caption method=wanda calibration=captions.tsv calibration_images=images"
+        for more in ("sparsity=0.5", "sparsity=0.7"):
+            shared.append(digest(open_cell(resolve(parse(f"{words} {more}".split()))).shared_identity()))
+    assert shared[0] == shared[1] != shared[2] == shared[3]
 
 
 def test_a_file_that_is_edited_while_its_cell_runs_keeps_its_version(box: Path) -> None:

@@ -92,6 +92,14 @@ def statuses(lines: list[dict[str, Any]]) -> dict[str, str]:
     return {line["id"]: line["status"] for line in lines}
 
 
+def test_dropout_is_off(tmp_path: Path, samples: list[Sample]) -> None:
+    modes: list[bool] = []
+    model = Grey(lambda _: modes.append(model.net.training))
+    model.net.train()
+    evaluator(model).run(samples, book(tmp_path))
+    assert modes == [False] * 4
+
+
 def test_every_sample_is_answered_and_every_image_encoded_once(tmp_path: Path, samples: list[Sample]) -> None:
     model, told = Grey(), list[tuple[int, int, str]]()
     loop = evaluator(model, progress=lambda *row: told.append(row))

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import torch
+from torch import nn
 
 from tests.lab import Lab
+from vlbench.launch.world import World
 from vlbench.pruning import known, scoring
+from vlbench.pruning.statistics import Statistics
 from vlbench.record import read_record
+from vlbench.structure import Block
 
 DENSE = ("calibration_samples=4", "propagate=dense")
 
@@ -108,6 +114,25 @@ def test_a_calibration_that_was_interrupted_is_not_shared(
     assert taken == [0, 1, 0]
     assert lab.run("method=wanda", "sparsity=0.7", *DENSE, "--runs=alone").code == 0
     assert masks(lab.folder / "alone").items() <= masks(lab.folder / "runs").items()
+
+
+def test_other_data_and_other_workers_take_their_own(tmp_path: Path) -> None:
+    """Sums over another number of workers add up in another order."""
+    net = nn.Linear(2, 2)
+    sums = {"weight": Statistics(torch.ones(2, dtype=torch.float64), 3)}
+
+    def found(workers: int, **told: Any) -> bool:
+        world = cast(World, SimpleNamespace(size=workers, leads=True, rank=0, share=lambda text: text))
+        common = known.Common(tmp_path, {"weights": "w", "calibration": None, **told})
+        with known.known(common, {"samples": 3}, net, world, lambda text: None) as had:
+            if had.found is None:
+                had.adding(lambda block, seen: None)(cast(Block, None), sums)
+                had.save()
+            return had.found is not None
+
+    assert [found(1), found(1)] == [False, True]
+    assert [found(2), found(2)] == [False, True]
+    assert [found(1, calibration="c"), found(1, calibration="d"), found(1, calibration="c")] == [False, False, True]
 
 
 def test_sums_that_are_too_large_are_not_kept(lab: Lab, taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.training.families import open_model
 from vlbench import storage
 from vlbench.errors import UserError
 from vlbench.job import Compression
@@ -74,6 +75,22 @@ def test_reloaded_it_is_the_same_bit_for_bit(tmp_path: Path, masked: bool) -> No
     save_model(tmp_path / "again", again, what)
     for name in ("model.safetensors", "vlbench.json", "config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
+
+
+@pytest.mark.parametrize("kept_scale", [True, False])
+def test_the_softmax_scale_of_a_cut_is_kept_on_disk(tmp_path: Path, kept_scale: bool) -> None:
+    """Of CLIP's open_clip attention, where published code divides by the root of the kept head size."""
+    model = open_model("clip-mini")
+    structure = model.structure()
+    keep = {site.name: torch.arange(0, site.units, 2) for site in structure.sites}
+    cut(model.net, structure, keep, kept_scale=kept_scale)
+    state = Compression(cuts=[Cut.of(structure, keep, kept_scale=kept_scale)], pattern="structured")
+    save_model(tmp_path / "model", model, state)
+    again, _ = load_model(tmp_path / "model")
+    texts = torch.arange(32)[None]
+    with torch.no_grad():
+        found = [m.net.eval().encode_text(texts) for m in (model, again)]
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "masks.bin", "config.json", "vlbench.json"])

@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 from vlbench.data.images import ImageStore
+from vlbench.data.maps import IGNORED
 from vlbench.errors import RunFailed
 from vlbench.model import ImageSpec
-from vlbench.task import Sample
-from vlbench.training.batches import Batches, collate, divided
+from vlbench.task import LabelMap, Sample
+from vlbench.training.batches import Batches, collate, crops, divided
 
 
 class Numbered:
@@ -97,6 +99,25 @@ def test_a_training_image_that_does_not_decode_is_named(tmp_path: Path) -> None:
     rows = [Sample(n, (tmp_path / n,)) for n in ("good.png", "bad.png")]
     with pytest.raises(RunFailed, match=r"bad\.png does not decode"):
         Batches(rows, ImageStore(ImageSpec(8)), size=2, seed=0).at(0)
+
+
+def test_a_crop_and_its_map_are_of_one_place_and_what_lies_outside_has_no_class(tmp_path: Path) -> None:
+    """An image of 6 x 12 whose map is its red; crops of 8 x 8 leave two rows outside."""
+    red = np.arange(72, dtype=np.uint8).reshape(6, 12)
+    Image.fromarray(red, mode="L").save(tmp_path / "map.png")
+    image = torch.zeros(3, 6, 12, dtype=torch.uint8)
+    image[0] = torch.from_numpy(red)
+    path, spec = tmp_path / "image.png", ImageSpec(8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    rows = [Sample("a", (path,), target=LabelMap(tmp_path / "map.png"))]
+    lefts = set()
+    for seed in range(9):
+        pixels, maps = crops(rows, {path: image}, spec, np.random.default_rng(seed))
+        assert maps is not None
+        assert torch.equal((pixels[0, 0, :6] * 255).round().long(), maps[0, :6])
+        assert bool((maps[0, 6:] == IGNORED).all())
+        assert not bool(pixels[0, :, 6:].any())
+        lefts.add(int(maps[0, 0, 0]))
+    assert len(lefts) > 1
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 5, 9])
