@@ -80,6 +80,9 @@ def test_the_reference_is_the_dense_model_of_the_same_table():
     pruned = replace(other, method="mine", value=63.0)
     (point,) = (p for p in points([first, other, pruned], "nlvr2", "accuracy") if p.row.method == "mine")
     assert point.dense == other
+    elsewhere = replace(pruned, split="another", method="yours")
+    (point,) = (p for p in points([first, other, elsewhere], "nlvr2", "accuracy") if p.row.method == "yours")
+    assert point.dense is None, "of another split"
 
 
 def test_damaged_files_are_named(tmp_path):

@@ -173,6 +173,18 @@ def test_a_cut_model_describes_itself_and_is_cut_again(kind: kinds.Kind) -> None
         assert torch.equal(kind.run(small), kind.run(at_once))
 
 
+def test_a_model_that_has_gradients_is_cut_and_trained_on() -> None:
+    """A gradient of the old shape would meet the new one in the next backward pass."""
+    kind = next(kind for kind in kinds.KINDS if kind.name == "deit")
+    net = adopted(kind)
+    with torch.enable_grad():
+        kind.run(net).sum().backward()
+    cut(net, kind.structure(net), random_keep(kind.structure(net), 4))
+    with torch.enable_grad():
+        kind.run(net).sum().backward()
+    assert all(p.grad is None or p.grad.shape == p.shape for p in net.parameters())
+
+
 @every_kind
 def test_one_unit_after_another(kind: kinds.Kind) -> None:
     """First narrower heads, then fewer of them: the two kinds of cut compose."""
@@ -358,6 +370,18 @@ def test_shared_states_equal_gathered_ones(owners: list[int], masked: bool, beam
         for _ in range(2):  # keys and values computed, then read from the cache
             got = part(words, encoder_hidden_states=shared)
             assert worst(got.last_hidden_state, want.last_hidden_state) <= 1e-12
+
+
+def test_shared_keys_are_remembered_in_inference_only() -> None:
+    """In training a second call must not end in a graph that was used up, nor in weights that have moved."""
+    key, value = nn.Linear(6, 6), nn.Linear(6, 6)
+    shared = Shared(torch.randn(2, 3, 6), torch.tensor([0, 1, 1]))
+    with torch.enable_grad():
+        for _ in range(2):
+            keys, values = shared.keys_values(key, value, 2)
+            (keys.sum() + values.sum()).backward()
+    first, again = (shared.keys_values(key, value, 2)[0] for _ in range(2))
+    assert first is again
 
 
 @pytest.mark.parametrize("owners", OWNERS.values(), ids=OWNERS)
