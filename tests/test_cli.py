@@ -15,6 +15,7 @@ from vlbench import run as run_module
 from vlbench import scaffold, ui
 from vlbench.board import print_board
 from vlbench.plugins import table
+from vlbench.record import read_record
 from vlbench.run import Runner, Uploaded
 
 
@@ -224,6 +225,17 @@ def test_an_image_that_does_not_decode_fails_the_cell(lab: Lab) -> None:
     assert told.code == 1
     assert "the cell is incomplete: 1 errors" in told.err
     assert "predictions.jsonl" in told.err
+
+
+def test_an_incomplete_cell_is_compared_with_nothing(lab: Lab) -> None:
+    """The dense model has answered the image, which is damaged afterwards: a difference would be of other samples."""
+    assert lab.run().code == 0
+    file = next((lab.data / "val" / "n90000000").iterdir())
+    file.write_bytes(file.read_bytes()[:100])
+    assert lab.run("method=magnitude", "sparsity=0.5").code == 1
+    (result,) = lab.folder.glob("runs/*-magnitude-*/result.json")
+    record = read_record(result)
+    assert (record.complete, record.vs_dense) == (False, None)
 
 
 def test_an_interrupted_run_says_how_it_goes_on(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

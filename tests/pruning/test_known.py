@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.lab import Lab
 from vlbench.launch.world import World
@@ -17,6 +17,7 @@ from vlbench.pruning import known, scoring
 from vlbench.pruning.statistics import Statistics
 from vlbench.record import read_record
 from vlbench.structure import Block
+from vlbench.training.checkpoint import CheckpointStore
 
 DENSE = ("calibration_samples=4", "propagate=dense")
 
@@ -133,6 +134,32 @@ def test_other_data_and_other_workers_take_their_own(tmp_path: Path) -> None:
     assert [found(1), found(1)] == [False, True]
     assert [found(2), found(2)] == [False, True]
     assert [found(1, calibration="c"), found(1, calibration="d"), found(1, calibration="c")] == [False, False, True]
+
+
+def test_what_is_shared_comes_back_whole(tmp_path: Path) -> None:
+    """The image's tokens apart from the text's, products, and one object where projections read one input."""
+    net = nn.ModuleDict({name: nn.Linear(3, 2) for name in "qkv"})
+    one, other = (Statistics.zeros(3, torch.device("cpu"), gram=True) for _ in range(2))
+    one.add(torch.randn(2, 4, 3, dtype=torch.float64), image=torch.tensor([[True, True, False, False]] * 2))
+    other.add(torch.randn(5, 4, 3, dtype=torch.float64))
+    taken = {"q.weight": one, "k.weight": one, "v.weight": other}
+    store = CheckpointStore(tmp_path / "statistics", {}, 0.0)
+    first = known.Known(store, net)
+    assert first.found is None
+    first.adding(lambda block, seen: None)(cast(Block, None), taken)
+    first.save()
+    again = known.Known(store, net).found
+    assert again is not None
+    assert again["q.weight"] is again["k.weight"]
+    assert again["v.weight"].vision is None
+    assert one.vision is not None
+    for name, wanted in (("q.weight", one), ("v.weight", other)):
+        for a, b in ((again[name], wanted), (again[name].vision, wanted.vision)):
+            if a is not None and b is not None:
+                assert a.samples == b.samples
+                assert torch.equal(a.square_sum, b.square_sum)
+                assert torch.equal(cast(Tensor, a.gram), cast(Tensor, b.gram))
+    assert again["q.weight"].vision is not None
 
 
 def test_sums_that_are_too_large_are_not_kept(lab: Lab, taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
