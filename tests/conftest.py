@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.lab import Lab, workspace
 
@@ -27,3 +28,12 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """A workspace for commands on a tiny ImageNet: 18 training images, a tower of width 16 with 64 neurons."""
     with workspace(tmp_path, monkeypatch, capsys) as made:
         yield made
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in other processes of a test, to the last bit: another number of threads, another order of sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

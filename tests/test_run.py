@@ -82,8 +82,6 @@ def test_a_seed_says_what_a_method_draws_whatever_was_drawn_before(runs: Path, t
 
 def test_the_saved_model_reloads_and_predicts_the_same(runs: Path) -> None:
     """`vlbench.load(DIR)` gives the model of the row, bit for bit."""
-    import torch
-
     import vlbench
     from vlbench.pruning.saved import load_model
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.faults.lives import Place, final_files
 from tests.waiting import until
@@ -16,15 +14,6 @@ from vlbench.run import Runner
 from vlbench.ui import Screen
 
 pytestmark = pytest.mark.faults
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """As the server's lives have it: another number of threads, another order of sums."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("one_thread")

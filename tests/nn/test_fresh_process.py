@@ -6,10 +6,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -89,11 +87,3 @@ def told_elsewhere(function: str, root: Path) -> dict[str, str]:
     assert done.returncode == 0, done.stderr
     words = done.stdout.split()
     return dict(zip(words[::2], words[1::2], strict=True))
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -152,14 +152,11 @@ def test_what_is_shared_comes_back_whole(tmp_path: Path) -> None:
     assert again is not None
     assert again["q.weight"] is again["k.weight"]
     assert again["v.weight"].vision is None
-    assert one.vision is not None
-    for name, wanted in (("q.weight", one), ("v.weight", other)):
-        for a, b in ((again[name], wanted), (again[name].vision, wanted.vision)):
-            if a is not None and b is not None:
-                assert a.samples == b.samples
-                assert torch.equal(a.square_sum, b.square_sum)
-                assert torch.equal(cast(Tensor, a.gram), cast(Tensor, b.gram))
-    assert again["q.weight"].vision is not None
+    pairs = [(again["q.weight"], one), (again["q.weight"].vision, one.vision), (again["v.weight"], other)]
+    for found, wanted in cast(list[tuple[Statistics, Statistics]], pairs):
+        assert found.samples == wanted.samples
+        assert torch.equal(found.square_sum, wanted.square_sum)
+        assert torch.equal(cast(Tensor, found.gram), cast(Tensor, wanted.gram))
 
 
 def test_sums_that_are_too_large_are_not_kept(lab: Lab, taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
