@@ -6,8 +6,8 @@ from typing import Any
 
 from vlbench.job import Job
 from vlbench.method import Context, Method, method
-from vlbench.training.distill import DistilOptions
-from vlbench.training.tuning import TuneOptions, tuned
+from vlbench.restoring.distill import DistilOptions
+from vlbench.restoring.tuning import TuneOptions, tuned
 
 
 class FinetuneOptions(DistilOptions, TuneOptions):

@@ -14,18 +14,19 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor
 
+from vlbench.compression.cut import Kept
+from vlbench.compression.saved import distinct_tensors
 from vlbench.errors import UserError
 from vlbench.job import Job
-from vlbench.method import Chain, Context, Method, PruneOptions, chain, method
+from vlbench.method import Chain, Context, Method, chain, method
+from vlbench.options import PruneOptions
 from vlbench.pruning.allocation import refuse_unreachable, uniform
-from vlbench.pruning.cut import Kept
 from vlbench.pruning.modality import modality
-from vlbench.pruning.saved import distinct_tensors
 from vlbench.pruning.scoring import unit_importance
 from vlbench.structure import Site, Structure
-from vlbench.training.checkpoint import CheckpointStore
+from vlbench.tensors.checkpoint import CheckpointStore
+from vlbench.tensors.reading import load_into
 from vlbench.training.loop import Schedule
-from vlbench.weights import load_into
 
 Parts = dict[str, list[Site]]
 

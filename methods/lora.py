@@ -19,7 +19,7 @@ from vlbench.job import Job
 from vlbench.method import Method, method
 from vlbench.model import Model
 from vlbench.nn.adapted import attach
-from vlbench.training.adapters import (
+from vlbench.restoring.adapters import (
     AdapterOptions,
     Ranks,
     alone,

@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from vlbench.compression.gates import Gates
 from vlbench.job import Job
-from vlbench.method import Chain, Context, Method, PruneOptions, chain, method
+from vlbench.method import Chain, Context, Method, chain, method
+from vlbench.options import PruneOptions
 from vlbench.pruning.allocation import refuse_unreachable, uniform
-from vlbench.pruning.gates import Gates
 from vlbench.pruning.learned_gates import LearnedGates
+from vlbench.restoring.momentum import MomentumOptions
 from vlbench.structure import Structure
-from vlbench.training.momentum import MomentumOptions
 
 from . import _upop_recipes as lengths
 

@@ -8,7 +8,7 @@ from vlbench.errors import UserError
 from vlbench.job import Job
 from vlbench.method import Method, method
 from vlbench.model import Model
-from vlbench.training.adapters import RestoreOptions, alone, refuse_large_teacher, restore
+from vlbench.restoring.adapters import RestoreOptions, alone, refuse_large_teacher, restore
 
 from .finetune import small_batches
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from vlbench.calibration.walk import Statistics
 from vlbench.method import method
-from vlbench.pruning.calibration import Statistics
 from vlbench.pruning.scoring import GradientOptions, ScorePruner
 
 

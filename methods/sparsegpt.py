@@ -7,9 +7,9 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
+from vlbench.calibration.walk import Statistics
+from vlbench.compression.masks import Keep
 from vlbench.method import method
-from vlbench.pruning.calibration import Statistics
-from vlbench.pruning.masks import Keep
 from vlbench.pruning.obs import sweep
 from vlbench.pruning.scoring import CalibratedOptions, Reconstructor
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from vlbench.job import Job
 from vlbench.method import Context, Method, method
 from vlbench.model import Model
-from vlbench.training.adapters import (
+from vlbench.restoring.adapters import (
     AdapterOptions,
     alone,
     attach_new,

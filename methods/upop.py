@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlbench.cost.units import unit_macs
+from vlbench.compression.gates import Gates
 from vlbench.job import Job
 from vlbench.method import Chain, Method, chain, method
 from vlbench.pruning.allocation import refuse_unreachable, unified
-from vlbench.pruning.gates import Gates
 from vlbench.pruning.scoring import unit_importance
 from vlbench.pruning.search import GateSearch, SearchOptions, code_budget, standardise
+from vlbench.pruning.unit_cost import unit_macs
+from vlbench.restoring.momentum import MomentumOptions
 from vlbench.structure import Structure
-from vlbench.training.momentum import MomentumOptions
 
 from . import _upop_recipes as recipes
 

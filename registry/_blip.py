@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from transformers import BlipConfig
 
+from vlbench.compression.shapes import fit_to, narrow
 from vlbench.errors import UserError
 from vlbench.model import Card, Model, read_config
 from vlbench.nn import blip
 from vlbench.nn.stock import Stock
-from vlbench.pruning.shapes import fit_to, narrow
-from vlbench.weights import load_into, read_weights, refuse_others
+from vlbench.tensors.reading import load_into, read_weights, refuse_others
 
 from ._blip_keys import converted, is_original
 from ._blip_text import check_tokenizer, read_tokenizer

@@ -15,7 +15,7 @@ from vlbench.model import Card, Model
 from vlbench.nn import blip, blip2_vision, llama, opt, qformer, t5
 from vlbench.nn.stock import Stock
 from vlbench.structure import Tower
-from vlbench.weights import load_into, read_weights, refuse_others
+from vlbench.tensors.reading import load_into, read_weights, refuse_others
 
 from ._prompted import constructed, of_library, read_kind, read_tokenizer
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from vlbench.disk.storage import read_json
 from vlbench.errors import UserError
 from vlbench.model import read_config
-from vlbench.storage import read_json
-from vlbench.weights import read_weights, refuse_others
+from vlbench.tensors.reading import read_weights, refuse_others
 
 Config = dict[str, Any]
 

@@ -17,8 +17,9 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertTokenizer
 
+from vlbench.capability import Answerer, Batch, Captioner, Outputs, Prediction
 from vlbench.errors import UserError
-from vlbench.model import Answerer, Batch, Captioner, Card, Model, Outputs, Prediction, read_config
+from vlbench.model import Card, Model, read_config
 from vlbench.nn.spread import place
 from vlbench.nn.stock import Stock
 

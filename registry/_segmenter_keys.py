@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vlbench.errors import UserError
-from vlbench.weights import read_weights, refuse_others
+from vlbench.tensors.reading import read_weights, refuse_others
 
 Config = dict[str, Any]
 

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from transformers import BlipForQuestionAnswering, BlipTextLMHeadModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from vlbench.model import Answerer, Batch, Card, ImageSpec, Outputs, Prediction, family
+from vlbench.capability import Answerer, Batch, Outputs, Prediction
+from vlbench.images.spec import ImageSpec
+from vlbench.model import Card, family
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.nn.beam import beam_search

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers import Blip2Config, Blip2ForConditionalGeneration
 
-from vlbench.model import Card, ImageSpec, family
+from vlbench.images.spec import ImageSpec
+from vlbench.model import Card, family
 from vlbench.nn import blip2_vision
 from vlbench.structure import Structure
 

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
-from vlbench.model import Batch, Card, ImageSpec, Matcher, Outputs, Prediction, both_ways, family
+from vlbench.capability import Batch, Matcher, Outputs, Prediction, both_ways
+from vlbench.images.spec import ImageSpec
+from vlbench.model import Card, family
 from vlbench.nn import blip2_vision, qformer
 from vlbench.nn.attend import Shared
 from vlbench.structure import Structure

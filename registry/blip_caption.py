@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from transformers import BlipForConditionalGeneration
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from vlbench.model import Batch, Captioner, Card, ImageSpec, Outputs, Prediction, family
+from vlbench.capability import Batch, Captioner, Outputs, Prediction
+from vlbench.images.spec import ImageSpec
+from vlbench.model import Card, family
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.nn.beam import beam_search

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from vlbench.model import Batch, Card, ImageSpec, Judge, Outputs, Prediction, family
+from vlbench.capability import Batch, Judge, Outputs, Prediction
+from vlbench.images.spec import ImageSpec
+from vlbench.model import Card, family
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.nn.stock import Stock

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BlipForImageTextRetrieval
 
-from vlbench.model import Batch, Card, ImageSpec, Matcher, Outputs, Pairs, Prediction, Views, both_ways, family
+from vlbench.capability import Batch, Matcher, Outputs, Pairs, Prediction, Views, both_ways
+from vlbench.images.spec import ImageSpec
+from vlbench.model import Card, family
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.structure import Structure

@@ -14,26 +14,16 @@ from open_clip.transformer import text_global_pool
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from vlbench.capability import Batch, Matcher, Outputs, Pairs, Prediction, Views, both_ways
+from vlbench.compression.shapes import fit_to, narrow
 from vlbench.errors import UserError
-from vlbench.model import (
-    Batch,
-    Card,
-    ImageSpec,
-    Matcher,
-    Model,
-    Outputs,
-    Pairs,
-    Prediction,
-    Views,
-    both_ways,
-    family,
-    read_config,
-)
+from vlbench.images.spec import ImageSpec
+from vlbench.model import Card, Model, family, read_config
 from vlbench.nn import open_clip as adopted
 from vlbench.nn.stock import Stock
-from vlbench.pruning.shapes import fit_to, narrow
 from vlbench.structure import Structure
-from vlbench.weights import load_into, locate
+from vlbench.tensors.locate import locate
+from vlbench.tensors.reading import load_into
 
 from . import _clip_keys as keys
 

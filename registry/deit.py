@@ -9,12 +9,15 @@ import timm
 from timm.data import ImageNetInfo
 from torch import Tensor
 
-from vlbench.model import Card, Classifier, ImageSpec, Model, family, read_config
+from vlbench.capability import Classifier
+from vlbench.compression.shapes import fit_to, narrow
+from vlbench.images.spec import ImageSpec
+from vlbench.model import Card, Model, family, read_config
 from vlbench.nn import timm as adopted
 from vlbench.nn.stock import Stock
-from vlbench.pruning.shapes import fit_to, narrow
 from vlbench.structure import Structure
-from vlbench.weights import load_into, locate, read_weights
+from vlbench.tensors.locate import locate
+from vlbench.tensors.reading import load_into, read_weights
 
 
 @family(

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration
 
-from vlbench.model import Card, ImageSpec, family
+from vlbench.images.spec import ImageSpec
+from vlbench.model import Card, family
 from vlbench.nn import blip2_vision
 from vlbench.structure import Structure
 

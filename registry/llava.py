@@ -18,11 +18,12 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.initialization import no_init_weights
 
 from vlbench.errors import UserError
-from vlbench.model import Card, ImageSpec, family
+from vlbench.images.spec import ImageSpec
+from vlbench.model import Card, family
 from vlbench.nn import clip_vision, llama
 from vlbench.nn.stock import Stock
 from vlbench.structure import Structure
-from vlbench.weights import load_into, read_weights, refuse_others
+from vlbench.tensors.reading import load_into, read_weights, refuse_others
 
 from ._language import Causal, Language
 from ._prompted import Config, Prompted, constructed, of_library, read_kind, read_tokenizer

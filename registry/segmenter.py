@@ -11,15 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlbench.data.maps import IGNORED, pack_map
+from vlbench.capability import Batch, Outputs, Prediction, Segmenter
+from vlbench.compression.shapes import fit_to, narrow
 from vlbench.evaluation.windows import Sliding, best, class_maps
-from vlbench.model import Batch, Card, ImageSpec, Model, Outputs, Prediction, Segmenter, family, read_config
+from vlbench.images.maps import IGNORED, pack_map
+from vlbench.images.spec import ImageSpec
+from vlbench.model import Card, Model, family, read_config
 from vlbench.nn import segmenter as masks
 from vlbench.nn import timm as timm_nn
 from vlbench.nn.stock import Stock
-from vlbench.pruning.shapes import fit_to, narrow
 from vlbench.structure import Structure
-from vlbench.weights import load_into, locate, read_weights
+from vlbench.tensors.locate import locate
+from vlbench.tensors.reading import load_into, read_weights
 
 from . import _segmenter_keys as keys
 

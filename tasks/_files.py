@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from vlbench.disk.paths import inside as inside
 from vlbench.errors import UserError
-from vlbench.paths import inside as inside
 
 YEARS = ("2014", "2015", "2017")  # of COCO's image folders
 SHOWN = 5  # ids that an error names

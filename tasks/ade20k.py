@@ -19,7 +19,8 @@ from PIL import Image
 from pydantic import BeforeValidator, Field, model_validator
 
 from vlbench.errors import UserError, did_you_mean
-from vlbench.task import LabelMap, Role, Sample, Score, Task, TaskOptions, held_out, task
+from vlbench.images.maps import LabelMap
+from vlbench.task import Role, Sample, Score, Task, TaskOptions, held_out, task
 
 from ._files import refuse
 from ._miou import IGNORED, aacc, counts, macc, miou
@@ -104,7 +105,7 @@ class ADE20K(Task):
     def score(self, sample: Sample, prediction: Mapping[str, Any]) -> Score:
         """The counts of _miou.counts, three numbers a class."""
         # Imported late: it brings torch, and this file is read to list the metrics as well.
-        from vlbench.data.maps import read_map, unpack_map
+        from vlbench.images.maps import read_map, unpack_map
 
         said, label = unpack_map(prediction["map"]), read_map(sample.target)
         if said.shape != label.shape:

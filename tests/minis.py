@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from vlbench.job import Compression
+from vlbench.compression.cut import Cut, Kept, cut
+from vlbench.compression.masks import apply_masks
+from vlbench.compression.state import Compression
 from vlbench.model import Model
-from vlbench.plugins import table
-from vlbench.pruning.cut import Cut, Kept, cut
-from vlbench.pruning.masks import apply_masks
+from vlbench.plugins.table.table import table
 from vlbench.structure import Structure
-from vlbench.weights import locate
+from vlbench.tensors.locate import locate
 
 MINI = Path(__file__).parents[1] / "registry" / "mini"
 WAYS = ("cut", "heads", "kept_scale", "masked", "finetuned")

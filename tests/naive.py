@@ -86,7 +86,7 @@ def judge(model: Any, left: Tensor, right: Tensor, sentence: str) -> bool:
 
 def embed(model: Any, image: Tensor, sample: Sample) -> tuple[Tensor, Tensor]:
     """Image and text embeddings of one sample, each by itself."""
-    from vlbench.model import Batch
+    from vlbench.capability import Batch
 
     owner = torch.zeros(1, 1, dtype=torch.long)
     found = [

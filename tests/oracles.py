@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import BertTokenizer
 
-from vlbench.weights import load_into
+from vlbench.tensors.reading import load_into
 
 
 class Oracle:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.lab import Lab, method_file
-from vlbench import storage
+from vlbench.disk import storage
 
 # Words -------------------------------------------------------------------------------------------------------------
 

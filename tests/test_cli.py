@@ -11,12 +11,13 @@ import pytest
 
 from tests.lab import Lab, method_file
 from tests.leaderboard.factory import record
-from vlbench import run as run_module
-from vlbench import scaffold, ui
-from vlbench.board import print_board
-from vlbench.plugins import table
-from vlbench.record import read_record
-from vlbench.run import Runner, Uploaded
+from vlbench.leaderboard.local import print_board
+from vlbench.machine import ui
+from vlbench.plugins.table import scaffold
+from vlbench.plugins.table.table import table
+from vlbench.results.record import read_record
+from vlbench.run.runner import runner as run_module
+from vlbench.run.runner.runner import Runner, Uploaded
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from vlbench.data.mini import mini_root
-from vlbench.job import refuse_report_ids
-from vlbench.model import Card, ImageSpec
-from vlbench.plugins import table
+from vlbench.images.spec import ImageSpec
+from vlbench.mini.world import mini_root
+from vlbench.model import Card
+from vlbench.plugins.table.table import table
 from vlbench.structure import check_structure
-from vlbench.task import held_out
-from vlbench.weights import locate
+from vlbench.task import held_out, refuse_report_ids
+from vlbench.tensors.locate import locate
 
 MODELS = list(table("models").entries)
 TASKS = list(table("tasks").entries)

@@ -12,11 +12,12 @@ import pytest
 
 import vlbench
 from tests.lab import Lab, method_file
+from vlbench.disk.digests import file_digest
+from vlbench.disk.paths import inside
+from vlbench.disk.storage import write_sealed
 from vlbench.errors import UserError
-from vlbench.paths import inside
-from vlbench.plugins import FOLDERS, package_folder
-from vlbench.storage import write_sealed
-from vlbench.weights import file_digest
+from vlbench.plugins.table.kinds import FOLDERS
+from vlbench.plugins.workspace.workspace import package_folder
 
 # The source --------------------------------------------------------------------------------------------------------
 
@@ -135,7 +136,7 @@ def test_plugins_of_other_folders_are_never_imported(lab: Lab) -> None:
 
 def test_python_of_a_model_folder_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its tokenizer asks for it by auto_map; the question that transformers would put to the user is not asked."""
-    from vlbench.plugins import table
+    from vlbench.plugins.table.table import table
 
     ran = tmp_path / "ran"
     module = sys.modules[table("models").get("llava-1.5-7b").load().__module__] if _has_llava() else None
@@ -154,7 +155,7 @@ def test_python_of_a_model_folder_never_runs(tmp_path: Path, monkeypatch: pytest
 
 
 def _has_llava() -> bool:
-    from vlbench.plugins import table
+    from vlbench.plugins.table.table import table
 
     return "llava-1.5-7b" in table("models").entries
 
@@ -197,7 +198,7 @@ CAPTIONS: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("layout", CAPTIONS)
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b.jpg"])
 def test_calibration_files_stay_in_their_folder(tmp_path: Path, layout: str, name: str) -> None:
-    from vlbench.data.caption_files import read_captions
+    from vlbench.cell.cell.caption_files import read_captions
 
     file = tmp_path / ("captions.tsv" if layout == "table" else "captions.json")
     file.write_text(CAPTIONS[layout](name))
@@ -207,7 +208,7 @@ def test_calibration_files_stay_in_their_folder(tmp_path: Path, layout: str, nam
 
 def test_a_models_manifest_names_files_of_its_folder(tmp_path: Path) -> None:
     """What it names is copied when the model is exported."""
-    from vlbench.pruning.saved import copy_saved
+    from vlbench.compression.saved import copy_saved
 
     secret = tmp_path / "secret"
     secret.write_text("secret")

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tests.waiting import LIMIT
-from vlbench.launch.world import World
+from vlbench.machine.workers import World
 
 
 class Table:

@@ -28,7 +28,7 @@ def load(folder: str | _Path) -> Model:
 
     Raises UserError where the folder is damaged or holds no compressed model.
     """
-    from .pruning.saved import load_model
+    from .compression.saved import load_model
 
     return load_model(_Path(folder))[0]
 
@@ -41,8 +41,8 @@ def results(runs: str | _Path = "runs", **words: str) -> _pandas.DataFrame:
     sparsity. Raises UserError for a word that leaves no row.
     """
     from .errors import UserError, did_you_mean
+    from .leaderboard.filters import FILTERS
     from .leaderboard.frame import results as frame
-    from .leaderboard.select import FILTERS
 
     if wrong := [word for word in words if word not in FILTERS]:
         raise UserError(f"{wrong[0]}= is not known here. {did_you_mean(wrong[0], FILTERS)}")

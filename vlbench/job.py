@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy, deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -17,21 +16,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .data.images import ImageStore
-from .data.sources import Source, refuse_few
+from .calibration.shared import Common
+from .calibration.source import Source, refuse_few
+from .capability import CAPABILITIES, Batch
+from .compression.cut import Cut, Kept, cut
+from .compression.masks import apply_masks
+from .compression.state import Compression
 from .errors import RunFailed, UserError
 from .evaluation.loop import Evaluator
 from .evaluation.predictions import Predictions
-from .launch.world import ALONE, World
-from .model import CAPABILITIES, Batch, Model
-from .pruning.cut import Cut, Kept, cut
-from .pruning.known import Common
-from .pruning.masks import apply_masks
-from .record import Budget
+from .images.pipeline import ImageStore
+from .machine.workers import ALONE, World
+from .model import Model
 from .structure import Structure
-from .task import Role, Sample, Task
+from .task import Role, Sample, Task, refuse_report_ids
+from .tensors.checkpoint import CheckpointStore
 from .training.batches import Batches, collate
-from .training.checkpoint import CheckpointStore
 from .training.loop import Hook, Loop, Schedule
 from .training.memory import recomputed
 
@@ -42,30 +42,6 @@ Progress = Callable[[str, int, int, str], None]
 
 def _silent(what: str, done: int, total: int, text: str) -> None:
     """No progress wanted."""
-
-
-@dataclass
-class Compression:
-    """What has been done to the model so far. cuts: in order; masks: of the weights of the model as it is now."""
-
-    cuts: list[Cut] = field(default_factory=list)
-    masks: dict[str, Tensor] = field(default_factory=dict)
-    pattern: str = "dense"
-    trained: bool = False
-    steps: int = 0
-    samples_seen: int = 0
-    log: dict[str, Any] = field(default_factory=dict)
-    # Linear -> scaling, of the low-rank adapters that stand beside their weights (nn/adapted.py)
-    adapters: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def n_tuned(self) -> int:
-        """How many settings were tried on the select split, of the link where most were."""
-        return max((log.get("n_tuned", 1) for log in self.log.values()), default=1)
-
-    @property
-    def budget(self) -> Budget:
-        return Budget(steps=self.steps, samples_seen=self.samples_seen)
 
 
 class Job:
@@ -285,19 +261,3 @@ class KeepZeros(Hook):
 
     def after_step(self, step: int) -> None:
         apply_masks(self.net, self.masks)
-
-
-def refuse_report_ids(task: Task, samples: Sequence[Sample]) -> None:
-    """Raise UserError where a sample that a method would learn from is in the report split, or shows an image of it."""
-    report = task.roles()["report"]
-    if task.missing(report):
-        return  # nothing to compare with: the report split is not on this machine
-    theirs = task.samples(report)
-    ids = {s.id for s in theirs}
-    images = {p for s in theirs for p in s.images}
-    shared = [s.id for s in samples if s.id in ids or any(p in images for p in s.images)]
-    if shared:
-        raise UserError(
-            f"{len(shared)} samples of the report split {report} of {task.name} are in the data a method would learn "
-            f"from (first: {', '.join(shared[:3])}): remove them from the training annotations."
-        )

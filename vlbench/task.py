@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from .method import later, told
+from .errors import UserError
+from .options import later, told
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,18 +48,6 @@ class Sample:
     texts: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class LabelMap:
-    """The target of a segmentation sample: a picture of class numbers. zero_ignored: its 0 means "no class" and its n
-    the class n - 1 (ADE20K's rule); else its numbers are the classes, and 255 is ignored."""
-
-    path: Path
-    zero_ignored: bool = False
-
-    def __str__(self) -> str:
-        return self.path.name  # what a split's digest reads: never a folder of this machine
-
-
 class TaskOptions(BaseModel):
     """Options every task has; a task adds its own by subclassing (they enter the cell's identity)."""
 
@@ -71,7 +60,7 @@ class TaskOptions(BaseModel):
     )
 
     def told(self) -> dict[str, Any]:
-        """Option -> value in JSON, as identities and records have them (see `vlbench.method.later`)."""
+        """Option -> value in JSON, as identities and records have them (see `vlbench.options.later`)."""
         return told(self)
 
 
@@ -176,7 +165,7 @@ def task(
 
     version is bumped when a number could change. data: the name of the root in vlbench.toml that holds the files
     (several tasks may share one), the task's name where it is left out. chance: what the best constant answer scores in
-    the primary metric, in percent, where that is more than a few (vlbench/convergence.py asks).
+    the primary metric, in percent, where that is more than a few (vlbench/results/convergence.py asks).
     """
 
     def register(cls: T) -> T:
@@ -203,3 +192,19 @@ def digest_samples(samples: Sequence[Sample], extra: Any = None) -> str:
         row = [s.id, [p.name for p in s.images], s.text, s.target, s.cluster, *s.texts]
         sha.update(json.dumps(row, sort_keys=True, ensure_ascii=True, default=str).encode())
     return sha.hexdigest()
+
+
+def refuse_report_ids(task: Task, samples: Sequence[Sample]) -> None:
+    """Raise UserError where a sample that a method would learn from is in the report split, or shows an image of it."""
+    report = task.roles()["report"]
+    if task.missing(report):
+        return  # nothing to compare with: the report split is not on this machine
+    theirs = task.samples(report)
+    ids = {s.id for s in theirs}
+    images = {p for s in theirs for p in s.images}
+    shared = [s.id for s in samples if s.id in ids or any(p in images for p in s.images)]
+    if shared:
+        raise UserError(
+            f"{len(shared)} samples of the report split {report} of {task.name} are in the data a method would learn "
+            f"from (first: {', '.join(shared[:3])}): remove them from the training annotations."
+        )

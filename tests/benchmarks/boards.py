@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.leaderboard.factory import record
-from vlbench.leaderboard.regenerate import boards
+from vlbench.publishing.regenerate import boards
 
 SEEDS, BOARDS = 3, 14
 OPTIONS = {f"option_{i}": i / 7 for i in range(20)}

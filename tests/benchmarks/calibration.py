@@ -29,9 +29,9 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from vlbench.calibration.walk import Statistics, calibrate
+from vlbench.compression.masks import Keep, apply_masks
 from vlbench.nn import timm as adopted
-from vlbench.pruning.calibration import Statistics, calibrate
-from vlbench.pruning.masks import Keep, apply_masks
 from vlbench.pruning.obs import sweep
 from vlbench.structure import Block, Structure
 

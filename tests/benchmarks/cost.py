@@ -11,14 +11,14 @@ import argparse
 
 import torch
 
-from vlbench.cost.blank import assets
+from vlbench.cost.architecture import assets
 from vlbench.cost.counts import stated_macs
 from vlbench.cost.measured import device_of
 from vlbench.cost.report import cut_uniformly
-from vlbench.cost.stated import STATED
+from vlbench.cost.sample import STATED
 from vlbench.cost.timing import How, measure
 from vlbench.model import Model
-from vlbench.plugins import table
+from vlbench.plugins.table.table import table
 
 
 def random_model(name: str) -> Model:

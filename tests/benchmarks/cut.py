@@ -21,12 +21,12 @@ import torch
 
 from tests.benchmarks.common import loaded
 from tests.benchmarks.search import build
+from vlbench.compression.cut import cut
 from vlbench.cost.counts import flop_counter
-from vlbench.cost.stated import STATED, train
-from vlbench.memory import keep_heap
+from vlbench.cost.sample import STATED, train
+from vlbench.machine.memory import keep_heap
 from vlbench.model import Model
 from vlbench.pruning.allocation import unified
-from vlbench.pruning.cut import cut
 
 SPREAD = 0.3  # of the sites' mean importance, in units of that of the units of one site
 WAYS: dict[str, tuple[float, int]] = {"even": (0.0, 1), "search": (SPREAD, 1), "search, multiple_of=8": (SPREAD, 8)}

@@ -32,16 +32,17 @@ from torch import Tensor
 
 from tests import naive
 from tests.benchmarks.common import CARDS, Bench, Precision, precisely, without_tf32
-from vlbench.data.images import ImageStore, decode, normalise, preprocess
-from vlbench.data.maps import unpack_map
+from vlbench.capability import Batch
 from vlbench.evaluation.loop import Evaluator
 from vlbench.evaluation.predictions import Line, Predictions
 from vlbench.evaluation.ranks import ranks
 from vlbench.evaluation.windows import anchors, at_least, resized
-from vlbench.memory import keep_heap
-from vlbench.model import Batch, ImageSpec
-from vlbench.plugins import table
-from vlbench.task import LabelMap, Sample, Task
+from vlbench.images.maps import LabelMap, unpack_map
+from vlbench.images.pipeline import ImageStore, decode, normalise, preprocess
+from vlbench.images.spec import ImageSpec
+from vlbench.machine.memory import keep_heap
+from vlbench.plugins.table.table import table
+from vlbench.task import Sample, Task
 
 BATCH = 64  # samples, suite=full's
 CANDIDATES = 3128  # answers of VQAv2's published evaluation

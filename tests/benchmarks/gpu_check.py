@@ -29,22 +29,12 @@ import transformers
 from torch import Tensor, nn
 
 from tests.benchmarks.common import CARDS, CLIP, Bench, Precision, precisely, seconds
-from tests.benchmarks.evaluation import (
-    SLICES,
-    Reader,
-    Slice,
-    Told,
-    coco_retrieval,
-    compare,
-    equal,
-    run_loop,
-    slice_of,
-)
+from tests.benchmarks.evaluation import SLICES, Reader, Slice, Told, coco_retrieval, compare, equal, run_loop, slice_of
 from tests.benchmarks.gpu_llava import calibrated
 from tests.benchmarks.gpu_rows import WIDTHS, Row, amount, at_its_peak, bytes_held, failed, gigabytes, judged
-from vlbench.model import Batch
+from vlbench.capability import Batch
+from vlbench.compression.masks import keep_n_of_m
 from vlbench.nn.attend import Shared
-from vlbench.pruning.masks import keep_n_of_m
 
 BUDGET = 540.0  # seconds: a check that would begin later is not begun
 # Samples of what is reported.

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tests.benchmarks.common import Bench
 from tests.benchmarks.gpu_rows import Row, amount, at_its_peak, bytes_held, failed, gigabytes
-from vlbench.pruning.calibration import Statistics, calibrate
-from vlbench.pruning.masks import Keep, apply_masks
+from vlbench.calibration.walk import Statistics, calibrate
+from vlbench.compression.masks import Keep, apply_masks
 from vlbench.structure import Block
 
 LLAVA = ("llava-1.5-7b", "llava-mini")

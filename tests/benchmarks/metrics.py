@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlbench.data.maps import pack_map
 from vlbench.evaluation.ranks import ranks
-from vlbench.leaderboard.statistics import bootstrap
-from vlbench.task import LabelMap, Sample
+from vlbench.images.maps import LabelMap, pack_map
+from vlbench.results.statistics import bootstrap
+from vlbench.task import Sample
 
 IMAGES, SHAPE, CLASSES, DISTINCT = 2000, (512, 683), 150, 20
 GALLERY = (5000, 25_000)

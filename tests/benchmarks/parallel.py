@@ -24,11 +24,11 @@ import torch
 
 from tests.benchmarks.common import Bench, loaded
 from tests.benchmarks.evaluation import Slice, imagenet
-from vlbench.data.images import ImageStore
+from vlbench.calibration.walk import calibrate
 from vlbench.evaluation.loop import Evaluator
 from vlbench.evaluation.predictions import Predictions
-from vlbench.launch.world import ALONE, World, leave, world
-from vlbench.pruning.calibration import calibrate
+from vlbench.images.pipeline import ImageStore
+from vlbench.machine.workers import ALONE, World, leave, world
 from vlbench.training.batches import Batches, collate
 from vlbench.training.loop import Loop, Schedule
 

@@ -22,17 +22,17 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tests.launch.stub import STUB
-from vlbench.launch import process
-from vlbench.launch.engines import Engine
-from vlbench.launch.executor import Executor, Work
-from vlbench.launch.local import LocalExecutor
-from vlbench.launch.planning import Planned, plan
-from vlbench.launch.state import Runs, Times
-from vlbench.launch.sweep import Sweep
-from vlbench.launch.sweepfile import Line
-from vlbench.plugins import package_folder
-from vlbench.ui import Screen
+from tests.sweep.stub import STUB
+from vlbench.machine.ui import Screen
+from vlbench.plugins.workspace.workspace import package_folder
+from vlbench.sweep import process
+from vlbench.sweep.engines import Engine
+from vlbench.sweep.executor import Executor, Work
+from vlbench.sweep.local import LocalExecutor
+from vlbench.sweep.planning import Planned, plan
+from vlbench.sweep.state import Runs, Times
+from vlbench.sweep.sweep import Sweep
+from vlbench.sweep.sweepfile import Line
 
 CELLS, DONE = 100_000, 90_000
 GRID = {"task": "imagenet", "method": "wanda,sparsegpt,taylor,obd,upop", "sparsity": "0.3,0.4,0.5,0.6,0.7"}

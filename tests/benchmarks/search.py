@@ -22,13 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from tests.benchmarks.common import loaded
-from vlbench.cost.blank import assets
-from vlbench.cost.stated import STATED
-from vlbench.memory import keep_heap
+from vlbench.capability import Batch
+from vlbench.compression.gates import Gates
+from vlbench.cost.architecture import assets
+from vlbench.cost.sample import STATED
+from vlbench.machine.memory import keep_heap
 from vlbench.methods.upop import Search, UPopOptions  # noqa: TID251 - a benchmark of this very file
-from vlbench.model import Batch, Model
-from vlbench.plugins import table
-from vlbench.pruning.gates import Gates
+from vlbench.model import Model
+from vlbench.plugins.table.table import table
 
 Times = tuple[float, float]  # seconds: of the wall clock, and of this process on all cores
 INTERVALS = {"blip-caption": 100, "blip-vqa": 1000, "blip-nlvr": 50, "deit-small": 500}  # published, steps

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from tests.lab import Lab
+from vlbench.compression.masks import keep_n_of_m
+from vlbench.compression.semi_structured import UNMEASURED, Speed
 from vlbench.cost import accelerated as module
 from vlbench.cost import timing
 from vlbench.cost.accelerated import accelerated
 from vlbench.cost.timing import How, Patience
 from vlbench.errors import RunFailed
-from vlbench.plugins import table
-from vlbench.pruning.masks import keep_n_of_m
-from vlbench.pruning.semi_structured import UNMEASURED, Speed
+from vlbench.plugins.table.table import table
 
 CPU = How(torch.device("cpu"))
 NOTE = f"{UNMEASURED}: it needs a GPU"

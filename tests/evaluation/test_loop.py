@@ -13,12 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vlbench.data.images import ImageStore
+from vlbench.capability import Batch
 from vlbench.errors import RunFailed, UserError
 from vlbench.evaluation import loop as module
 from vlbench.evaluation.loop import Evaluator
 from vlbench.evaluation.predictions import Predictions
-from vlbench.model import Batch, Card, ImageSpec, Model
+from vlbench.images.pipeline import ImageStore
+from vlbench.images.spec import ImageSpec
+from vlbench.model import Card, Model
 from vlbench.task import Sample, Task
 
 SPEC = ImageSpec(4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

@@ -13,12 +13,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tests.workers import together
-from vlbench.data.images import ImageStore
+from vlbench.capability import Batch, Matcher, Outputs
 from vlbench.evaluation.loop import Evaluator
 from vlbench.evaluation.matching import candidates, pack, unpack
 from vlbench.evaluation.predictions import Predictions
-from vlbench.launch.world import ALONE, World
-from vlbench.model import Batch, Card, ImageSpec, Matcher, Model, Outputs
+from vlbench.images.pipeline import ImageStore
+from vlbench.images.spec import ImageSpec
+from vlbench.machine.workers import ALONE, World
+from vlbench.model import Card, Model
 from vlbench.task import Sample, Task
 
 SPEC = ImageSpec(4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

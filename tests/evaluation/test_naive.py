@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from tests import naive
-from vlbench.data.maps import unpack_map
-from vlbench.model import Batch
-from vlbench.plugins import table
+from vlbench.capability import Batch
+from vlbench.images.maps import unpack_map
+from vlbench.plugins.table.table import table
 from vlbench.task import Sample
 
 MINI = Path(__file__).parents[2] / "registry" / "mini"

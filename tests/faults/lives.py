@@ -191,9 +191,9 @@ def _folders(runs: Path) -> list[Path]:
 
 def _unsound(folder: Path) -> str:
     """Why a reader refuses the folder."""
+    from vlbench.disk.digests import MANIFEST, file_digest
+    from vlbench.disk.storage import read_sealed
     from vlbench.errors import UserError
-    from vlbench.storage import read_sealed
-    from vlbench.weights import MANIFEST, file_digest
 
     try:
         if (folder / MANIFEST).exists():

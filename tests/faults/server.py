@@ -45,7 +45,7 @@ def count(number: int) -> None:
 
 def prepare() -> None:
     """Import what a life would import, with marks at its stages."""
-    from vlbench import storage
+    from vlbench.disk import storage
 
     # Before others take these by name.
     storage.write_bytes = marked(storage.write_bytes)
@@ -55,8 +55,11 @@ def prepare() -> None:
     import torch.utils.flop_counter
 
     torch.set_num_threads(1)
-    from vlbench import board, cli, run, ui  # noqa: F401
-    from vlbench.plugins import table
+    from vlbench import cli  # noqa: F401
+    from vlbench.leaderboard import local as board  # noqa: F401
+    from vlbench.machine import ui
+    from vlbench.plugins.table.table import table
+    from vlbench.run.runner import runner as run  # noqa: F401
 
     for kind, names in (("models", ["deit-mini"]), ("tasks", ["imagenet"])):
         for name in names:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.lives import Place, final_files
-from vlbench import lease as module
+from vlbench.disk import lease as module
 
 pytestmark = pytest.mark.faults
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.lives import TRAINED, Place, final_files, half_written
-from vlbench.stopping import STOPPED
+from vlbench.machine.stopping import STOPPED
 
 pytestmark = pytest.mark.faults
 TIMES = max(1, int(os.environ.get("VLBENCH_FAULTS", "6")) // 8)

@@ -9,9 +9,9 @@ import pytest
 
 from tests.faults.lives import Place, final_files
 from tests.waiting import until
-from vlbench import lease
-from vlbench.run import Runner
-from vlbench.ui import Screen
+from vlbench.disk import lease
+from vlbench.machine.ui import Screen
+from vlbench.run.runner.runner import Runner
 
 pytestmark = pytest.mark.faults
 

@@ -9,10 +9,10 @@ import pytest
 
 from tests.leaderboard.factory import board
 from vlbench.errors import UserError
-from vlbench.leaderboard.place import boards_folder
-from vlbench.leaderboard.regenerate import check, write
 from vlbench.leaderboard.rows import load_results
-from vlbench.record import read_record, write_record
+from vlbench.plugins.workspace.workspace import boards_folder
+from vlbench.publishing.regenerate import check, write
+from vlbench.results.record import read_record, write_record
 
 
 @pytest.fixture

@@ -8,13 +8,12 @@ import pandas as pd
 import pytest
 
 import vlbench
+from tests.leaderboard.factory import board, record
 from vlbench.errors import UserError
-from vlbench.leaderboard import select
+from vlbench.leaderboard import filters as select
 from vlbench.leaderboard.rows import COLUMNS, rows
 from vlbench.leaderboard.tables import csv_text
-from vlbench.record import write_record
-
-from .factory import board, record
+from vlbench.results.record import write_record
 
 
 @pytest.fixture

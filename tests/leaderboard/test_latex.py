@@ -7,14 +7,13 @@ from dataclasses import replace
 
 import pytest
 
+from tests.leaderboard.factory import board, record
 from vlbench.errors import UserError
-from vlbench.leaderboard import select
+from vlbench.leaderboard import filters as select
 from vlbench.leaderboard.export import table_text
 from vlbench.leaderboard.latex import ALIGNED, escaped, latex
 from vlbench.leaderboard.rows import rows
-from vlbench.record import write_record
-
-from .factory import board, record
+from vlbench.results.record import write_record
 
 COMMANDS = {
     *(

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from vlbench.errors import UserError
-from vlbench.leaderboard.place import boards_folder
 from vlbench.leaderboard.published import HEAT_MAP, load_heat_map, load_published, points
+from vlbench.plugins.workspace.workspace import boards_folder
 
 NUMBERS = load_published()
 

@@ -6,12 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.leaderboard.factory import board, record
 from vlbench.errors import UserError
 from vlbench.leaderboard.rows import COLUMNS, load_results, merge, rows, rows_of
 from vlbench.leaderboard.tables import csv_text, markdown
-from vlbench.record import Link, Record, write_record
-
-from .factory import board, record
+from vlbench.results.record import Link, Record, write_record
 
 BOARD = [
     *board(),

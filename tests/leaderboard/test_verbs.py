@@ -9,12 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.leaderboard.factory import board, record
 from vlbench import cli
-from vlbench.launch import planning
-from vlbench.leaderboard import select
-from vlbench.record import write_record
-
-from .factory import board, record
+from vlbench.leaderboard import filters as select
+from vlbench.results.record import write_record
+from vlbench.sweep import planning
 
 
 class Place:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from vlbench.job import Compression, Job
+from vlbench.checks.tiny import Outcome, Workshop
+from vlbench.compression.state import Compression
+from vlbench.job import Job
 from vlbench.training.loop import Loop
-from vlbench.workshop import Outcome, Workshop
 
 
 def killed_and_resumed(

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.methods.killed import killed_and_resumed, same_weights
-from vlbench.job import Compression
-from vlbench.plugins import table
-from vlbench.pruning.saved import load_model, save_model
-from vlbench.ui import Screen
-from vlbench.workshop import Outcome, Workshop
+from vlbench.checks.tiny import Outcome, Workshop
+from vlbench.compression.saved import load_model, save_model
+from vlbench.compression.state import Compression
+from vlbench.machine.ui import Screen
+from vlbench.plugins.table.table import table
 
 PRUNERS = {
     "unstructured": {"method": "magnitude", "magnitude.sparsity": "0.6"},

@@ -6,11 +6,11 @@ import pytest
 from torch import nn
 
 from tests.methods.killed import killed_and_resumed, same_weights
-from vlbench.job import Compression
+from vlbench.checks.tiny import Outcome, Workshop
+from vlbench.compression.state import Compression
+from vlbench.machine.ui import Screen
 from vlbench.model import Model
-from vlbench.plugins import table
-from vlbench.ui import Screen
-from vlbench.workshop import Outcome, Workshop
+from vlbench.plugins.table.table import table
 
 ALL = {
     "steps": "3", "lr": "3e-3", "warmup": "1", "batch_size": "8", "clip": "1", "optimiser": "sgd", "decay": "poly",

@@ -11,12 +11,13 @@ import torch
 
 from tests.methods.killed import killed_and_resumed, same_weights
 from tests.pruning.toy import random_blocks
-from vlbench.data.images import on_device
+from vlbench.checks.tiny import Outcome, Workshop
+from vlbench.compression.state import Compression
 from vlbench.errors import UserError
-from vlbench.job import Compression, Job
-from vlbench.plugins import forget, table
-from vlbench.ui import Screen
-from vlbench.workshop import Outcome, Workshop
+from vlbench.images.pipeline import on_device
+from vlbench.job import Job
+from vlbench.machine.ui import Screen
+from vlbench.plugins.table.table import forget, table
 
 grids = importlib.import_module("vlbench.methods.grid")
 SIZES = {"vision": 3 * 2 * 8 * 40, "language": 2 * 8 * 60}  # entries of the two towers below

@@ -15,15 +15,15 @@ from tests.lab import Lab
 from tests.methods.restored import PRUNERS, chain, is_plain, made, pruned, reloads, resumes, run, zeros
 from tests.methods.test_sparselora import ALL
 from vlbench import load
+from vlbench.checks.tiny import Outcome, Workshop
+from vlbench.compression.saved import ADAPTERS, MANIFEST, copy_saved, load_model, save_model
+from vlbench.disk.digests import file_digest
+from vlbench.disk.storage import read_sealed, write_sealed
 from vlbench.errors import UserError
+from vlbench.machine.ui import Screen
 from vlbench.nn.adapted import SideBranch
-from vlbench.pruning.saved import ADAPTERS, MANIFEST, copy_saved, load_model, save_model
-from vlbench.record import Record, read_record
-from vlbench.run import Runner
-from vlbench.storage import read_sealed, write_sealed
-from vlbench.ui import Screen
-from vlbench.weights import file_digest
-from vlbench.workshop import Outcome, Workshop
+from vlbench.results.record import Record, read_record
+from vlbench.run.runner.runner import Runner
 
 pytest.importorskip("peft", reason="needs peft (the extra of that name)")
 

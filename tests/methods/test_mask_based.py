@@ -11,14 +11,14 @@ from torch import Tensor
 
 from tests.methods.killed import killed_and_resumed, same_weights
 from tests.pruning.toy import random_blocks
-from vlbench.plugins import forget, table
-from vlbench.pruning.cut import cut
-from vlbench.pruning.gates import Gates
+from vlbench.cell.cell.resolve import resolve
+from vlbench.checks.tiny import Workshop
+from vlbench.compression.cut import cut
+from vlbench.compression.gates import Gates
+from vlbench.machine.ui import Screen
+from vlbench.plugins.table.table import forget, table
 from vlbench.pruning.learned_gates import LearnedGates
-from vlbench.resolve import resolve
 from vlbench.training.loop import Schedule
-from vlbench.ui import Screen
-from vlbench.workshop import Workshop
 
 PENALTY = {"mlp.0": 0.02, "mlp.1": 0.3}
 

@@ -12,9 +12,9 @@ from torch import nn
 
 from tests.methods.restored import PRUNERS, chain, is_plain, made, pruned, reloads, resumes, run
 from tests.minis import opened
+from vlbench.checks.tiny import Workshop
 from vlbench.errors import UserError
-from vlbench.plugins import table
-from vlbench.workshop import Workshop
+from vlbench.plugins.table.table import table
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from tests.pruning.toy import ToyJob, pruner, random_blocks, zeros
+from vlbench.calibration.gradients import gradients
+from vlbench.compression.gates import Gates
 from vlbench.errors import RunFailed, UserError
-from vlbench.plugins import table
-from vlbench.pruning.gates import Gates
-from vlbench.pruning.gradients import gradients
-from vlbench.pruning.work import ranked_units
+from vlbench.plugins.table.table import table
+from vlbench.pruning.decisions import ranked_units
 from vlbench.structure import Structure
 
 NAMES = ("magnitude", "random", "wanda", "sparsegpt", "taylor", "obd")

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from vlbench.data.images import ImageStore
-from vlbench.data.mini import mini_root
+from vlbench.images.pipeline import ImageStore
 from vlbench.job import Job
+from vlbench.mini.world import mini_root
 from vlbench.model import Model
-from vlbench.plugins import table
+from vlbench.plugins.table.table import table
 from vlbench.task import Task
-from vlbench.weights import locate
+from vlbench.tensors.locate import locate
 
 METHODS = ("magnitude", "random", "wanda", "sparsegpt", "taylor", "obd")
 TARGETS: dict[str, dict[str, Any]] = {

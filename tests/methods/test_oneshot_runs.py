@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tests.lab import Lab
-from vlbench.pruning.saved import load_model
-from vlbench.record import read_record
-from vlbench.run import Runner
+from vlbench.compression.saved import load_model
+from vlbench.results.record import read_record
+from vlbench.run.runner.runner import Runner
 
 WRONG = [
     ("method=magnitude sparsity=2:5", "needs widths divisible by 5; these are not: blocks.0"),

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.pruning.toy import ToyJob, pruner, two_blocks
+from vlbench.calibration.statistics import Statistics
+from vlbench.compression.masks import Keep
 from vlbench.errors import RunFailed
-from vlbench.pruning.masks import Keep
 from vlbench.pruning.obs import sweep
-from vlbench.pruning.statistics import Statistics
 
 PATTERNS: dict[str, Any] = {"u50": 0.5, "u60": 0.6, "u70": 0.7, "2of4": "2:4", "4of8": "4:8"}
 

@@ -9,11 +9,11 @@ import torch
 
 from tests.lab import Lab
 from tests.methods.restored import PRUNERS, chain, is_plain, made, pruned, reloads, resumes, run, zeros
-from vlbench.record import Record
-from vlbench.resolve import resolve
-from vlbench.run import Runner
-from vlbench.ui import Screen
-from vlbench.workshop import Workshop
+from vlbench.cell.cell.resolve import resolve
+from vlbench.checks.tiny import Workshop
+from vlbench.machine.ui import Screen
+from vlbench.results.record import Record
+from vlbench.run.runner.runner import Runner
 
 ALL = {"dropout": "0.3", "loss": "both", "kd_weight": "0.3", "clip": "1", "weight_decay": "0.1"}
 
@@ -145,7 +145,7 @@ def test_they_are_told_as_well_where_the_dense_model_is_done(lab: Lab) -> None:
 
 
 def test_a_teacher_that_does_not_fit_is_told_first(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlbench.memory.free_memory", lambda device: 7000)
+    monkeypatch.setattr("vlbench.machine.memory.free_memory", lambda device: 7000)
     (lab.folder / "runs").mkdir()
     told = lab.refused_run("method=magnitude+sparselora", "loss=kd")
     assert "loss=kd needs the dense model beside the pruned one, " in told

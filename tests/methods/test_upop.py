@@ -16,10 +16,10 @@ from torch import Tensor
 from tests.methods.upop_code import code_options, code_search
 from tests.oracles import Oracle, assert_final_weights, open_blip_vqa
 from tests.registry.test_blip import recorded
-from vlbench.model import Batch
+from vlbench.capability import Batch
+from vlbench.compression.cut import cut
+from vlbench.compression.gates import Gates
 from vlbench.nn import timm as adopted
-from vlbench.pruning.cut import cut
-from vlbench.pruning.gates import Gates
 from vlbench.structure import Structure
 from vlbench.task import Sample
 

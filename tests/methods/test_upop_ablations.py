@@ -17,17 +17,18 @@ from torch import Tensor
 
 from tests.lab import Lab
 from tests.methods.killed import killed_and_resumed, same_weights
+from vlbench.cell.cell.resolve import resolve
+from vlbench.checks.tiny import Workshop
+from vlbench.compression.cut import cut
+from vlbench.compression.gates import Gates
+from vlbench.compression.saved import load_model, save_model
 from vlbench.errors import UserError
+from vlbench.machine.ui import Screen
 from vlbench.nn import timm as adopted
-from vlbench.plugins import forget, package_folder, table
-from vlbench.pruning.cut import cut
-from vlbench.pruning.gates import Gates
-from vlbench.pruning.saved import load_model, save_model
-from vlbench.resolve import resolve
+from vlbench.plugins.table.table import forget, table
+from vlbench.plugins.workspace.workspace import package_folder
 from vlbench.structure import Structure
 from vlbench.training.loop import NotFiniteError
-from vlbench.ui import Screen
-from vlbench.workshop import Workshop
 
 upop = importlib.import_module("vlbench.methods.upop")
 STEPS = 12

@@ -16,16 +16,18 @@ from tests.methods.upop_code import code_options, code_search
 from tests.oracles import Oracle, assert_final_weights, blip_config
 from tests.registry.test_blip import recorded, vocabulary
 from tests.registry.test_clip import assert_as_recorded, assert_same_outputs, opened, site_of
-from vlbench.job import Compression
-from vlbench.model import Batch, Card, ImageSpec
+from vlbench.capability import Batch
+from vlbench.compression.cut import Cut, cut
+from vlbench.compression.gates import Gates
+from vlbench.compression.saved import load_model, save_model
+from vlbench.compression.state import Compression
+from vlbench.images.spec import ImageSpec
+from vlbench.model import Card
 from vlbench.nn.attend import Shared
-from vlbench.plugins import table
-from vlbench.pruning.cut import Cut, cut
-from vlbench.pruning.gates import Gates
-from vlbench.pruning.saved import load_model, save_model
+from vlbench.plugins.table.table import table
 from vlbench.structure import Structure
 from vlbench.task import Sample
-from vlbench.weights import load_into
+from vlbench.tensors.reading import load_into
 
 keys = importlib.import_module("vlbench.registry._blip_keys")
 Names = Mapping[str, str]

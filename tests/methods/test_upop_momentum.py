@@ -15,10 +15,10 @@ from tests.methods.upop_code import code_options, code_search
 from tests.oracles import Oracle, assert_final_weights
 from tests.registry.test_blip import recorded
 from tests.registry.test_clip import opened, site_of
-from vlbench.model import Batch
-from vlbench.pruning.gates import Gates
+from vlbench.capability import Batch
+from vlbench.compression.gates import Gates
+from vlbench.restoring.momentum import Momentum, Queue
 from vlbench.task import Sample
-from vlbench.training.momentum import Momentum, Queue
 
 
 def sample(number: int, image: int, text: str = "") -> Sample:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.pruning.toy import ToyJob, pruner, random_blocks, two_blocks
-from vlbench.pruning.masks import Keep
-from vlbench.pruning.statistics import Statistics
+from vlbench.calibration.statistics import Statistics
+from vlbench.compression.masks import Keep
 
 PARTS = [(i, part) for i in (0, 1) for part in ("fc1", "fc2")]
 

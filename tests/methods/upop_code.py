@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from vlbench.pruning.gates import Gates
-from vlbench.resolve import resolve
+from vlbench.cell.cell.resolve import resolve
+from vlbench.compression.gates import Gates
 from vlbench.structure import Structure
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlbench.nn.adapted import MaskedProduct, SideBranch, attach, detach, effective
-from vlbench.training.adapters import AdapterOptions, attach_new, merge
+from vlbench.restoring.adapters import AdapterOptions, attach_new, merge
 
 NEAR = {"rtol": 1e-5, "atol": 1e-5}
 

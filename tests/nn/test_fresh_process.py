@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 import vlbench
 from tests import minis, stock_runs
 from tests.nn.kinds import KINDS, Kind
-from vlbench.pruning.cut import Cut, cut
-from vlbench.pruning.saved import distinct_tensors, save_model
-from vlbench.weights import load_into
+from vlbench.compression.cut import Cut, cut
+from vlbench.compression.saved import distinct_tensors, save_model
+from vlbench.tensors.reading import load_into
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.nn import kinds
+from vlbench.compression.cut import cut
 from vlbench.errors import UserError
 from vlbench.nn.attend import Shared
 from vlbench.nn.open_clip import SelfAttention
-from vlbench.pruning.cut import cut
 from vlbench.structure import Site, Structure, check_structure
 
 KINDS = {kind.name: kind for kind in kinds.KINDS}

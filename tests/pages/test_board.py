@@ -17,11 +17,11 @@ import pytest
 from tests.leaderboard.factory import board, record
 from vlbench.leaderboard import metric
 from vlbench.leaderboard.published import load_published
-from vlbench.leaderboard.regenerate import boards
 from vlbench.leaderboard.rows import rows_of
 from vlbench.leaderboard.tables import GENERATED
 from vlbench.pages.board import page
-from vlbench.record import write_record
+from vlbench.publishing.regenerate import boards
+from vlbench.results.record import write_record
 
 EVIL = "<script>alert(1)</script>\"'&--></script><img src=x onerror=alert(2)>@@DATA@@\u2028"
 
@@ -173,7 +173,7 @@ def test_bytes_do_not_depend_on_hash_seed_locale_or_time_zone(tmp_path: Path):
     for r in board():
         write_record(tmp_path / "results" / "mini" / f"{r.cell}.json", r)
     code = (
-        "import sys, hashlib; from pathlib import Path; from vlbench.leaderboard.regenerate import boards\n"
+        "import sys, hashlib; from pathlib import Path; from vlbench.publishing.regenerate import boards\n"
         "print(hashlib.sha256(boards(Path(sys.argv[1]))[Path('mini/index.html')].encode()).hexdigest())"
     )
     settings = (("0", "C.UTF-8", "UTC"), ("1", "C", "Asia/Tokyo"), ("7", "POSIX", "America/New_York"))

@@ -13,13 +13,13 @@ from PIL import Image
 from tests.lab import Lab, write_toml
 from tests.leaderboard.factory import record
 from tests.pages.browser import Browser, needs_chromium
-from vlbench.data.maps import pack_map
+from vlbench.images.maps import LabelMap, pack_map
 from vlbench.pages.curves import curve
 from vlbench.pages.run import _card, _text, _undisputed
 from vlbench.pages.samples import MOST, Shown, chosen
-from vlbench.plugins import forget
-from vlbench.record import write_record
-from vlbench.task import LabelMap, Sample
+from vlbench.plugins.table.table import forget
+from vlbench.results.record import write_record
+from vlbench.task import Sample
 
 EVIL = "<script>alert(1)</script>"
 

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from tests.leaderboard.factory import record
-from vlbench.job import Compression
+from vlbench.compression.cut import Cut, cut
+from vlbench.compression.masks import apply_masks
+from vlbench.compression.saved import save_model
+from vlbench.compression.state import Compression
 from vlbench.model import Model
-from vlbench.plugins import table
-from vlbench.pruning.cut import Cut, cut
-from vlbench.pruning.masks import apply_masks
-from vlbench.pruning.saved import save_model
-from vlbench.record import Link, Record, write_record
+from vlbench.plugins.table.table import table
+from vlbench.results.record import Link, Record, write_record
 from vlbench.structure import Site
-from vlbench.weights import locate
+from vlbench.tensors.locate import locate
 
 MODEL = "blip-nlvr-mini"
 

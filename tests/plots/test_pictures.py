@@ -12,14 +12,14 @@ import pytest
 from tests.leaderboard.factory import board, record
 from tests.plots.finished import finished
 from vlbench.errors import UserError
+from vlbench.leaderboard.points import measured
 from vlbench.leaderboard.rows import rows
-from vlbench.leaderboard.spots import measured
 from vlbench.plots import components
 from vlbench.plots.canvas import drawing
 from vlbench.plots.command import plot
 from vlbench.plots.kept import Kept, Panel
 from vlbench.plots.tradeoff import draw_tradeoff
-from vlbench.record import write_record
+from vlbench.results.record import write_record
 
 pytest.importorskip("matplotlib", reason="needs the extra 'plots' (matplotlib)")
 

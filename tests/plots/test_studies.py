@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from tests.leaderboard.factory import record
+from vlbench.cell.cell.resolve import resolve
 from vlbench.errors import UserError
-from vlbench.launch.sweepfile import lines_of
-from vlbench.leaderboard import select
+from vlbench.leaderboard import filters as select
 from vlbench.leaderboard.rows import rows_of
 from vlbench.plots.command import plot
 from vlbench.plots.restoration import comparison
 from vlbench.plots.spread import blind_of, grids
-from vlbench.record import Link, Record, write_record
-from vlbench.resolve import resolve
+from vlbench.results.record import Link, Record, write_record
+from vlbench.sweep.sweepfile import lines_of
 
 pytest.importorskip("matplotlib", reason="needs the extra 'plots' (matplotlib)")
 BOARDS = Path(__file__).resolve().parents[2] / "leaderboards"

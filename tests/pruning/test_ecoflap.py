@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.pruning.toy import chain_of, pruner, random_blocks
+from vlbench.calibration.gradients import gradients
 from vlbench.errors import RunFailed, UserError
 from vlbench.pruning.ecoflap import block_ratios, ecoflap, first_order, seeds_from, zeroth_order
-from vlbench.pruning.gradients import gradients
 from vlbench.structure import Structure
 
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from tests.pruning.toy import ToyJob, pruner, random_blocks
 from tests.workers import together
-from vlbench.launch.world import ALONE, World
-from vlbench.pruning.calibration import Statistics, calibrate
+from vlbench.calibration.statistics import joined
+from vlbench.calibration.walk import Statistics, calibrate
+from vlbench.disk.storage import digest
+from vlbench.machine.workers import ALONE, World
 from vlbench.pruning.ecoflap import first_order, seeds_from, zeroth_order
-from vlbench.pruning.statistics import joined
-from vlbench.storage import digest
 
 INPUTS = torch.randn(8, 3, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 BLOCKS = random_blocks((16, 12), (16, 12), (16, 8), towers={"vision": 1, "language": 2})

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import BertTokenizer
 
 from tests.nn.kinds import ready
-from vlbench.model import Batch
+from vlbench.capability import Batch
 from vlbench.task import Sample
 
 WORDS = (

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from tests.oracles import Oracle
-from vlbench.model import Batch, Card, ImageSpec
+from vlbench.capability import Batch
+from vlbench.images.spec import ImageSpec
+from vlbench.model import Card
 from vlbench.nn.attend import Shared
-from vlbench.plugins import table
+from vlbench.plugins.table.table import table
 from vlbench.task import Sample
 
 SHARED = Path(os.environ.get("VLBENCH_SHARED") or Path(__file__).resolve().parents[3] / "shared")

@@ -16,15 +16,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tests.calibration.test_calibrate import one_by_one
 from tests.nn.test_kinds import close_gates, random_keep
-from tests.pruning.test_calibrate import one_by_one
 from tests.registry import prompted
+from vlbench.calibration.capture import capture_all, replay
+from vlbench.calibration.walk import calibrate
+from vlbench.capability import Batch
+from vlbench.compression.cut import cut
+from vlbench.compression.masks import apply_masks, keep_fraction
 from vlbench.errors import UserError
-from vlbench.model import Batch
-from vlbench.pruning.calibration import calibrate
-from vlbench.pruning.capture import capture_all, replay
-from vlbench.pruning.cut import cut
-from vlbench.pruning.masks import apply_masks, keep_fraction
 from vlbench.structure import check_structure
 from vlbench.task import Sample
 
@@ -426,7 +426,7 @@ def test_a_model_opens_from_a_folder_of_shards(name: str, tmp_path: Path) -> Non
 
     from safetensors.torch import save_file
 
-    from vlbench.pruning.saved import distinct_tensors
+    from vlbench.compression.saved import distinct_tensors
 
     model = prompted.build(name, tmp_path)
     tensors = {k: v.half() for k, v in distinct_tensors(model.net).items()}
@@ -454,9 +454,9 @@ def test_a_model_opens_from_a_folder_of_shards(name: str, tmp_path: Path) -> Non
 @every
 def test_saved_models_come_back_to_the_bit(name: str, tmp_path: Path) -> None:
     """Cut and reloaded from the folder alone."""
-    from vlbench.job import Compression
-    from vlbench.pruning.cut import Cut
-    from vlbench.pruning.saved import load_model, save_model
+    from vlbench.compression.cut import Cut
+    from vlbench.compression.saved import load_model, save_model
+    from vlbench.compression.state import Compression
 
     (tmp_path / "a").mkdir()
     model = prompted.build(name, tmp_path / "a")
@@ -494,8 +494,8 @@ def test_a_folder_without_a_tokenizer_is_told(tmp_path: Path) -> None:
 )
 def test_architectures_have_the_published_sizes(name: str, total: float, sizes: dict[str, float]) -> None:
     """Counted from the cards alone. FlanT5's lm_head (65.8 M) is its own: with it tied there are 3.877 B."""
-    from vlbench.cost.blank import with_blank
-    from vlbench.plugins import table
+    from vlbench.cost.architecture import with_blank
+    from vlbench.plugins.table.table import table
 
     def count(model: Any) -> tuple[int, dict[str, int]]:
         return sum(p.numel() for p in model.net.parameters()), model.structure().tower_sizes()

@@ -16,9 +16,9 @@ from torch import Tensor
 from tests.nn.kinds import ready
 from tests.nn.test_kinds import close_gates, random_keep
 from tests.registry import prompted
+from vlbench.capability import Batch
+from vlbench.compression.cut import cut
 from vlbench.evaluation.matching import pack, similarities
-from vlbench.model import Batch
-from vlbench.pruning.cut import cut
 from vlbench.structure import check_structure
 from vlbench.task import Sample
 
@@ -163,7 +163,7 @@ def test_a_folder_opens(model: Any, tmp_path: Path) -> None:
 
     from safetensors.torch import save_file
 
-    from vlbench.pruning.saved import distinct_tensors
+    from vlbench.compression.saved import distinct_tensors
 
     tensors = {k: v.float() for k, v in distinct_tensors(model.net).items()}
     save_file({**tensors, "embeddings.position_ids": torch.arange(32)}, tmp_path / "model.safetensors")

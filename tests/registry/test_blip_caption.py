@@ -11,7 +11,7 @@ from transformers import BertTokenizer
 
 from tests.oracles import Oracle
 from tests.registry.test_blip import close, opened, recorded, unpadded, vocabulary
-from vlbench.model import Batch
+from vlbench.capability import Batch
 from vlbench.nn.attend import Shared
 from vlbench.task import Sample
 

@@ -13,14 +13,16 @@ from torch import Tensor
 
 from tests.nn import kinds
 from tests.registry.test_blip import vocabulary
+from vlbench.calibration.walk import calibrate
+from vlbench.capability import Batch
+from vlbench.compression.cut import cut
 from vlbench.cost.counts import flop_counter
-from vlbench.model import Batch, Card, ImageSpec
+from vlbench.images.spec import ImageSpec
+from vlbench.model import Card
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.nn.beam import beam_search
-from vlbench.plugins import table
-from vlbench.pruning.calibration import calibrate
-from vlbench.pruning.cut import cut
+from vlbench.plugins.table.table import table
 from vlbench.structure import Structure, check_structure
 from vlbench.task import Sample
 

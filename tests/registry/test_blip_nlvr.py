@@ -10,7 +10,7 @@ import torch
 
 from tests.oracles import Oracle
 from tests.registry.test_blip import close, opened, recorded
-from vlbench.model import Batch
+from vlbench.capability import Batch
 from vlbench.task import Sample
 
 

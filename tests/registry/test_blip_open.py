@@ -16,14 +16,15 @@ from transformers.models.blip.modeling_blip import BlipVisionEmbeddings
 from tests.oracles import Oracle
 from tests.registry.test_blip import close, opened, states, vocabulary
 from tests.registry.test_blip_heads import HEADS, loss, tiny
+from vlbench.compression.cut import Cut
+from vlbench.compression.saved import distinct_tensors, load_model, save_model
+from vlbench.compression.shapes import fit_to, narrow
+from vlbench.compression.state import Compression
 from vlbench.errors import UserError
-from vlbench.job import Compression
-from vlbench.model import Card, ImageSpec
+from vlbench.images.spec import ImageSpec
+from vlbench.model import Card
 from vlbench.nn.blip import resized_positions
-from vlbench.plugins import table
-from vlbench.pruning.cut import Cut
-from vlbench.pruning.saved import distinct_tensors, load_model, save_model
-from vlbench.pruning.shapes import fit_to, narrow
+from vlbench.plugins.table.table import table
 
 every_head = pytest.mark.parametrize("name", HEADS)
 CARDS = ("blip-vqa", "blip-caption", "blip-retrieval-coco", "blip-retrieval-flickr", "blip-nlvr")
@@ -105,7 +106,7 @@ def test_mini_configurations_build(name: str) -> None:
 
 
 def test_the_nlvr2_card_says_that_its_file_must_be_given() -> None:
-    from vlbench.weights import locate
+    from vlbench.tensors.locate import locate
 
     with pytest.raises(UserError, match=r"checkpoint model_base_nlvr\.pth does not exist: give the path"):
         locate(card_of("blip-nlvr")[1].checkpoint, "main", {})

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from tests.oracles import Oracle
 from tests.registry.test_blip import close, opened, recorded
-from vlbench.model import Batch
+from vlbench.capability import Batch
 from vlbench.nn.attend import Shared
+from vlbench.restoring.momentum import Momentum, MomentumOptions, Queue
 from vlbench.task import Sample
-from vlbench.training.momentum import Momentum, MomentumOptions, Queue
 
 keys = importlib.import_module("vlbench.registry._blip_keys")
 

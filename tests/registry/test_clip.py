@@ -20,18 +20,19 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from tests.oracles import Oracle
+from vlbench.capability import Batch
+from vlbench.compression.cut import Cut, cut
+from vlbench.compression.saved import load_model, save_model
+from vlbench.compression.state import Compression
 from vlbench.cost.counts import flop_counter
-from vlbench.data.images import ImageStore
 from vlbench.errors import UserError
-from vlbench.job import Compression
-from vlbench.model import Batch, Card
-from vlbench.pruning.cut import Cut, cut
-from vlbench.pruning.saved import load_model, save_model
+from vlbench.images.pipeline import ImageStore
+from vlbench.model import Card
+from vlbench.restoring.momentum import Momentum, MomentumOptions, Queue
 from vlbench.structure import Structure, check_structure
 from vlbench.task import Sample
 from vlbench.training.batches import Batches
 from vlbench.training.loop import Loop, Schedule
-from vlbench.training.momentum import Momentum, MomentumOptions, Queue
 
 clip = importlib.import_module("vlbench.registry.clip")
 clip_keys = importlib.import_module("vlbench.registry._clip_keys")

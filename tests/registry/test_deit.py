@@ -13,15 +13,17 @@ import torch
 from safetensors.torch import save_file
 
 from tests.oracles import Oracle
+from vlbench.capability import Batch
+from vlbench.compression.cut import Cut, cut
+from vlbench.compression.saved import load_model, save_model
+from vlbench.compression.state import Compression
 from vlbench.cost.counts import flop_counter
-from vlbench.data.images import ImageStore
 from vlbench.errors import UserError
 from vlbench.evaluation.loop import Evaluator
 from vlbench.evaluation.predictions import Predictions
-from vlbench.job import Compression, Job
-from vlbench.model import Batch, Card
-from vlbench.pruning.cut import Cut, cut
-from vlbench.pruning.saved import load_model, save_model
+from vlbench.images.pipeline import ImageStore
+from vlbench.job import Job
+from vlbench.model import Card
 from vlbench.structure import check_structure
 from vlbench.task import Sample
 

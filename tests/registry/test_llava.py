@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 
 from tests.registry import prompted
+from vlbench.capability import Batch
+from vlbench.compression.saved import distinct_tensors
 from vlbench.errors import UserError
-from vlbench.model import Batch
-from vlbench.pruning.saved import distinct_tensors
 from vlbench.task import Sample
 
 llava = importlib.import_module("vlbench.registry.llava")
@@ -173,8 +173,8 @@ def test_prompts_of_a_configuration_are_checked_before_anything_is_read(
 
 def test_the_architecture_has_the_published_size() -> None:
     """LLaVA-1.5-7B has 7.063 B parameters."""
-    from vlbench.cost.blank import with_blank
-    from vlbench.plugins import table
+    from vlbench.cost.architecture import with_blank
+    from vlbench.plugins.table.table import table
 
     def count(found: Any) -> int:
         return sum(p.numel() for p in found.net.parameters())

@@ -17,10 +17,10 @@ from tests.methods.test_upop_heads import names_of
 from tests.oracles import Oracle
 from tests.registry.test_blip import close, opened, recorded, samples_of
 from tests.registry.test_blip_nlvr import batch_of
+from vlbench.capability import Batch
+from vlbench.compression.cut import cut
+from vlbench.compression.gates import Gates
 from vlbench.evaluation.ranks import ranks
-from vlbench.model import Batch
-from vlbench.pruning.cut import cut
-from vlbench.pruning.gates import Gates
 
 recall = importlib.import_module("vlbench.tasks._recall")
 FLOAT32 = 1e-5  # the manifest's tolerance

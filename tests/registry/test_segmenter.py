@@ -21,18 +21,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.oracles import Oracle
+from vlbench.capability import Batch
+from vlbench.compression.cut import Cut, cut
+from vlbench.compression.saved import load_model, save_model
+from vlbench.compression.state import Compression
 from vlbench.cost.counts import flop_counter
-from vlbench.data.images import ImageStore
-from vlbench.data.maps import unpack_map
 from vlbench.errors import UserError
 from vlbench.evaluation.windows import Sliding, anchors, averaged, sliding_logits
-from vlbench.job import Compression
-from vlbench.model import Batch, Card
+from vlbench.images.maps import LabelMap, unpack_map
+from vlbench.images.pipeline import ImageStore
+from vlbench.model import Card
 from vlbench.nn import mmseg_shim
-from vlbench.pruning.cut import Cut, cut
-from vlbench.pruning.saved import load_model, save_model
 from vlbench.structure import check_structure
-from vlbench.task import LabelMap, Sample
+from vlbench.task import Sample
 from vlbench.training.batches import Batches
 from vlbench.training.loop import Loop, Schedule
 

@@ -17,13 +17,14 @@ from torch import Tensor
 from tests import minis
 from tests.oracles import Oracle
 from tests.registry.test_blip import vocabulary
-from vlbench.model import Card, ImageSpec
+from vlbench.compression.saved import save_model
+from vlbench.images.spec import ImageSpec
+from vlbench.machine.ui import Screen
+from vlbench.model import Card
 from vlbench.nn.attend import Shared
-from vlbench.plugins import table
-from vlbench.pruning.saved import save_model
-from vlbench.record import Record
-from vlbench.run import Runner
-from vlbench.ui import Screen
+from vlbench.plugins.table.table import table
+from vlbench.results.record import Record
+from vlbench.run.runner.runner import Runner
 
 keys = importlib.import_module("vlbench.registry._blip_keys")
 

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from vlbench.data.maps import pack_map
 from vlbench.errors import UserError
-from vlbench.leaderboard.statistics import bootstrap
-from vlbench.task import LabelMap, digest_samples, held_out
+from vlbench.images.maps import LabelMap, pack_map
+from vlbench.results.statistics import bootstrap
+from vlbench.task import digest_samples, held_out
 
 module = importlib.import_module("vlbench.tasks.ade20k")
 ADE20K, ADE20KOptions = module.ADE20K, module.ADE20KOptions

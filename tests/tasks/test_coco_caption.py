@@ -11,9 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from vlbench.errors import UserError
-from vlbench.job import refuse_report_ids
-from vlbench.plugins import table
-from vlbench.task import digest_samples
+from vlbench.plugins.table.table import table
+from vlbench.task import digest_samples, refuse_report_ids
 
 # Karpathy's split -> its images
 IMAGES = {"train": (1, 2, 3), "restval": (50,), "val": (101, 102), "test": (201, 202, 203)}

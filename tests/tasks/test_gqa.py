@@ -10,9 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from vlbench.errors import UserError
-from vlbench.job import refuse_report_ids
-from vlbench.plugins import table
-from vlbench.task import held_out
+from vlbench.plugins.table.table import table
+from vlbench.task import held_out, refuse_report_ids
 
 IMAGES = {"train": range(1, 41), "val": range(101, 104), "testdev": range(201, 204)}
 CYCLE = (("yes", "verify"), ("dog", "query"), ("left", "choose"))

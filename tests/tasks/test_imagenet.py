@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from vlbench.capability import Batch, Classifier
 from vlbench.errors import UserError
-from vlbench.model import Batch, Classifier
 from vlbench.task import Sample, TaskOptions, digest_samples
 
 ImageNet = importlib.import_module("vlbench.tasks.imagenet").ImageNet

@@ -14,8 +14,7 @@ from PIL import Image
 
 from tests.oracles import Oracle
 from tests.registry.test_blip import recorded
-from vlbench.data.maps import read_map
-from vlbench.task import LabelMap
+from vlbench.images.maps import LabelMap, read_map
 
 miou = importlib.import_module("vlbench.tasks._miou")
 

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from vlbench.errors import UserError
 from vlbench.evaluation.ranks import ranks
-from vlbench.leaderboard.statistics import bootstrap
-from vlbench.plugins import table
+from vlbench.plugins.table.table import table
+from vlbench.results.statistics import bootstrap
 from vlbench.task import digest_samples
 
 SIZES = {"train": 4, "val": 2, "test": 3}

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlbench.model import Batch
-from vlbench.plugins import table
+from vlbench.capability import Batch
+from vlbench.plugins.table.table import table
 from vlbench.task import Sample
-from vlbench.weights import locate
+from vlbench.tensors.locate import locate
 
 FAMILIES = (
     "deit-mini",

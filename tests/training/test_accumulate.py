@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from tests.training.families import FAMILIES, batch_of, capability, gradients, loss, open_model, set_dropout
+from vlbench.capability import Batch
+from vlbench.cell.cell.resolve import resolve
 from vlbench.errors import UserError
 from vlbench.job import Job
-from vlbench.model import Batch
-from vlbench.resolve import resolve
 from vlbench.training.batches import Batches
 from vlbench.training.loop import Hook, Loop, Schedule
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlbench.data.images import ImageStore
-from vlbench.data.maps import IGNORED
 from vlbench.errors import RunFailed
-from vlbench.model import ImageSpec
-from vlbench.task import LabelMap, Sample
+from vlbench.images.maps import IGNORED, LabelMap
+from vlbench.images.pipeline import ImageStore
+from vlbench.images.spec import ImageSpec
+from vlbench.task import Sample
 from vlbench.training.batches import Batches, collate, crops, divided
 
 

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlbench.capability import Batch
 from vlbench.errors import RunFailed
 from vlbench.job import KeepZeros
-from vlbench.model import Batch
 from vlbench.task import Sample
+from vlbench.tensors.checkpoint import CheckpointStore
 from vlbench.training.batches import Batches
-from vlbench.training.checkpoint import CheckpointStore
 from vlbench.training.loop import Diverged, Hook, Loop, NotFiniteError, Schedule
 
 STEPS = 7

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.training.families import FAMILIES, batch_of, gradients, loss, open_model
-from vlbench.pruning.gates import Gates
+from vlbench.compression.gates import Gates
 from vlbench.training.memory import recomputed
 
 

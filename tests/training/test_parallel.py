@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from tests.training.families import FAMILIES, batch_of, capability, gradients, loss, open_model, set_dropout
 from tests.training.test_batches import STORE, samples
 from tests.workers import together
-from vlbench import stopping
+from vlbench.capability import Batch
+from vlbench.compression.gates import Gates
 from vlbench.errors import RunFailed
 from vlbench.job import Job
-from vlbench.launch.world import ALONE, World
-from vlbench.model import Batch
-from vlbench.pruning.gates import Gates
-from vlbench.stopping import Stopped
+from vlbench.machine import stopping
+from vlbench.machine.stopping import Stopped
+from vlbench.machine.workers import ALONE, World
 from vlbench.task import Sample
+from vlbench.tensors.checkpoint import CheckpointStore
 from vlbench.training.batches import Batches, collate, divided
-from vlbench.training.checkpoint import CheckpointStore
 from vlbench.training.loop import Diverged, Hook, Loop, Schedule
 from vlbench.training.parallel import join
 
@@ -305,7 +305,7 @@ def test_a_stopped_run_goes_on_in_all_workers_from_what_the_leader_saved(
 
 
 def test_a_worker_that_does_not_see_the_leaders_folder_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlbench.training.checkpoint.VISIBLE", 0.2)
+    monkeypatch.setattr("vlbench.tensors.checkpoint.VISIBLE", 0.2)
     CheckpointStore(tmp_path / "0", {"cell": "x"}).save(3, {"a": torch.ones(1)}, None)
     with pytest.raises(RunFailed, match=r"worker 1 does not see .*: all machines must share --runs"):
         together(2, lambda w: CheckpointStore(tmp_path / str(w.rank), {"cell": "x"}, world=w).load())

@@ -10,8 +10,9 @@ import typer
 
 from .. import __version__
 from ..errors import RunFailed, UserError
-from . import boards, cells, facts, finished, plugins
-from .words import stop
+from . import boards, cells, finished, plugins
+from . import listing as facts
+from .common import stop
 
 # In the order of the help.
 VERBS: tuple[Callable[..., Any], ...] = (

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import RunFailed, UserError
-from .words import RUNS, Json, Runs, cells_of, names_and_words, run_folder
+from .common import RUNS, Json, Runs, cells_of, names_and_words, run_folder
 
 
 def leaderboard(
@@ -18,7 +18,7 @@ def leaderboard(
     folder: Annotated[Path, typer.Option(help="the leaderboards folder")] = Path("leaderboards"),
 ) -> None:
     """Regenerate leaderboards/<suite>/<task>.csv, .md and index.html from leaderboards/results."""
-    from ..leaderboard import regenerate
+    from ..publishing import regenerate
 
     if not (folder / "results").is_dir():
         raise UserError(f"{folder / 'results'} does not exist: run this in the checkout, or give --folder.")
@@ -44,8 +44,8 @@ def compare(
     json: Json = False,
 ) -> None:
     """Rows of one board on the same samples: vlbench compare dense upop@0.5 magnitude@0.5 task=vqav2 margin=1.0."""
-    from ..leaderboard.compare import print_comparison
-    from ..leaderboard.select import FILTERS
+    from ..comparison.compare import print_comparison
+    from ..leaderboard.filters import FILTERS
 
     given, words = names_and_words(names, (*FILTERS, "margin"))
     print_comparison(given, words, runs, as_json=json)
@@ -61,7 +61,7 @@ def table_(
 ) -> None:
     """Rows of the leaderboards for a page or a paper: vlbench table task=vqav2 format=latex."""
     from ..leaderboard.export import table_text
-    from ..leaderboard.select import FILTERS
+    from ..leaderboard.filters import FILTERS
 
     names, given = names_and_words(words or [], (*FILTERS, "format"))
     if names:
@@ -102,8 +102,8 @@ def submit(
     folder: Annotated[Path, typer.Option(help="the leaderboards folder")] = Path("leaderboards"),
 ) -> None:
     """Verify finished runs and copy their records to leaderboards/results, or to a folder to hand in: upload=DIR."""
-    from ..leaderboard.submission import submit as submit_run
-    from ..leaderboard.submission import submit_all, submit_each
+    from ..publishing.submission import submit as submit_run
+    from ..publishing.submission import submit_all, submit_each
 
     given, words = names_and_words(names, ("upload",))
     if "upload" in words and not given:
@@ -133,8 +133,8 @@ def score(
     runs: Runs = RUNS,
 ) -> None:
     """Enter what an evaluation server returned: vlbench score RUN file=scores.json."""
-    from ..server import enter_score
-    from ..spec import parse
+    from ..cell.spec import parse
+    from ..results.server import enter_score
 
     given = parse(words)
     if set(given) != {"file"}:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import RunFailed, UserError
-from .words import RUNS, Json, Runs, Words, cells_of, resumable, stop
+from .common import RUNS, Json, Runs, Words, cells_of, resumable, stop
 
 if TYPE_CHECKING:
-    from ..launch.engines import Engine
-    from ..launch.sweep import Sweep
-    from ..record import Record
+    from ..results.record import Record
+    from ..sweep.engines import Engine
+    from ..sweep.sweep import Sweep
 
 
 def run(
@@ -28,19 +28,20 @@ def run(
     checkpoint_every: Annotated[float, typer.Option(help="seconds between two saved training states")] = 15.0,
 ) -> None:
     """Run one cell and print its table: vlbench run method=upop task=vqav2."""
-    from ..launch.world import leave, world
-    from ..resolve import resolve
-    from ..spec import parse
-    from ..ui import Screen
+    from ..cell.resolve import resolve
+    from ..cell.spec import parse
+    from ..machine.ui import Screen
+    from ..machine.workers import leave, world
 
     spec, workers = resolve(parse(words)), world()
     with resumable(), Screen(quiet=json or not workers.leads) as screen:
         if plan:
-            from ..plan import print_plan
+            from .plan import print_plan
 
             return print_plan(spec, runs, screen, json=json)
-        from ..cell import open_cell
-        from ..run import Runner, Uploaded, refuse_unwritable
+        from ..cell.cell import open_cell
+        from ..disk.storage import refuse_unwritable
+        from ..run.runner import Runner, Uploaded
 
         cell = workers.first(lambda: open_cell(spec, screen.building))
         _ = (
@@ -66,7 +67,7 @@ def _say_uploaded(file: Path, *, json: bool) -> None:
 
 
 def _finish(record: Record, runs: Path, *, json: bool) -> None:
-    from ..board import print_board
+    from ..leaderboard.local import print_board
 
     if json:
         print(record.model_dump_json(indent=1))
@@ -106,11 +107,11 @@ def sweep(
     json: Json = False,
 ) -> None:
     """Run every combination: vlbench sweep method=upop task=vqav2 sparsity=0.5,0.75 seed=0,1,2."""
-    from ..launch import sweep as sweeping
-    from ..launch.engines import Engine
-    from ..launch.planning import plan as planning
-    from ..launch.sweepfile import lines_of
-    from ..ui import Screen
+    from ..machine.ui import Screen
+    from ..sweep import sweep as sweeping
+    from ..sweep.engines import Engine
+    from ..sweep.planning import plan as planning
+    from ..sweep.sweepfile import lines_of
 
     if not words and file is None:
         raise UserError("vlbench sweep takes words like task=vqav2 method=upop,uniform, or --file PATH.")
@@ -155,7 +156,7 @@ def status(
     json: Json = False,
 ) -> None:
     """Which cells are done, running, failed (and why) or to do; the time left: vlbench status --file x.sweep."""
-    from ..launch.status import print_status
+    from ..sweep.status import print_status
 
     planned = cells_of(words or [], file, quiet=json) if words or file is not None else None
     print_status(planned, runs, json=json)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UserError
-from .words import RUNS, Json, Runs, run_folder
+from .common import RUNS, Json, Runs, run_folder
 
 
 def time_(
@@ -26,7 +26,7 @@ def time_(
     """Latency, throughput and memory of finished runs on this device: vlbench time RUN."""
     from ..cost.measured import device_of, time_runs
     from ..cost.timing import How
-    from ..ui import Screen
+    from ..machine.ui import Screen
 
     if precision not in ("fp32", "bf16"):
         raise UserError(f"--precision {precision} should be fp32 or bf16.")
@@ -55,7 +55,7 @@ def export(
     runs: Runs = RUNS,
 ) -> None:
     """A compressed model with a loader that needs no vlbench: vlbench export RUN DIR."""
-    from ..export import export as write
+    from ..compression.export import export as write
 
     for line in write(name, folder, runs):
         print(line)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import RunFailed, UserError
-from .words import RUNS, Runs, Words, resumable
+from .common import RUNS, Runs, Words, resumable
 
 if TYPE_CHECKING:
-    from ..ui import Screen
+    from ..machine.ui import Screen
 
 
 def new(
@@ -19,7 +19,7 @@ def new(
     name: Annotated[str, typer.Argument(help="the name, a Python identifier")],
 ) -> None:
     """Start a plug-in: vlbench new method mine."""
-    from ..scaffold import create
+    from ..plugins.scaffold import create
 
     for line in create(kind, name):
         print(line)
@@ -27,8 +27,8 @@ def new(
 
 def check(words: Words, runs: Runs = RUNS) -> None:
     """Test a method's contract, or a model's published numbers: vlbench check method=mine, or model=NAME limit=1000."""
-    from ..spec import parse
-    from ..ui import Screen
+    from ..cell.spec import parse
+    from ..machine.ui import Screen
 
     given = parse(words)
     if "model" not in given and set(given) != {"method"}:
@@ -36,7 +36,7 @@ def check(words: Words, runs: Runs = RUNS) -> None:
     with resumable(), Screen() as screen:
         if "model" in given:
             return _check_model(given, runs, screen)
-        from ..contract import check_method
+        from ..checks.contract import check_method
 
         for line in check_method(given["method"], screen):
             print(line, flush=True)
@@ -45,7 +45,7 @@ def check(words: Words, runs: Runs = RUNS) -> None:
 
 
 def _check_model(given: dict[str, str], runs: Path, screen: Screen) -> None:
-    from ..parity import check_model
+    from ..checks.parity import check_model
 
     good = True
     for line, fine in check_model(given, runs, screen):

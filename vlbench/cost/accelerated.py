@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..compression.semi_structured import UNMEASURED, Speed, is_two_of_four, semi_structured_speed, unsupported
 from ..errors import RunFailed, UserError
 from ..model import Model
-from ..pruning.semi_structured import UNMEASURED, Speed, is_two_of_four, semi_structured_speed, unsupported
-from .stated import STATED, infer
+from .sample import STATED, infer
 from .timing import How
 
 KINDS = ("semi_structured",)

@@ -10,9 +10,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..errors import UserError
 from ..model import Model
-from ..record import Parameters
-from .stated import STATED, train
+from ..results.record import Parameters
+from ..task import Task
+from .sample import STATED, train
 
 
 def count_parameters(model: Model, *, dense: int, prunable: int, towers: Mapping[str, int]) -> Parameters:
@@ -52,3 +54,12 @@ def stated_macs(model: Model, capability: str) -> int:
     with torch.no_grad(), flop_counter() as counter:
         train(model, capability, batch)
     return int(counter.get_total_flops()) // 2
+
+
+def macs_of(model: Model, task: Task) -> int | None:
+    """Of the capability's stated sample (cost/sample.py), which no faster loop changes. None for a model that cannot be
+    given one: a family of one's own without `tokenizer`."""
+    try:
+        return stated_macs(model, task.capability)
+    except UserError:
+        return None

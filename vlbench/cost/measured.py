@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..compression.saved import is_saved, load_model, open_checkpoint
+from ..disk.storage import read_json, write_json
 from ..errors import UserError
 from ..model import Model
-from ..plugins import table
-from ..pruning.saved import is_saved, load_model, open_checkpoint
-from ..record import Record, read_record
-from ..storage import read_json, write_json
+from ..plugins.table import table
+from ..results.record import Record, read_record
 from .accelerated import accelerated, line, refuse_pattern
-from .stated import STATED
+from .sample import STATED
 from .timing import How, measure
 
 if TYPE_CHECKING:
-    from ..ui import Screen
+    from ..machine.ui import Screen
 
 SCHEMA_VERSION = 1
 KEY = ("device", "torch", "precision", "threads", "compiled")
@@ -72,8 +72,9 @@ def open_run(folder: Path, record: Record) -> Model:
     """The model that a finished run evaluated: its compressed one, or the dense one that it took."""
     if is_saved(folder / "model"):
         return load_model(folder / "model")[0]
-    from ..cell import named_roots
-    from ..weights import checkpoint_digest, locate
+    from ..cell.roots import named_roots
+    from ..tensors.locate import locate
+    from ..tensors.reading import checkpoint_digest
 
     entry = table("models").get(record.model)
     cls = entry.load()

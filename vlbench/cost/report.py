@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 
+from ..compression.cut import cut
 from ..errors import UserError, did_you_mean
-from ..method import PruneOptions
 from ..model import Model
-from ..plugins import Entry, table
+from ..options import PruneOptions
+from ..plugins.entry import Entry
+from ..plugins.table import table
 from ..pruning.allocation import uniform
-from ..pruning.cut import cut
-from .blank import with_blank
+from .architecture import with_blank
 from .counts import stated_macs
-from .stated import STATED
+from .sample import STATED
 
 KEYS = ("model", "task", "sparsity")
 
@@ -84,7 +85,7 @@ def _models(names: str, capability: str) -> list[Entry]:
 
 def _cost(entry: Entry, capability: str, target: float) -> Cost:
     if capability not in STATED:
-        raise UserError(f"no sample is stated for the capability {capability} (vlbench/cost/stated.py).")
+        raise UserError(f"no sample is stated for the capability {capability} (vlbench/cost/sample.py).")
 
     def count(model: Model) -> Cost:
         size = model.structure().size

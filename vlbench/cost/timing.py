@@ -19,10 +19,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ..capability import Batch
 from ..errors import RunFailed
-from ..memory import free_memory
-from ..model import Batch, Model
-from .stated import STATED, infer
+from ..machine.memory import free_memory
+from ..model import Model
+from .sample import STATED, infer
 
 GAIN = 1.05  # a doubled batch that is not so much faster a sample is the last one
 LARGEST = 4096  # samples a batch

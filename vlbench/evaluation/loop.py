@@ -14,11 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..data.images import ImageStore, on_device
+from ..capability import Batch, Prediction
+from ..disk.storage import canonical
 from ..errors import RunFailed, UserError
-from ..model import Batch, Model, Prediction
+from ..images.pipeline import ImageStore, on_device
+from ..model import Model
 from ..nn.precision import plain_float32
-from ..storage import canonical
 from ..task import Sample, Task
 from .matching import PACKED, matched, pack
 from .plan import batch_plan

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..model import Matcher
+from ..capability import Matcher
 from ..task import Sample
 from .predictions import Line, Predictions
 from .ranks import ranks

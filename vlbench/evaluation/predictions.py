@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import sums
+from ..disk import checksums as sums
+from ..disk.storage import cannot_write, canonical, read_json, write_json, write_text
 from ..errors import UserError
-from ..launch.world import ALONE, World
-from ..storage import cannot_write, canonical, read_json, write_json, write_text
+from ..machine.workers import ALONE, World
 from ..task import Sample
 
 Line = dict[str, Any]

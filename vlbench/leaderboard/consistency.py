@@ -6,9 +6,9 @@ import math
 from collections.abc import Collection, Hashable
 from pathlib import Path
 
+from ..disk.storage import canonical
 from ..errors import UserError
-from ..record import Record
-from ..storage import canonical
+from ..results.record import Record
 
 SAME = 1e-6  # percent points between two tellings of one number
 

@@ -7,10 +7,10 @@ from itertools import groupby
 from pathlib import Path
 
 from ..errors import UserError, did_you_mean
+from .filters import FILTERS, absent, selected
 from .latex import latex
 from .metric import higher
 from .rows import Row
-from .select import FILTERS, absent, selected
 from .tables import csv_text, markdown
 
 FORMATS = ("markdown", "latex", "csv")

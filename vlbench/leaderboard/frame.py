@@ -6,8 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .filters import selected
 from .rows import COLUMNS, Row, other_metrics
-from .select import selected
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from ..plugins import table
+from ..plugins.table import table
 from .rows import Row
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..errors import UserError
-from .place import boards_folder
+from ..plugins.workspace import boards_folder
 
 FILES = ("upop.csv", "peers.csv", "sparselora.csv")  # a number that several print is taken from the first
 HEAT_MAP = "upop_nlvr_retained.csv"

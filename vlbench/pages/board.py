@@ -10,11 +10,10 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any
 
-from ..flags import meanings
 from ..leaderboard.metric import higher, titled, verdict
+from ..leaderboard.points import Size, Spot, measured, published
 from ..leaderboard.published import Published
 from ..leaderboard.rows import Row, other_metrics
-from ..leaderboard.spots import Size, Spot, measured, published
 from ..leaderboard.tables import (
     GENERATED,
     LEGEND,
@@ -28,7 +27,8 @@ from ..leaderboard.tables import (
     reduced,
     subject,
 )
-from ..record import Record
+from ..results.flags import meanings
+from ..results.record import Record
 from .document import asset, data_block, escaped, filled, source_hash
 
 Found = Sequence[tuple[Row, Sequence[Record]]]

@@ -8,14 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.maps import read_map, unpack_map
+from ..disk.storage import write_text
 from ..errors import UserError
+from ..images.maps import LabelMap, read_map, unpack_map
 from ..leaderboard.metric import titled
 from ..leaderboard.tables import count, estimate, fixed, reduced
 from ..plots.runs import Run, open_run
-from ..record import Record
-from ..storage import write_text
-from ..task import LabelMap
+from ..results.record import Record
 from .curves import curve
 from .document import asset, escaped, filled, source_hash
 from .samples import MOST, Kind, Shown, all_samples, chosen

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..board import comparable
-from ..cell import Cell, open_cell
+from ..cell.cell import Cell, open_cell
+from ..cell.resolve import resolve
+from ..disk.storage import read_json
 from ..errors import UserError
 from ..evaluation.predictions import Line, read_predictions
-from ..record import Record, read_record
-from ..resolve import resolve
-from ..storage import read_json
+from ..leaderboard.local import comparable
+from ..results.record import Record, read_record
 from ..task import Sample, Score, Task
 
 MOST = 50  # samples of a page

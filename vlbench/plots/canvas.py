@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..disk.storage import write_bytes, write_text
 from ..errors import UserError
 from ..leaderboard.tables import fixed
-from ..storage import write_bytes, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from ..cell.spec import parse
 from ..errors import UserError
+from ..leaderboard.filters import FILTERS, Found, absent, selected
 from ..leaderboard.rows import rows_of
-from ..leaderboard.select import FILTERS, Found, absent, selected
-from ..spec import parse
 from . import kept
 from .canvas import drawing
 from .components import draw_components, draw_layers

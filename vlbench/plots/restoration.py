@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..disk.storage import canonical, digest
+from ..leaderboard.filters import Found
 from ..leaderboard.metric import titled
 from ..leaderboard.rows import Row
-from ..leaderboard.select import Found
 from ..leaderboard.tables import MINI_WARNING
-from ..record import Record
-from ..storage import canonical, digest
+from ..results.record import Record
 from .canvas import COLOURS, GREY, figure, save
 from .distribution import THIN, half_widths
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from ..compression.saved import load_model
+from ..disk.storage import read_json
 from ..model import Card, Model
-from ..plugins import table
-from ..pruning.saved import load_model
-from ..storage import read_json
+from ..plugins.table import table
 from ..structure import Site, Structure
 
 # (modality, kind) of a site -> the component that papers report it under. Other pairs are called by their two words.

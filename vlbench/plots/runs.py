@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..disk.storage import digest, read_sealed, standing
 from ..errors import UserError
 from ..leaderboard.rows import OWN_COLUMN
-from ..record import Record, read_record
-from ..storage import digest, read_sealed, standing
+from ..results.record import Record, read_record
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Series:
 
 def open_run(folder: Path) -> Run:
     """Raises UserError where the run is not finished or its files are damaged."""
-    from ..pruning.saved import MANIFEST
+    from ..compression.saved import MANIFEST
 
     if not (folder / "result.json").is_file():
         raise UserError(f"{folder} is no finished run (`vlbench list runs` shows them).")

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ..disk.storage import digest
+from ..leaderboard.filters import Found
 from ..leaderboard.rows import Row
-from ..leaderboard.select import Found
-from ..record import Record
-from ..storage import digest
+from ..results.record import Record
 
 SPREAD = ("sparsity", "vision", "language", "towers", "budget")  # options of a pruner that say how much goes where
 ALIKE, LANGUAGE, VISION = "both alike", "language alone", "vision alone"

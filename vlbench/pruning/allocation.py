@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..compression.cut import Kept
 from ..errors import UserError
-from .cut import Kept
 
 
 def uniform(importance: Mapping[str, Tensor], fraction: float, multiple_of: int = 1) -> Kept:

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..calibration.gradients import gradients
 from ..errors import RunFailed, UserError
-from ..launch.world import ALONE, World
+from ..machine.workers import ALONE, World
 from ..structure import Structure
-from .gradients import gradients
 
 Loss = Callable[[], Tensor]
 EPSILON = 1e-3  # the step along z

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..compression.gates import Gates
 from ..training.loop import Hook, Schedule
-from .gates import Gates
 from .search import refuse_not_finite
 
 

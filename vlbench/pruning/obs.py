@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..compression.masks import Keep
 from ..errors import RunFailed
-from .masks import Keep
 
 
 def inverse_factor(hessian: Tensor, damp: float) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ..method import PruneOptions, later
-from ..model import CAPABILITIES
+from ..capability import CAPABILITIES
+from ..options import PruneOptions, later
 
 COMPARED = 16  # samples a gradient of a loss that compares them
 

@@ -11,24 +11,35 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ..calibration.activations import Room, remove_left
+from ..calibration.gradients import gradients
+from ..calibration.shared import known
+from ..calibration.walk import Prune, Statistics, calibrate
+from ..capability import Batch
+from ..compression.masks import Keep
+from ..disk.storage import digest
 from ..errors import UserError
 from ..job import Job
-from ..launch.world import ALONE
-from ..method import Method, PruneOptions
-from ..model import Batch
-from ..storage import digest
+from ..machine.workers import ALONE
+from ..method import Method
+from ..options import PruneOptions
 from ..structure import Block, Site, Structure
-from ..training.checkpoint import CheckpointStore
+from ..tensors.checkpoint import CheckpointStore
 from . import allocation
-from .activations import Room, remove_left
-from .calibration import Prune, Statistics, calibrate
+from .decisions import (
+    Seen,
+    UnitWork,
+    WeightWork,
+    Work,
+    ranked_parts,
+    ranked_units,
+    refuse_units,
+    unit_importance,
+    weight_of,
+)
 from .ecoflap import block_ratios, first_order, numbers_apart, seeds_from, zeroth_order
-from .gradients import gradients
-from .known import known
-from .masks import Keep
 from .modality import tower_ratios
 from .options import CalibratedOptions, GradientOptions, SampledOptions, ScoreOptions
-from .work import Seen, UnitWork, WeightWork, Work, ranked_parts, ranked_units, refuse_units, unit_importance, weight_of
 
 __all__ = [
     "CalibratedOptions", "GradientOptions", "Reconstructor", "SampledOptions", "ScoreOptions", "ScorePruner",

@@ -13,13 +13,13 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from ..compression.cut import Kept
+from ..compression.gates import Gates
 from ..errors import UserError
-from ..method import PruneOptions, later
+from ..options import PruneOptions, later
 from ..structure import Site, Structure
 from ..training.loop import Hook, NotFiniteError, Schedule
 from . import allocation
-from .cut import Kept
-from .gates import Gates
 
 
 class SearchOptions(PruneOptions, Schedule):

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.images import ImageStore, normalise, on_device
-from ..data.maps import IGNORED, read_map
-from ..model import Batch, ImageSpec
-from ..task import LabelMap, Sample
+from ..capability import Batch
+from ..images.maps import IGNORED, LabelMap, read_map
+from ..images.pipeline import ImageStore, normalise, on_device
+from ..images.spec import ImageSpec
+from ..task import Sample
 
 
 class Batches:

@@ -10,17 +10,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ..capability import CAPABILITIES, Batch
+from ..disk.storage import digest
 from ..errors import RunFailed
-from ..launch.world import ALONE, World
-from ..method import MethodOptions, later
-from ..model import CAPABILITIES, Batch
+from ..machine.stopping import Stopped, ordered, step_by_step
+from ..machine.workers import ALONE, World
 from ..nn.precision import plain_float32
-from ..stopping import Stopped, ordered, step_by_step
-from ..storage import digest
+from ..options import MethodOptions, later
 from ..task import Sample
-from ..weights import weights_digest
+from ..tensors.checkpoint import CheckpointStore
+from ..tensors.reading import weights_digest
 from .batches import Batches, divided
-from .checkpoint import CheckpointStore
 from .optimisers import build_optimiser
 from .parallel import join, mixed, refuse_drift, summed
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RunFailed
-from ..launch.world import World
+from ..machine.workers import World
 
 BUCKET = 1 << 24  # entries that are summed at once: 64 MB beside the gradients in single precision
 DRIFT = 1e-3  # relative difference of norms at which workers have not trained the same model

@@ -1,0 +1,310 @@
+"""Reading weights from anywhere without running anything, and telling what is wrong with them."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import re
+import shutil
+import sys
+import types
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from vlbench.disk.digests import file_digest
+from vlbench.errors import UserError
+from vlbench.tensors import reading as weights
+from vlbench.tensors.locate import locate
+from vlbench.tensors.reading import checkpoint_digest, load_into, read_weights, save_tensors, weights_digest
+
+
+class Trap:
+    """Unpickling it writes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return Path.touch, (self.file,)
+
+
+def state() -> dict[str, torch.Tensor]:
+    return {"w": torch.arange(6.0).view(2, 3), "n": torch.tensor(3)}
+
+
+def sentence(source: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read_weights(source)
+    told = str(caught.value)
+    assert str(source) in told
+    assert "\n" not in told
+    assert "\x1b" not in told
+    return told
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"state_dict": s, "epoch": 3}])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torch_files_are_read_through_their_wrapping(tmp_path: Path, wrap: Any, zipped: bool) -> None:
+    torch.save(wrap(state()), tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    found = read_weights(tmp_path / "a.pth")
+    assert found.keys() == {"w", "n"}
+    assert torch.equal(found["w"], state()["w"])
+
+
+def test_half_precision_becomes_float32_and_integers_stay(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2, dtype=torch.float16), "n": torch.tensor(3)}, tmp_path / "model.safetensors")
+    found = read_weights(tmp_path)
+    assert found["w"].dtype == torch.float32
+    assert found["n"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_an_object_in_a_torch_file_is_refused_and_never_run(tmp_path: Path, zipped: bool) -> None:
+    torch.save(
+        {"model": state(), "args": Trap(tmp_path / "sprung")}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped
+    )
+    assert "is refused: it holds Python objects besides tensors" in sentence(tmp_path / "a.pth")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth", "old.pth"])
+@pytest.mark.parametrize("part", [0.0, 0.02, 0.3, 0.7, 0.99])
+def test_a_truncated_file_is_told(tmp_path: Path, name: str, part: float) -> None:
+    file, big = tmp_path / name, {"w": torch.rand(400)}
+    if name == "a.safetensors":
+        save_file(big, file)
+    else:
+        torch.save(big, file, _use_new_zipfile_serialization=name == "a.pth")
+    data = file.read_bytes()
+    file.write_bytes(data[: int(len(data) * part)])
+    assert "cannot be read as weights" in sentence(file)
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth", "a.bin"])
+@pytest.mark.parametrize("data", [b"hello world, this is no model", b"\x80\x02}q\x00.", bytes(range(256)) * 9])
+def test_another_format_is_told(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    assert re.search("cannot be read as weights|holds no tensors", sentence(tmp_path / name))
+
+
+def test_a_flipped_bit_in_a_torch_file_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "a.pth"
+    torch.save({"w": torch.rand(400)}, file)
+    with zipfile.ZipFile(file) as archive:
+        place = next(i for i in archive.infolist() if "/data/" in i.filename).header_offset + 800
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+    assert "checksum" in sentence(file)
+
+
+def test_values_that_are_no_numbers_are_told(tmp_path: Path) -> None:
+    save_file({"a": torch.tensor([1.0, float("inf")]), "b": torch.tensor([float("nan")])}, tmp_path / "m.safetensors")
+    assert "b has values that are no numbers" in sentence(tmp_path / "m.safetensors")
+
+
+def test_a_tensor_instead_of_a_state_dict_is_told(tmp_path: Path) -> None:
+    torch.save([torch.ones(2)], tmp_path / "a.pth")
+    assert "it is a list, not a state dict" in sentence(tmp_path / "a.pth")
+
+
+def test_two_models_in_one_folder_are_told(tmp_path: Path) -> None:
+    for name in ("model", "model.fp16"):
+        save_file(state(), tmp_path / f"{name}.safetensors")
+    assert "has n in two files" in sentence(tmp_path)
+
+
+def test_an_empty_folder_is_told(tmp_path: Path) -> None:
+    assert "holds no *.safetensors file" in sentence(tmp_path)
+
+
+class Tied(nn.Module):
+    """Three names of one matrix, as T5's embeddings, and two empty buffers, which are not tied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(3, 4, bias=False) for _ in range(3))
+        self.b.weight = self.c.weight = self.a.weight
+        self.register_buffer("none", torch.empty(0))
+        self.register_buffer("nil", torch.empty(0))
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("kept", ["a", "b", "c"])
+def test_any_one_name_of_a_tied_matrix_is_enough(kept: str) -> None:
+    net, value = Tied(), torch.rand(4, 3)
+    load_into(net, {f"{kept}.weight": value, "none": torch.empty(0), "nil": torch.empty(0), "scale": torch.tensor(1.0)})
+    assert torch.equal(net.c.weight, value)
+    with pytest.raises(UserError, match="nil is missing"):
+        load_into(net, {f"{kept}.weight": value, "none": torch.empty(0), "scale": torch.tensor(1.0)})
+
+
+def test_keys_that_differ_are_named() -> None:
+    net = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))
+    with pytest.raises(UserError) as caught:
+        load_into(net, {"0.weight": torch.ones(3, 2), "head": torch.ones(1)})
+    told = str(caught.value)
+    assert "0.bias is missing; 1.weight is missing" in told
+    assert "and 4 more." in told
+    before = weights_digest(net)
+    with pytest.raises(UserError, match=r"0\.weight has shape \(3, 2\), not \(2, 2\)"):
+        load_into(net, {**net.state_dict(), "0.weight": torch.ones(3, 2)})
+    assert weights_digest(net) == before
+
+
+def test_the_digest_is_of_names_types_shapes_and_bits() -> None:
+    net = Tied()
+    digests = {weights_digest(net)}
+    with torch.no_grad():
+        net.scale.add_(1e-6)  # a tensor without dimensions counts too
+    digests.add(weights_digest(net))
+    digests.add(weights_digest(net.half()))
+    net.scale = nn.Parameter(net.scale.detach().view(1))
+    digests.add(weights_digest(net))
+    assert len(digests) == 4
+    assert weights_digest(net) in digests
+
+
+def test_a_file_is_what_it_holds_and_a_folder_what_makes_the_model(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    save_file(state(), tmp_path / "m" / "model.safetensors")
+    (tmp_path / "m" / "config.json").write_text("{}")
+    folder, file = file_digest(tmp_path / "m"), file_digest(tmp_path / "m" / "model.safetensors")
+    (tmp_path / "m").rename(tmp_path / "other")
+    (tmp_path / "other" / "README.md").write_text("now with a card")
+    (tmp_path / "other" / ".cache").mkdir()
+    (tmp_path / "other" / ".cache" / "x.json").write_text("{}")
+    assert file_digest(tmp_path / "other") == folder
+    (tmp_path / "other" / "words").mkdir()
+    (tmp_path / "other" / "words" / "merges.txt").write_text("a b")  # what a stranger's family may read
+    assert file_digest(tmp_path / "other") != folder
+    shutil.rmtree(tmp_path / "other" / "words")
+    (tmp_path / "other" / "model.safetensors").rename(tmp_path / "other" / "another.safetensors")
+    assert file_digest(tmp_path / "other" / "another.safetensors") == file
+    (tmp_path / "other" / "config.json").write_text("{ }")
+    assert file_digest(tmp_path / "other") != folder
+
+
+def test_tensors_that_share_memory_are_saved_each(tmp_path: Path) -> None:
+    whole = torch.arange(8.0)
+    given = {"whole": whole, "again": whole, "part": whole[4:], "turned": whole.view(2, 4).t(), "none": torch.empty(0)}
+    save_tensors(tmp_path / "a.safetensors", given)
+    found = load_file(tmp_path / "a.safetensors")
+    assert all(torch.equal(found[k], v) for k, v in given.items())
+
+
+def test_others_may_read_what_is_saved(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("")
+    save_tensors(tmp_path / "a.safetensors", state())
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_full_disk_is_an_oserror_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise SafetensorError('Error while serializing: I/O error: No space left on device (os error 28) at path "x"')
+
+    monkeypatch.setattr(weights, "save_file", refuse)
+    with pytest.raises(OSError) as caught:
+        save_tensors(tmp_path / "a.safetensors", state())
+    assert caught.value.strerror == os.strerror(errno.ENOSPC)
+
+
+def test_a_checkpoint_is_looked_for_where_it_can_be(tmp_path: Path) -> None:
+    (tmp_path / "blip-vqa").mkdir()
+    assert locate("Salesforce/blip-vqa", "main", {"weights": str(tmp_path)}) == tmp_path / "blip-vqa"
+    assert locate(str(tmp_path), "main", {}) == tmp_path
+    with pytest.raises(UserError, match="does not exist: give the path"):
+        locate(str(tmp_path / "absent"), "main", {})
+    with pytest.raises(UserError, match="are not in this installation"):
+        locate("mini:no-such-model", "main", {})
+
+
+class Call:
+    """Pickled as function(*arguments)."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.call
+
+
+@pytest.fixture
+def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A log as mmengine keeps them, of a stand-in for its class that writes a file when its state is set."""
+    module = types.ModuleType("mmengine.logging.history_buffer")
+    for name in ("mmengine", "mmengine.logging", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    run = {"__module__": module.__name__, "__setstate__": lambda self, _: (tmp_path / "sprung").touch(), "min": min}
+    module.HistoryBuffer = type("HistoryBuffer", (), run)  # type: ignore[attr-defined]
+    log = module.HistoryBuffer()
+    log.__dict__.update(_log_history=np.array([0.5, 1.5]), _count_history=np.ones(2, np.int64))
+    return log
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_training_programs_leave_beside_the_weights_is_passed_over(
+    tmp_path: Path, history: Any, zipped: bool
+) -> None:
+    beside = {
+        "message_hub": {"log_scalars": {"loss": history}, "statistics": Call(getattr, type(history), "min")},
+        "best": np.float64(0.3),
+        "args": argparse.Namespace(lr=1e-3, output=None),
+    }
+    file = tmp_path / "epoch_1.pth"
+    torch.save({"state_dict": state(), **beside}, file, _use_new_zipfile_serialization=zipped)
+    before = set(torch.serialization.get_safe_globals())
+    found = read_weights(file)
+    assert found.keys() == {"w", "n"}
+    assert torch.equal(found["w"], state()["w"])
+    assert not (tmp_path / "sprung").exists()
+    assert set(torch.serialization.get_safe_globals()) == before, "allowed for one file, not for the whole program"
+
+
+@pytest.mark.parametrize(
+    "program", [b"cbuiltins\ngetattr\ncnumpy\nndarray\nX\x05\x00\x00\x00upper\x86R)R.", b"cos\nabort\n)R."]
+)
+def test_what_is_passed_over_reaches_nothing(tmp_path: Path, program: bytes) -> None:
+    """getattr(ndarray, "upper") is an object that does nothing, and calling it is refused, as is os.abort."""
+    torch.save(state(), tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as whole, zipfile.ZipFile(tmp_path / "b.pth", "w") as changed:
+        for name in whole.namelist():
+            changed.writestr(name, b"\x80\x02" + program if name.endswith("data.pkl") else whole.read(name))
+    assert "is refused" in sentence(tmp_path / "b.pth")
+
+
+def test_what_lies_beside_a_single_file_is_part_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "model.pth"
+    file.write_bytes(b"weights")
+    alone = checkpoint_digest(file)
+    assert alone == file_digest(file)
+    (tmp_path / "README.md").write_text("about")
+    assert checkpoint_digest(file) == alone
+    (tmp_path / "vocab.txt").write_text("a\nb")
+    first = checkpoint_digest(file)
+    (tmp_path / "vocab.txt").write_text("b\na")
+    assert len({alone, first, checkpoint_digest(file)}) == 3
+    assert checkpoint_digest(tmp_path) == file_digest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["chat_template.json", "spiece.model", "qformer_tokenizer/tokenizer.json"])
+def test_prompts_and_every_tokenizer_beside_it_are_too(tmp_path: Path, name: str) -> None:
+    """How a model is asked changes its answers."""
+    file, beside = tmp_path / "model.safetensors", tmp_path / name
+    file.write_bytes(b"weights")
+    alone = checkpoint_digest(file)
+    beside.parent.mkdir(exist_ok=True)
+    beside.write_text("USER: {}")
+    first = checkpoint_digest(file)
+    beside.write_text("HUMAN: {}")
+    assert len({alone, first, checkpoint_digest(file)}) == 3

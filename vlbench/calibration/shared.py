@@ -1,0 +1,117 @@
+"""One calibration for several targets and patterns: the statistics of a dense model, on disk for all cells of a sweep
+that would take the same ones (propagate=dense, no link of the chain before).
+
+Whoever comes first takes them, and the others wait for it, as for the dense baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..disk.lease import lease
+from ..disk.storage import digest, standing
+from ..machine.workers import World
+from ..structure import Block
+from ..tensors.checkpoint import CheckpointStore
+from .statistics import Statistics
+from .walk import Prune
+
+# Bytes of sums. Wanda's of a language model of 7B parameters are 4 MB; SparseGPT's Hessians would be 60 GB, those of
+# BLIP-base 2 GB: dearer to keep than to take again.
+LARGEST = 2**30
+
+
+@dataclass(frozen=True)
+class Common:
+    """What cells that begin with the same dense model share: a folder, and what tells that model, its data and the seed
+    from others'."""
+
+    folder: Path
+    identity: Mapping[str, Any]
+
+
+class Known:
+    """found: matrix -> statistics, where another cell took them; else adding() and save() keep this cell's."""
+
+    def __init__(self, store: CheckpointStore | None, net: nn.Module, lost: Event | None = None) -> None:
+        self._store, self._own, self._lost = store, dict[str, Statistics](), lost or Event()
+        state = None if store is None else store.load()
+        self.found = None if state is None else _unpacked(state[1], state[2], net)
+
+    def adding(self, prune: Prune) -> Prune:
+        """prune(), and each block's statistics are kept."""
+
+        def both(block: Block, seen: Mapping[str, Statistics]) -> None:
+            if self._store is not None:
+                self._own.update(seen)
+                if sum(t.nbytes for t in _packed(self._own)[0].values()) > LARGEST:
+                    self._own, self._store = {}, None
+            prune(block, seen)
+
+        return both
+
+    def save(self) -> None:
+        """All blocks have been added."""
+        if self._store is not None and not self._lost.is_set():
+            self._store.save(0, *_packed(self._own))
+
+
+@contextmanager
+def known(
+    common: Common | None, told: Mapping[str, Any], net: nn.Module, world: World, tell: Callable[[str], None]
+) -> Iterator[Known]:
+    """common: None where nothing can be shared. told: how the statistics are taken. tell: given a sentence where
+    another cell is about to take the same, and this one waits. Raises UserError where what is on disk is damaged."""
+    if common is None:
+        yield Known(None, net)
+        return
+    identity = {**common.identity, **told, "workers": world.size}
+    place = common.folder / digest(identity)[:24]
+    store = CheckpointStore(place / "statistics", identity, 0.0, world)
+    if not world.leads:
+        yield Known(store, net)
+        return
+    lost = Event()
+    with lease(place, lambda: standing(store.folder).is_dir(), lambda _: tell("another cell calibrates alike"), lost):
+        yield Known(store, net, lost)
+
+
+def _packed(found: Mapping[str, Statistics]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, and [number of its sums, samples, samples with an image's tokens] of each matrix: q, k and v share."""
+    numbers: dict[int, int] = {}
+    tensors: dict[str, Tensor] = {}
+    table: dict[str, Any] = {}
+    for name, seen in found.items():
+        number = numbers.setdefault(id(seen), len(numbers))
+        table[name] = [number, seen.samples, None if seen.vision is None else seen.vision.samples]
+        for part, one in (("all", seen), ("vision", seen.vision)):
+            for what in ("square_sum", "gram"):
+                if one is not None and (tensor := getattr(one, what)) is not None:
+                    tensors[f"{number}/{part}/{what}"] = tensor
+    return tensors, table
+
+
+def _unpacked(tensors: Mapping[str, Tensor], table: Mapping[str, Any], net: nn.Module) -> dict[str, Statistics]:
+    """Where their matrices are: a model may be split over devices."""
+    found: dict[str, Statistics] = {}
+    shared: dict[int, Statistics] = {}
+    for name, (number, samples, vision) in table.items():
+        if number not in shared:
+            own = {
+                key: t.to(net.get_parameter(name).device) for key, t in tensors.items() if key.startswith(f"{number}/")
+            }
+            shared[number] = _sums(own, f"{number}/all", samples)
+            shared[number].vision = None if vision is None else _sums(own, f"{number}/vision", vision)
+        found[name] = shared[number]
+    return found
+
+
+def _sums(tensors: Mapping[str, Tensor], prefix: str, samples: int) -> Statistics:
+    return Statistics(tensors[f"{prefix}/square_sum"], samples, tensors.get(f"{prefix}/gram"))

@@ -1,0 +1,245 @@
+"""What a model can do: capabilities, and what goes in and comes out of them.
+
+Every capability has two stages, so that shared work is done once: `encode` runs once per distinct image, and the
+second stage (named after the capability) gets the states with the `owner` of each sample.
+
+For training a capability has `<capability>_outputs(batch)`, one forward from which both follow: the task's loss (which
+is `<capability>_loss(batch)`), and the logits that a student distils. Where a loss is not the mean over the samples,
+`<capability>_terms(batch)` says how many terms its mean has; one that is no mean at all says `loss_over_batch`.
+A capability with momentum encoders has `<capability>_momentum(batch, twin)`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import UserError
+from .task import Sample
+
+Json = Any
+
+
+Prediction = dict[str, Json]
+
+
+@dataclass
+class Batch:
+    """What the second stage gets.
+
+    samples: n of them. images: (I, 3, H, W), normalised, the distinct images of the samples; a list of I tensors
+    (3, H, W) where the card's ImageSpec keeps the aspect ratio. owner: int64 (n, m), the rows of `images` that each
+    sample shows, m images a sample, non-decreasing in its first column. options: the task's evaluation settings for
+    this capability (answer candidates, beams ...). sizes: (height, width) of the I files before preprocessing. maps:
+    int64 (n, H, W), classes of the pixels of `images`, 255 ignored; in training batches of segmentation alone, whose
+    images are crops of one size, (I, 3, size, size).
+    """
+
+    samples: Sequence[Sample]
+    images: Any
+    owner: Tensor
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Sequence[tuple[int, int]] = ()
+    maps: Tensor | None = None
+
+
+class Outputs(NamedTuple):
+    """What one forward of a training batch gave.
+
+    loss: computes the task's loss from it, a scalar. logits: of every place where the loss tells a class, in parts of
+    one shape (R, classes, ...) each, with the weight of its places in the loss, (R, ...) or one number for all. Padding
+    weighs 0 or is left out, so that the weighted sum over all places is a mean like the loss.
+    """
+
+    loss: Callable[[], Tensor]
+    logits: Sequence[tuple[Tensor, Tensor | float]]
+
+
+class Pairs(NamedTuple):
+    """Features of the n samples of a training batch, each of length one: images (n, d) and texts (n, d)."""
+
+    images: Tensor
+    texts: Tensor
+
+
+class Views(NamedTuple):
+    """A training batch as a model and its momentum twin see it (restoring/momentum.py).
+
+    own: the model's features. twin: the twin's, without gradient. queued: those that later batches are compared with.
+    scale: what similarities are multiplied by, a scalar. rest: the loss besides the contrastive one.
+    """
+
+    own: Pairs
+    twin: Pairs
+    queued: Pairs
+    scale: Tensor
+    rest: Tensor | float = 0.0
+
+
+class Capability:
+    """Base of the capabilities. loss_over_batch: the loss compares the samples of a batch with one another, so that
+    parts of a batch have another gradient than the whole."""
+
+    loss_over_batch: ClassVar[bool] = False
+
+
+class Classifier(Capability, ABC):
+    """Capability `classify`: images -> logits over `classes`."""
+
+    classes: Sequence[str]
+
+    @abstractmethod
+    def logits(self, states: Any) -> Tensor:
+        """(I, classes)."""
+
+    def classify(self, states: Any, batch: Batch) -> list[Prediction]:
+        """The five best class names of each sample, best first; ties go to the lower class index."""
+        logits = self.logits(states).float()
+        best = logits.sort(dim=1, descending=True, stable=True).indices[:, :5].tolist()
+        rows = batch.owner[:, 0].tolist()
+        return [{"top5": [self.classes[i] for i in best[row]]} for row in rows]
+
+    def classify_outputs(self, batch: Batch) -> Outputs:
+        """Cross entropy; sample.target is the class name."""
+        index = {name: i for i, name in enumerate(self.classes)}
+        logits = self.logits(self.encode(batch.images))[batch.owner[:, 0]]  # type: ignore[attr-defined]
+        target = torch.tensor([index[s.target] for s in batch.samples], device=logits.device)
+        told = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return Outputs(lambda: F.cross_entropy(told, target), [(told, 1 / len(told))])
+
+    def classify_loss(self, batch: Batch) -> Tensor:
+        return self.classify_outputs(batch).loss()
+
+
+class Answerer(Capability, ABC):
+    """Capability `answer`: a question about an image -> a short answer.
+
+    options: `decoding` "rank" (over `candidates`, the `k_test` best by their first token) or "generate".
+    """
+
+    @abstractmethod
+    def answer(self, states: Any, batch: Batch) -> list[Prediction]:
+        """[{"answer": text}] for each sample; sample.text is the question."""
+
+    @abstractmethod
+    def answer_outputs(self, batch: Batch) -> Outputs:
+        """Mean over samples of the weighted negative log likelihood; sample.target is {answer: weight}."""
+
+    def answer_loss(self, batch: Batch) -> Tensor:
+        return self.answer_outputs(batch).loss()
+
+
+class Judge(Capability, ABC):
+    """Capability `judge`: is a sentence about two images true? Both columns of batch.owner count: left, right."""
+
+    @abstractmethod
+    def judge(self, states: Any, batch: Batch) -> list[Prediction]:
+        """[{"answer": bool}] for each sample; sample.text is the sentence."""
+
+    @abstractmethod
+    def judge_outputs(self, batch: Batch) -> Outputs:
+        """Cross entropy; sample.target is a bool."""
+
+    def judge_loss(self, batch: Batch) -> Tensor:
+        return self.judge_outputs(batch).loss()
+
+
+class Captioner(Capability, ABC):
+    """Capability `caption`. options: `beams`; `max_length`, `min_length` in tokens, the prompt's included; `prompt`."""
+
+    @abstractmethod
+    def caption(self, states: Any, batch: Batch) -> list[Prediction]:
+        """[{"caption": text}] for each sample, the prompt's words left out."""
+
+    @abstractmethod
+    def caption_outputs(self, batch: Batch) -> Outputs:
+        """Cross entropy of the caption's tokens, those of the prompt `options` names left out; sample.target is the
+        caption."""
+
+    @abstractmethod
+    def caption_terms(self, batch: Batch) -> int:
+        """How many tokens the loss is the mean over."""
+
+    def caption_loss(self, batch: Batch) -> Tensor:
+        return self.caption_outputs(batch).loss()
+
+
+class Matcher(Capability, ABC):
+    """Capability `match`: which text belongs to which image (retrieval), in two passes over the images.
+
+    `embed` maps images and texts into one space, where similarity is the dot product; `match`, where the model has it
+    (`reranks`), scores the pairs that `embed` finds most alike, with both in view. A sample is an image with its texts.
+    """
+
+    loss_over_batch: ClassVar[bool] = True
+    reranks: ClassVar[bool] = False
+
+    @abstractmethod
+    def embed(self, states: Any, batch: Batch) -> list[Prediction]:
+        """[{"image": (d,) tensor, "texts": (len(sample.texts), d) tensor}] for each sample, of length one each. An
+        image may have several vectors, (v, d): its similarity is that of the most alike."""
+
+    def match(self, states: Any, batch: Batch) -> list[Tensor]:
+        """For each sample, the logits (len(pairs),) that its image and each of its candidate texts belong together. A
+        ranking adds them to the similarities (BLIP: the second of its matching head's two logits).
+
+        options: `gallery`, all texts of the split, and `pairs`, sample id -> int64 (k,) rows of the gallery.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not re-rank")
+
+    @abstractmethod
+    def match_outputs(self, batch: Batch) -> Outputs:
+        """The contrastive loss over the batch (and that of re-ranking where there is one); sample.texts holds one
+        caption, and samples that show the same image are no negatives of one another. The logits are the similarities
+        of images by texts and of texts by images (`both_ways`)."""
+
+    def match_loss(self, batch: Batch) -> Tensor:
+        return self.match_outputs(batch).loss()
+
+    def match_momentum(self, batch: Batch, twin: Any) -> Views:
+        """What loss=momentum compares, where the family has it. twin: a Matcher like this one, whose weights follow."""
+        raise UserError(f"{type(self).__name__} has no momentum encoders: leave loss=momentum away.")
+
+
+class Segmenter(Capability, ABC):
+    """Capability `segment`: a class for every pixel. Images keep their aspect ratio (ImageSpec resize="keep").
+
+    options: `window` and `stride` in pixels of the resized image, `scales` (of the resized image) and `flip`.
+    """
+
+    @abstractmethod
+    def segment(self, states: Any, batch: Batch) -> list[Prediction]:
+        """[{"map": text}] for each sample: class numbers at the file's own size, as vlbench.images.maps packs them."""
+
+    @abstractmethod
+    def segment_outputs(self, batch: Batch) -> Outputs:
+        """Cross entropy over the pixels of batch.maps that are not 255."""
+
+    @abstractmethod
+    def segment_terms(self, batch: Batch) -> int:
+        """How many pixels have a class."""
+
+    def segment_loss(self, batch: Batch) -> Tensor:
+        return self.segment_outputs(batch).loss()
+
+
+def both_ways(similarity: Tensor) -> list[tuple[Tensor, Tensor | float]]:
+    """Similarities (n, n), images by texts, as a contrastive loss reads them: the mean of both directions."""
+    weight = 1 / (2 * len(similarity))
+    return [(similarity, weight), (similarity.t(), weight)]
+
+
+CAPABILITIES: dict[str, type[Capability]] = {
+    "classify": Classifier,
+    "answer": Answerer,
+    "judge": Judge,
+    "caption": Captioner,
+    "match": Matcher,
+    "segment": Segmenter,
+}

@@ -1,0 +1,1 @@
+"""Words -> spec -> cell and its identity."""

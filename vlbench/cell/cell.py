@@ -1,0 +1,218 @@
+"""A cell: what is asked, resolved against the data and weights on this machine, and its identity."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..calibration.source import Source
+from ..disk.storage import digest
+from ..errors import UserError
+from ..plugins.table import table
+from ..task import Sample, Task, digest_samples
+from .roots import BuildProgress, named_roots, open_task
+from .sources import open_sources
+from .spec import LinkSpec, Spec
+
+# Bumped only when a number can change: new values never mix with old ones, and old results stay valid otherwise.
+NUMERICS_VERSION = 1
+# What the dense cell shares with the cells that are compared with it: computed once for both.
+SHARED = ("samples", "settings", "split_digest", "train_digest", "weights_digest")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One (suite, task, model, method chain with every option, seed) with its task opened."""
+
+    spec: Spec
+    task: Task
+    split: str
+    weights: Path
+    sources: Mapping[str, Source] = field(default_factory=dict)  # link -> what it is calibrated on instead of train
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """What is evaluated, in the split's order."""
+        found = self.task.samples(self.split)
+        limit = self.spec.words.limit
+        return found[:limit] if limit else found
+
+    @cached_property
+    def split_digest(self) -> str:
+        """Digest of what is evaluated and of the settings; of the mini world, of what they follow from."""
+        if self._world is not None:
+            return digest([self._world, self.split, self.spec.words.limit, self.spec.task_options.told()])
+        return digest_samples(self.samples, self.settings)
+
+    @property
+    def _world(self) -> str | None:
+        """The pinned digest of the mini world, where nothing but it is read: to find a finished cell again, 70,000
+        questions need not be parsed, which takes seconds."""
+        if self.spec.words.suite != "mini" or any(isinstance(value, Path) for _, value in self.spec.task_options):
+            return None
+        from ..mini.world import world_digest
+
+        return world_digest(self.spec.task.name)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Evaluation settings: what the capability gets as options."""
+        found = {**self.task.settings(self.split), "labelled": self.task.labelled(self.split)}
+        return {**found, "blind": True} if self.spec.task_options.blind else found
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """How it is evaluated, for the record: rows that differ here are not compared. Paths are left out: their
+        content is in the split's digest."""
+        options = self.spec.task_options
+        told = {k: v for k, v in options.told().items() if not isinstance(getattr(options, k), Path)}
+        return {**told, "precision": self.spec.words.precision, "batch_size": self.batch_size}
+
+    @cached_property
+    def weights_digest(self) -> str:
+        from ..tensors.reading import checkpoint_digest
+
+        return checkpoint_digest(self.weights)
+
+    @property
+    def learns(self) -> bool:
+        """Whether a link reads the train split."""
+        return self.spec.learns
+
+    @property
+    def seed(self) -> int | None:
+        """None where no link draws random numbers: seeds of such a chain are one cell."""
+        return self.spec.words.seed if self.spec.uses_seed else None
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Content, never names: what must be equal for a number to be reused."""
+        words, spec = self.spec.words, self.spec
+        return {
+            "numerics": NUMERICS_VERSION,
+            "suite": words.suite,
+            "task": [spec.task.name, self.task.version, spec.task.digest()],
+            "split": [self.split, self.split_digest],
+            "train": self.train_digest if self.learns else None,
+            "weights": self.weights_digest,
+            "family": spec.model.digest(),
+            "preprocessing": spec.model.facts["image"],
+            "chain": [_link_identity(link, self.sources.get(link.entry.name)) for link in spec.links],
+            "seed": self.seed,
+            "label": words.label,
+            "evaluation": self.evaluation,
+        }
+
+    def shared_identity(self) -> dict[str, Any]:
+        """Of the identity what cells have in common whose first links look at the same dense model and the same data:
+        all but the chain, of which the digest of the calibration data is left."""
+        _, _, options = self.identity["chain"][0]
+        rest = {name: value for name, value in self.identity.items() if name != "chain"}
+        return {**rest, "calibration": options.get("calibration")}
+
+    @cached_property
+    def train_digest(self) -> str:
+        """Digest of what the chain may learn from, which must not be what is reported: refused here, before anything
+        is written, because the identity is the first thing that a run asks for."""
+        if self._world is not None:
+            return self._world
+        from ..task import refuse_report_ids
+
+        roles = self.task.roles()
+        splits = [roles["train"], *([] if self.task.missing(roles["select"]) else [roles["select"]])]
+        samples = [s for split in splits for s in self.task.samples(split)]
+        refuse_report_ids(self.task, samples)
+        return digest_samples(samples)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples a batch in evaluation."""
+        return self.spec.words.batch_size or (256 if self.spec.words.suite == "mini" else 64)
+
+    @cached_property
+    def id(self) -> str:
+        """Readable and unique: names for people, twelve hex digits of the identity for the machine."""
+        spec = self.spec
+        parts = (spec.words.suite, spec.task.name, spec.model.name, spec.method, spec.target)
+        return cell_id(parts, self.seed, self.identity)
+
+    def dense(self) -> Cell:
+        """The same cell with the model unchanged: the baseline."""
+        entry = table("methods").get("dense")
+        method = entry.load()
+        spec = replace(self.spec, links=(LinkSpec(entry, method, method.Options()),), recipe="default")
+        baseline = replace(self, spec=spec)
+        vars(baseline).update({name: vars(self)[name] for name in SHARED if name in vars(self)})
+        return baseline
+
+    @property
+    def is_dense(self) -> bool:
+        return [link.entry.name for link in self.spec.links] == ["dense"]
+
+
+def cell_id(parts: Sequence[str], seed: int | None, identity: Mapping[str, Any]) -> str:
+    """Of suite, task, model, method and target."""
+    words = [*parts, *([] if seed is None else [f"s{seed}"])]
+    text = re.sub(r"[^\w.+-]", "_", "-".join(word.replace(":", "of") for word in words if word))
+    return f"{text}-{digest(identity)[:12]}"
+
+
+def told_options(link: LinkSpec, source: Source | None) -> dict[str, Any]:
+    """A link's options as records have them: where it is calibrated on other data, without their folder."""
+    told = link.options.told()
+    if source is not None:
+        told["calibration"] = source.name
+        told.pop("calibration_images", None)
+    return told
+
+
+def _link_identity(link: LinkSpec, source: Source | None) -> list[Any]:
+    """Name, version and options; of files, model folders and calibration data that options name, the content."""
+    from ..disk.digests import file_digest
+
+    options = told_options(link, source)
+    if source is not None:
+        options["calibration"] = source.digest
+    for name, value in link.options:
+        if isinstance(value, Path):
+            if not value.exists():
+                raise UserError(f"{link.entry.name}.{name}={value} does not exist.")
+            options[name] = file_digest(value)
+    return [link.entry.name, link.version, options]
+
+
+def open_cell(spec: Spec, progress: BuildProgress | None = None) -> Cell:
+    """Find data and weights. Raises UserError saying what goes where when something is missing."""
+    if spec.words.suite == "mini":
+        weights = _find_weights(spec)  # before the world is built, which takes a while
+        task = open_task(spec, progress)
+        return Cell(spec, task, spec.split, weights, open_sources(spec, task, lambda other: open_task(other, progress)))
+    task = open_task(spec, progress)  # before weights are fetched from the hub
+    sources = open_sources(spec, task, lambda other: open_task(other, progress))
+    return Cell(spec, task, spec.split, _find_weights(spec), sources)
+
+
+def _find_weights(spec: Spec) -> Path:
+    from ..tensors.locate import locate
+
+    checkpoint = spec.words.checkpoint or spec.model.facts["checkpoint"]
+    weights = locate(checkpoint, spec.model.facts.get("revision", "main"), named_roots())
+    _refuse_damaged(weights)
+    return weights
+
+
+def _refuse_damaged(weights: Path) -> None:
+    """Raise UserError for a truncated weights file now, before anything is written. Reads headers only."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in [weights] if weights.is_file() else sorted(weights.glob("*.safetensors")):
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, framework="np"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{file} cannot be read as weights ({error}): it is damaged or truncated.") from None

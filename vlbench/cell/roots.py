@@ -1,0 +1,68 @@
+"""Where the data of a task lies on this machine, and what to do where it is missing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ..errors import UserError
+from ..plugins.workspace import WORKSPACE_FILE, workspace
+from ..task import Task
+from .spec import Spec
+
+BuildProgress = Callable[[int, int], None]
+
+
+def open_task(spec: Spec, progress: BuildProgress | None = None) -> Task:
+    """The task on its data folder, with nothing missing of what this cell reads."""
+    root = data_root(spec, progress)
+    task = spec.task_class(root, spec.task_options)
+    wanted = [spec.split, *([task.roles()["train"]] if spec.learns else ())]
+    missing = list(dict.fromkeys(line for split in wanted for line in task.missing(split)))
+    if missing:
+        lines = [f"{spec.task.name} lacks data in {root}:", *missing, f"Put the files there, or {_remedy(spec)}"]
+        raise UserError("\n".join(lines))
+    return task
+
+
+def named_roots() -> Mapping[str, str]:
+    """Name -> folder, as vlbench.toml says; else the folder of that name in VLBENCH_DATA."""
+    told = dict(workspace().roots)
+    data = Path(os.environ.get("VLBENCH_DATA") or os.devnull).expanduser()
+    if data.is_dir():
+        told = {**{p.name: str(p) for p in data.iterdir() if p.is_dir()}, **told}
+    return told
+
+
+def data_root(spec: Spec, progress: BuildProgress | None = None) -> Path:
+    """The task's data folder: the mini world's cache, or the root named in vlbench.toml or VLBENCH_DATA."""
+    name = _data_name(spec)
+    if spec.words.suite == "mini":
+        from ..mini.world import WORLDS, mini_root
+
+        if spec.task.name not in WORLDS:
+            raise UserError(f"suite=mini has no data for task={spec.task.name}: write suite=full.")
+        return mini_root(spec.task.name, progress)
+    roots = named_roots()
+    if name in roots:
+        return Path(roots[name])
+    needs = spec.task_class(Path(f"<{name}>"), spec.task_options).missing(spec.split)
+    remedy = _remedy(spec)
+    raise UserError("\n".join([f"where is the {name} data?", *needs, remedy[0].upper() + remedy[1:]]))
+
+
+def _data_name(spec: Spec) -> str:
+    return str(spec.task.facts.get("data") or spec.task.name)
+
+
+def _remedy(spec: Spec) -> str:
+    """What to do about missing data."""
+    name, space = _data_name(spec), workspace()
+    if spec.words.suite == "mini":
+        return "delete that folder, which vlbench builds anew, and run the same command again."
+    where = f'{space.folder / WORKSPACE_FILE} with the lines\n[roots]\n{name} = "/path/to/{name}"\n'
+    return (
+        f"name the folder that has them in {where}or set VLBENCH_DATA to a folder that holds {name}/; then run the "
+        "same command again. (suite=mini needs no data.)"
+    )

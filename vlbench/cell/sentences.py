@@ -1,0 +1,24 @@
+"""A pydantic error as sentences that say what to do."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+
+def _sentences(error: ValidationError, prefix: str) -> list[str]:
+    """One sentence for every wrong field."""
+    told = []
+    for one in error.errors():
+        where = prefix + ".".join(str(part) for part in one["loc"])
+        message = one["msg"].removeprefix("Value error, ").removesuffix(".")
+        if one["type"] == "missing":
+            told.append(f"{where}= is missing.")
+        elif one["type"] == "value_error" and not one["loc"]:
+            told.append(f"{prefix.rstrip('.')}: {message}." if prefix else f"{message}.")
+        elif message.startswith(f"{one['input']} "):
+            told.append(f"{where}={message}.")
+        elif message.startswith("Input should"):
+            told.append(f"{where}={one['input']} {message.removeprefix('Input ')}.")
+        else:
+            told.append(f"{where}={one['input']}: {message[0].lower() + message[1:]}.")
+    return told

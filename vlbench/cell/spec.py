@@ -1,0 +1,113 @@
+"""What a cell is asked to be: its words, the links of its chain with their options, and how words are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..errors import UserError
+from ..method import Method
+from ..options import MethodOptions, PruneOptions
+from ..plugins.entry import Entry
+from ..plugins.table import table
+from ..pruning.options import SampledOptions
+from ..task import Task, TaskOptions
+
+
+class Words(BaseModel):
+    """The keys that every cell has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str = Field(description="the benchmark")
+    method: str = Field("dense", description="a method, or a chain like magnitude+finetune")
+    model: str = Field("", description="a model; by default the suite's model for the task")
+    suite: Literal["mini", "full"] = Field("mini", description="mini: everything ships in the package; full: your data")
+    recipe: str = Field("", description="a named set of option values of the method")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of methods that draw random numbers")
+    split: str = Field("", description="the split to evaluate; by default the task's report split")
+    checkpoint: str = Field("", description="weights to use instead of the card's: a model folder or a file")
+    label: str = Field("", description="a name for your own checkpoint in tables", pattern=r"^[\w.+-]*$")
+    limit: int = Field(0, ge=0, description="evaluate only the first N samples; never enters a leaderboard")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="precision of evaluation and training")
+    batch_size: int = Field(0, ge=0, description="samples a batch in evaluation; 0: chosen by the suite")
+
+
+@dataclass(frozen=True)
+class LinkSpec:
+    """One link of the chain, with its options resolved. version: the built-in's number, or the digest of a stranger's
+    source, read now: the file may be edited while the cell runs."""
+
+    entry: Entry
+    method: type[Method]
+    options: MethodOptions
+    version: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "version", self.entry.digest() or str(self.method.version_of(self.options.told())))
+
+    @property
+    def calibration(self) -> str:
+        """The task or file that it is calibrated on in the place of the task's train split, or nothing."""
+        return self.options.calibration if isinstance(self.options, SampledOptions) else ""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A resolved cell, before any data was read."""
+
+    words: Words
+    task: Entry
+    task_class: type[Task]
+    task_options: TaskOptions
+    model: Entry
+    split: str
+    links: tuple[LinkSpec, ...]
+    recipe: str
+
+    @property
+    def method(self) -> str:
+        """The chain as a table prints it: a named chain with all its links keeps its name."""
+        names = [link.entry.name for link in self.links]
+        for entry in table("methods").entries.values():
+            if "links" in entry.facts and list(entry.facts["links"]) == names:
+                return entry.name
+        return "+".join(names)
+
+    @property
+    def uses_seed(self) -> bool:
+        return any(link.method.uses_seed for link in self.links)
+
+    @property
+    def learns(self) -> bool:
+        """Whether a link reads the task's train split."""
+        return any(link.method.uses_seed and not link.calibration for link in self.links)
+
+    @property
+    def target(self) -> str:
+        """The sparsity target as written (0.5, 2:4), empty for a chain that does not prune."""
+        for link in self.links:
+            if isinstance(link.options, PruneOptions):
+                target = link.options.sparsity
+                return target if isinstance(target, str) else f"{target:.6g}"
+        return ""
+
+
+def parse(words: Iterable[str]) -> dict[str, str]:
+    """["task=vqav2", ...] -> {"task": "vqav2"}. Raises UserError for words without '=', and keys given twice."""
+    found: dict[str, str] = {}
+    errors: list[str] = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            errors.append(f"{word!r} should be key=value, like task=vqav2 (flags start with --).")
+        elif key in found:
+            errors.append(f"{key}= is given twice ({found[key]!r} and {value!r}).")
+        else:
+            found[key] = value
+    if errors:
+        raise UserError("\n".join(errors))
+    return found

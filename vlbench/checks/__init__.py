@@ -1,0 +1,1 @@
+"""Checks that a user asks for: of a method, of a model's published numbers, of a data folder."""

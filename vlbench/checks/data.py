@@ -1,0 +1,389 @@
+"""`vlbench data where` and `vlbench data verify`: where the data are, and whether they are intact.
+
+Intact means: nothing that a task names as missing, annotations that its own reader reads, every image and label map
+there (and, with --images, decodable), and files of the mini world that are what its generator makes.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..cell.roots import named_roots
+from ..errors import UserError, did_you_mean
+from ..images.maps import LabelMap
+from ..plugins.entry import Entry
+from ..plugins.table import table
+from ..plugins.workspace import WORKSPACE_FILE, workspace
+from ..task import Sample, Task
+
+if TYPE_CHECKING:
+    from ..machine.ui import Screen
+
+KEYS = ("task", "split", "suite")
+SHOWN = 5  # files that a line names
+AT_ONCE = 1000  # images decoded between two reports of progress
+ALIKE = 8  # grey levels between the same picture written by two versions of libjpeg
+DRAWN = (".jpg", ".jpeg", ".png")
+
+
+class Labelled(NamedTuple):
+    """A label map, and the image it is of."""
+
+    label: LabelMap
+    image: Path
+
+
+Files = dict[Path, Labelled | None]  # None: an image
+
+
+@dataclass
+class Split:
+    """One split of one task. images: distinct files. problems: why it is not intact."""
+
+    task: str
+    split: str
+    samples: int = 0
+    images: int = 0
+    clusters: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Root:
+    """One data folder, with all tasks that read it. asked: whether one of them was named, so that a folder nobody has
+    configured counts as a fault."""
+
+    name: str
+    folder: str
+    tasks: list[str]
+    asked: bool
+    splits: list[Split] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    images: int = 0
+
+    @property
+    def intact(self) -> bool:
+        if not self.folder:
+            return not self.asked
+        return not self.problems and not any(split.problems for split in self.splits)
+
+
+# Where -------------------------------------------------------------------------------------------------------------
+
+
+def print_where(*, json: bool) -> None:
+    """Every root that a task reads, the folder it stands for, and the tasks."""
+    roots = [Root(name, named_roots().get(name, ""), tasks, asked=False) for name, tasks in _tasks_by_root().items()]
+    weights = named_roots().get("weights", "")
+    cache = str(_mini_folder())
+    if json:
+        rows = [{"root": r.name, "folder": r.folder, "tasks": r.tasks, "there": _there(r.folder)} for r in roots]
+        print(jsonlib.dumps({"roots": rows, "weights": weights, "mini": cache}, indent=1))
+        return
+    width = max(len(name) for name in [*(r.name for r in roots), "weights", "mini"])
+    for root in roots:
+        print(f"{root.name:<{width}}  {_told(root.folder)}  ({', '.join(root.tasks)})")
+    print(f"{'weights':<{width}}  {_told(weights) if weights else 'no folder: the hub and its cache'}")
+    print(f"{'mini':<{width}}  {cache}")
+    space = workspace()
+    file = space.folder / WORKSPACE_FILE
+    print(f"{file if space.present else f'{file} (not there yet)'} names them in [roots]; so does VLBENCH_DATA.")
+
+
+def _told(folder: str) -> str:
+    return f"{folder}{'' if _there(folder) else ' (does not exist)'}" if folder else "no root"
+
+
+def _there(folder: str) -> bool:
+    return bool(folder) and Path(folder).is_dir()
+
+
+def _tasks_by_root() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for entry in table("tasks").entries.values():
+        found[_root_of(entry)].append(entry.name)
+    return dict(sorted(found.items()))
+
+
+def _root_of(entry: Entry) -> str:
+    return str(entry.facts.get("data") or entry.name)
+
+
+# Verify ------------------------------------------------------------------------------------------------------------
+
+
+def verify(words: Mapping[str, str], screen: Screen, *, images: bool) -> list[Root]:
+    """Look at what `words` name (task=A,B split=A,B suite=mini; without them at everything). Raises UserError for
+    wrong words."""
+    if wrong := [key for key in words if key not in KEYS]:
+        raise UserError(f"{wrong[0]}= is not known here. {did_you_mean(wrong[0], KEYS)}")
+    names = words["task"].split(",") if "task" in words else []
+    entries = [table("tasks").get(name) for name in names] or list(table("tasks").entries.values())
+    if words.get("suite", "full") not in ("mini", "full"):
+        raise UserError(f"suite={words['suite']} should be mini or full.")
+    if words.get("suite") == "mini":
+        return [_mini(world, tasks, screen) for world, tasks in _worlds(entries, names).items()]
+    splits = _known_splits(words["split"].split(","), entries) if "split" in words else ()
+    groups: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        groups[_root_of(entry)].append(entry)
+    return [_verify_root(name, group, splits, bool(names), screen, images) for name, group in sorted(groups.items())]
+
+
+def _known_splits(names: list[str], entries: Sequence[Entry]) -> list[str]:
+    known = {split for entry in entries for split in _splits_of(entry.load())}
+    if wrong := [name for name in names if name not in known]:
+        raise UserError(f"split={wrong[0]} is none of these tasks'. {did_you_mean(wrong[0], known)}")
+    return names
+
+
+def _splits_of(cls: type[Task]) -> list[str]:
+    return list(dict.fromkeys((*cls.roles().values(), *cls.report_splits())))
+
+
+def _verify_root(
+    name: str, entries: Sequence[Entry], splits: Sequence[str], asked: bool, screen: Screen, images: bool
+) -> Root:
+    root = Root(name, named_roots().get(name, ""), [entry.name for entry in entries], asked)
+    if not root.folder:
+        return root
+    if not _there(root.folder):
+        root.problems.append(f"{root.folder} does not exist")
+        return root
+    files: Files = {}
+    exists = _Listing()
+    for entry in entries:
+        cls = entry.load()
+        task: Task = cls(Path(root.folder), cls.Options())
+        for split in _splits_of(cls):
+            if not splits or split in splits:
+                screen.say(f"reading {entry.name}/{split}")
+                root.splits.append(_verify_split(task, split, exists, files))
+    root.images = sum(label is None for label in files.values())
+    if images:
+        root.problems += _decoded(files, screen)
+    return root
+
+
+def _verify_split(task: Task, split: str, exists: _Listing, files: Files) -> Split:
+    """One split. Adds its files that exist to `files`, with their label where they are label maps."""
+    report = Split(task.name, split)
+    try:
+        report.problems += task.missing(split)
+        if report.problems:
+            return report
+        samples = task.samples(split)
+        if split in task.report_splits():
+            task.settings(split)
+    except UserError as error:
+        report.problems += str(error).splitlines()
+        return report
+    report.samples, report.clusters = len(samples), _clusters(samples)
+    mine = _files(samples)
+    report.images = sum(label is None for label in mine.values())
+    if absent := [path for path in mine if not exists(path)]:
+        report.problems.append(f"{_count(absent, 'file')} of its samples {_are(absent)} not there: {_some(absent)}")
+    files.update({path: label for path, label in mine.items() if exists(path)})
+    if not samples and split != task.roles().get("select"):  # cut from a small train split it may be empty
+        report.problems.append("it has no samples")
+    return report
+
+
+def _files(samples: Iterable[Sample]) -> Files:
+    found: Files = {}
+    for sample in samples:
+        found.update(dict.fromkeys(sample.images))
+        if isinstance(sample.target, LabelMap):
+            found[sample.target.path] = Labelled(sample.target, sample.images[0])
+    return found
+
+
+def _clusters(samples: Sequence[Sample]) -> int:
+    named = {sample.cluster for sample in samples if sample.cluster}
+    return len(named) + sum(not sample.cluster for sample in samples)
+
+
+class _Listing:
+    """Whether a file exists, from one listing of its folder: 1.3 million questions to a network disk take minutes."""
+
+    def __init__(self) -> None:
+        self.folders: dict[Path, set[str]] = {}
+
+    def __call__(self, path: Path) -> bool:
+        if path.parent not in self.folders:
+            try:
+                self.folders[path.parent] = set(os.listdir(path.parent))  # noqa: PTH208 - names are all that is needed
+            except OSError:
+                self.folders[path.parent] = set()
+        return path.name in self.folders[path.parent]
+
+
+def _decoded(files: Files, screen: Screen) -> list[str]:
+    """Decode every file; one problem for those that do not, one for label maps that are not of their images' sizes."""
+    sizes: dict[Path, tuple[int, ...]] = {}  # height, width
+
+    def attempt(path: Path) -> str:
+        try:
+            sizes[path] = _size(path, files[path])
+        except OSError as error:
+            return str(error)
+        return ""
+
+    todo, bad = list(files), []
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(todo), AT_ONCE):
+            bad += [told for told in pool.map(attempt, todo[start : start + AT_ONCE]) if told]
+            screen.progress("decode", min(start + AT_ONCE, len(todo)), len(todo), f"{len(bad)} bad" if bad else "")
+    told = [f"{_count(bad, 'file')} {'does' if len(bad) == 1 else 'do'} not decode: {_some(bad)}"] if bad else []
+    pairs = [(path, one.image) for path, one in files.items() if one]
+    other = [m for m, image in pairs if m in sizes and image in sizes and sizes[m] != sizes[image]]
+    if other:
+        told.append(f"{_count(other, 'label map')} {_are(other)} not of the size of the image: {_some(other)}")
+    return told
+
+
+def _size(path: Path, labelled: Labelled | None) -> tuple[int, ...]:
+    """Height and width of a file that is decoded. Raises OSError where it does not decode."""
+    from ..images.maps import read_map
+    from ..images.pipeline import decode
+
+    return tuple(decode(path).shape[1:]) if labelled is None else read_map(labelled.label).shape
+
+
+def _count(items: Sequence[object], what: str) -> str:
+    return f"{len(items):,} {what}{'' if len(items) == 1 else 's'}"
+
+
+def _are(items: Sequence[object]) -> str:
+    return "is" if len(items) == 1 else "are"
+
+
+def _some(items: Sequence[object]) -> str:
+    return ", ".join(map(str, items[:SHOWN])) + (f" and {len(items) - SHOWN:,} more" if len(items) > SHOWN else "")
+
+
+# The mini world ----------------------------------------------------------------------------------------------------
+
+
+def _mini_folder() -> Path:
+    from ..mini.world import cache_folder
+    from ..mini.writer import WORLD_VERSION
+
+    return cache_folder() / f"mini-v{WORLD_VERSION}"
+
+
+def _worlds(entries: Sequence[Entry], names: Sequence[str]) -> dict[str, list[str]]:
+    """World -> its tasks. Raises UserError where a task was named that suite=mini has no data for."""
+    from ..mini.world import WORLDS
+
+    if lacking := [name for name in names if name not in WORLDS]:
+        raise UserError(f"suite=mini has no data for task={lacking[0]}. {did_you_mean(lacking[0], WORLDS)}")
+    found: dict[str, list[str]] = defaultdict(list)
+    for entry in entries:
+        if entry.name in WORLDS:
+            found[WORLDS[entry.name]].append(entry.name)
+    return found
+
+
+def _mini(world: str, tasks: list[str], screen: Screen) -> Root:
+    """Build it anew beside itself, which checks the pinned digest, and compare every file."""
+    from ..mini.world import BUILDERS
+
+    folder = _mini_folder() / world
+    report = Split(world, "all")
+    root = Root(f"mini/{world}", str(folder), tasks, asked=False)
+    if not folder.is_dir():
+        root.folder = ""
+        return root
+    with tempfile.TemporaryDirectory(prefix=f".{world}-verify-", dir=folder.parent) as draft:
+        new = Path(draft) / world
+        BUILDERS[world](new, screen.building)
+        wanted, found = _below(new), _below(folder)
+        differing = [path for path in wanted if path in found and not _same(new / path, folder / path)]
+    root.images = report.images = sum(path.suffix.lower() in DRAWN for path in wanted)
+    for paths, what in (
+        (sorted(wanted - found), "not there"),
+        (sorted(differing), "not what its generator makes"),
+        (sorted(found - wanted), "no part of it"),
+    ):
+        if paths:
+            report.problems.append(f"{_count(paths, 'file')} {_are(paths)} {what}: {_some(paths)}")
+    if report.problems:
+        report.problems.append(f"delete {folder}: it is built anew when it is needed")
+    root.splits.append(report)
+    return root
+
+
+def _below(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+
+
+def _same(new: Path, old: Path) -> bool:
+    """Equal bytes; of a picture equal pixels, of a JPEG but for what versions of libjpeg differ by."""
+    if new.read_bytes() == old.read_bytes():
+        return True
+    if new.suffix.lower() not in DRAWN:
+        return False
+    from ..images.pipeline import decode
+
+    try:
+        a, b = decode(new).int(), decode(old).int()
+    except OSError:
+        return False
+    most = 0 if new.suffix.lower() == ".png" else ALIKE
+    return a.shape == b.shape and int((a - b).abs().max()) <= most
+
+
+# Telling -----------------------------------------------------------------------------------------------------------
+
+
+def print_roots(roots: Sequence[Root], *, json: bool) -> None:
+    if json:
+        print(jsonlib.dumps([{**asdict(root), "intact": root.intact} for root in roots], indent=1))
+        return
+    for root in roots:
+        for line in _lines(root):
+            print(line)
+
+
+def _lines(root: Root) -> list[str]:
+    if not root.folder:
+        return [_without_folder(root)]
+    head = f"{'ok     ' if root.intact else 'damaged'}  {root.name}  {root.folder}: {_totals(root)}"
+    told = [head, *(f"  {problem}" for problem in root.problems)]
+    for split in root.splits:
+        if split.samples or split.problems:
+            told.append(f"  {split.task}/{split.split}: {_numbers(split)}".rstrip())
+        told += [f"    {problem}" for problem in split.problems]
+    return told
+
+
+def _without_folder(root: Root) -> str:
+    if root.name.startswith("mini/"):
+        return f"ok       {root.name}  not built yet: the first run that needs it builds it"
+    where = workspace().folder / WORKSPACE_FILE
+    tasks = ", ".join(root.tasks)
+    return f'no root  {root.name}  ({tasks}): add {root.name} = "/path/to/{root.name}" to [roots] in {where}'
+
+
+def _totals(root: Root) -> str:
+    if root.name.startswith("mini/"):
+        return _count(range(root.images), "image")
+    samples = sum(split.samples for split in root.splits)
+    parts = [_count(root.tasks, "task"), _count(root.splits, "split"), _count(range(samples), "sample")]
+    return ", ".join([*parts, f"{root.images:,} distinct images"])
+
+
+def _numbers(split: Split) -> str:
+    if not split.samples:
+        return ""
+    counts = (("sample", split.samples), ("image", split.images), ("cluster", split.clusters))
+    return ", ".join(_count(range(number), what) for what, number in counts)

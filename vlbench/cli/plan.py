@@ -1,0 +1,80 @@
+"""`vlbench run --plan`: the resolved cell, what is done, and how long the rest took before."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ..cell.cell import Cell, open_cell
+from ..cell.spec import Spec
+from ..errors import UserError
+from ..machine.ui import Screen
+from ..results.record import Record, read_record
+
+
+def print_plan(spec: Spec, runs: Path, screen: Screen, *, json: bool) -> None:
+    """Print, and write nothing into `runs`."""
+    told = _plan(open_cell(spec, screen.building), runs)
+    if json:
+        print(jsonlib.dumps(told, indent=1))
+        return
+    width = max(map(len, told))
+    for key, value in told.items():
+        lines = [f"{name}={option}" for name, option in value.items()] if isinstance(value, dict) else [value]
+        for number, line in enumerate(lines):
+            print(f"{key if number == 0 else '':<{width}}  {line}")
+
+
+def _plan(cell: Cell, runs: Path) -> dict[str, Any]:
+    spec = cell.spec
+    return {
+        "cell": cell.id,
+        "suite": spec.words.suite,
+        "task": f"{spec.task.name}, split {cell.split}, {len(cell.samples)} samples",
+        "model": f"{spec.model.name}, weights {cell.weights}",
+        "method": f"{' -> '.join(k.entry.name for k in spec.links)}, recipe {spec.recipe}",
+        "options": {f"{k.entry.name}.{n}": v for k in spec.links for n, v in k.options.model_dump(mode="json").items()},
+        "evaluation": cell.evaluation,
+        "state": _state(runs / cell.id),
+        "dense baseline": _state(runs / cell.dense().id),
+        "estimate": _estimate(cell, runs),
+    }
+
+
+def _state(folder: Path) -> str:
+    if (folder / "result.json").is_file():
+        return "done"
+    if (folder / "model").is_dir():
+        return "compressed, evaluation to do"
+    return "started" if (folder / "cell.json").is_file() else "to do"
+
+
+def _estimate(cell: Cell, runs: Path) -> str:
+    """From the finished cells of this task, model, chain and number of samples on this machine."""
+    if _state(runs / cell.id) == "done":
+        return "nothing to do"
+    records = _records(runs)
+    own = _seconds(records, cell)
+    dense = [] if cell.is_dense or _state(runs / cell.dense().id) == "done" else _seconds(records, cell.dense())
+    if not own:
+        return "unknown: no finished run of this method, task, model and size here"
+    return f"about {median(own) + (median(dense) if dense else 0):.0f} s (from {len(own)} runs here)"
+
+
+def _records(runs: Path) -> list[Record]:
+    """The readable results; a damaged one is no matter of an estimate."""
+    found = []
+    for file in sorted(runs.glob("*/result.json")):
+        try:
+            found.append(read_record(file))
+        except UserError:
+            continue
+    return found
+
+
+def _seconds(records: list[Record], cell: Cell) -> list[float]:
+    wanted = (cell.spec.task.name, cell.spec.model.name, cell.spec.method, len(cell.samples))
+    alike = [r for r in records if (r.task, r.model, r.method, r.samples) == wanted]
+    return [float(r.provenance.get("seconds", 0)) for r in alike]

@@ -1,0 +1,1 @@
+"""Two or more rows compared by their per-sample scores."""

@@ -1,0 +1,1 @@
+"""What is done to a model: gates, masks, cuts, their state, saving and reopening."""

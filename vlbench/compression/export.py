@@ -1,0 +1,73 @@
+"""`vlbench export RUN DIR`: a compressed model in a folder of its own, with a loader that needs no vlbench.
+
+The weights are the run's, byte for byte, so that vlbench.load gives the same bits. What a library's classes need to
+compute the same (head counts and widths, factors of the queries) stands beside them in stock.json, and load.py obeys.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..disk.storage import new_folder, read_json, write_json, write_text
+from ..errors import UserError, did_you_mean
+from ..nn.stock import LOADER
+from .saved import copy_saved, is_saved, load_model
+
+STOCK = "stock.json"
+NAMED = 5  # runs in a sentence that asks for more of a name
+
+
+def export(run: str, folder: Path, runs: Path) -> list[str]:
+    """Write the compressed model of a run to `folder`, whole or not at all; returns sentences that say what was done.
+    Raises UserError where there is no such model, it is damaged, or `folder` holds something."""
+    source = find_model(run, runs)
+    _refuse_taken(folder)
+    model, state = load_model(source)
+    stock = None if state.adapters else model.stock()
+    with new_folder(folder.absolute()) as temporary:
+        copy_saved(source, temporary)
+        if stock is not None:
+            write_json(temporary / STOCK, dict(stock.facts))
+            for name, text in stock.files.items():
+                write_text(temporary / name, text)
+    names = sorted(p.name for p in folder.iterdir())
+    told = [f"wrote {folder}: {', '.join(names)}"]
+    if state.adapters:
+        told.append(f"no {LOADER}: adapters stand beside the weights, which libraries do not read; vlbench.load does.")
+    elif stock is None:
+        told.append(f"no {LOADER}: {model.card.name} has no Model.stock() that says it; vlbench.load opens the folder.")
+    return told
+
+
+def find_model(name: str, runs: Path) -> Path:
+    """The folder of a compressed model: of a run in `runs` by its name or the beginning of it, of a run's folder, or
+    itself. Raises UserError where it is none, or the beginning fits several."""
+    for folder in (Path(name), Path(name) / "model"):
+        if is_saved(folder):
+            return folder
+    run = Path(name) if (Path(name) / "cell.json").is_file() else runs / _named(name, runs)
+    if is_saved(run / "model"):
+        return run / "model"
+    if [link[0] for link in read_json(run / "cell.json")["identity"]["chain"]] == ["dense"]:
+        raise UserError(f"{run.name} is of the dense model, which nothing was done to: export a run of a method.")
+    raise UserError(f"{run.name} has no compressed model yet: run it to its end first.")
+
+
+def _named(name: str, runs: Path) -> str:
+    """The one run in `runs` whose name is, or begins with, `name`."""
+    known = sorted(p.parent.name for p in runs.glob("*/cell.json"))
+    fitting = [run for run in known if run.startswith(name)] if name not in known else [name]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        more = f" and {len(fitting) - NAMED} more" if len(fitting) > NAMED else ""
+        raise UserError(f"{name!r} begins the names of {', '.join(fitting[:NAMED])}{more}: give more of one of them.")
+    raise UserError(f"there is no run {name!r} in {runs}. {did_you_mean(name, known)}")
+
+
+def _refuse_taken(folder: Path) -> None:
+    if folder.is_dir() and not any(os.scandir(folder)):
+        return
+    if folder.exists() or folder.is_symlink():
+        raise UserError(f"{folder} holds something already: give a folder that does not exist.")

@@ -1,0 +1,169 @@
+"""A compressed model on disk: the cuts {site: kept units} + the original configuration + safetensors.
+
+Reload = build the original architecture, adopt, cut, load strictly: bit-exact, and no training code is needed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..disk.digests import MANIFEST as MANIFEST
+from ..disk.digests import file_digest
+from ..disk.paths import inside
+from ..disk.storage import new_folder, read_json, read_sealed, standing, write_json, write_sealed
+from ..errors import UserError
+from ..model import Card, Model
+from ..nn.adapted import adapter_keys, attach_all
+from ..plugins.table import table
+from ..tensors.limits import bounded
+from ..tensors.reading import declared_elements, load_into, read_weights, save_tensors
+from .cut import Cut
+from .state import Compression
+
+FORMAT = 2  # 1: without adapters, which is written where there are none, so that an older vlbench reads it
+WEIGHTS = "model.safetensors"
+# Safetensors too, under names that no loader of weights takes for weights.
+MASKS, ADAPTERS = "masks.bin", "adapters.bin"
+
+
+def save_model(folder: Path, model: Model, state: Compression) -> None:
+    """Write the model folder whole or not at all. Raises UserError where there is no room."""
+    with new_folder(folder) as temporary:
+        model.save_assets(temporary)
+        write_json(temporary / "config.json", model.config)
+        tensors = distinct_tensors(model.net)
+        apart = {name: tensors.pop(name) for path in state.adapters for name in adapter_keys(path)}
+        save_tensors(temporary / WEIGHTS, tensors)
+        if apart:
+            save_tensors(temporary / ADAPTERS, apart)
+        if state.masks:
+            save_tensors(temporary / MASKS, {k: _pack(v) for k, v in state.masks.items()})
+        manifest = {
+            "format": FORMAT if apart else 1,
+            "model": model.card.name,
+            "cuts": [made.sites for made in state.cuts],
+            # Numbers of the cuts that left attention with the scale of its kept width.
+            "kept_scale": [number for number, made in enumerate(state.cuts) if made.kept_scale],
+            **({"adapters": state.adapters} if apart else {}),
+            "pattern": state.pattern,
+            "trained": state.trained,
+            "steps": state.steps,
+            "samples_seen": state.samples_seen,
+            "log": state.log,
+            "files": {
+                p.relative_to(temporary).as_posix(): file_digest(p) for p in sorted(temporary.rglob("*")) if p.is_file()
+            },
+        }
+        write_sealed(temporary / MANIFEST, manifest)
+
+
+def copy_saved(source: Path, target: Path) -> None:
+    """Copy a saved model, and nothing else that lies in its folder. Raises UserError where it is damaged."""
+    source = standing(source)
+    for name in (*_manifest(source)["files"], MANIFEST):
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a whole model was saved there."""
+    return (standing(folder) / MANIFEST).is_file()
+
+
+def manifest_digest(folder: Path) -> str:
+    """sha256 of a saved model's manifest, which has the digests of all its files."""
+    return file_digest(standing(folder) / MANIFEST)
+
+
+def load_model(folder: Path) -> tuple[Model, Compression]:
+    """The model of a saved folder, and what was done to it. Raises UserError where the folder is damaged."""
+    folder = standing(folder)
+    manifest = _manifest(folder)
+    cls = table("models").get(manifest["model"]).load()
+    card: Card = next(c for c in cls.cards if c.name == manifest["model"])
+    with bounded(folder):
+        model: Model = cls.build(card, read_json(folder / "config.json"), folder)
+    state = Compression(
+        cuts=[
+            Cut({name: (unit, kept) for name, (unit, kept) in sites.items()}, number in manifest.get("kept_scale", []))
+            for number, sites in enumerate(manifest["cuts"])
+        ],
+        pattern=manifest["pattern"],
+        trained=manifest["trained"],
+        steps=manifest["steps"],
+        samples_seen=manifest["samples_seen"],
+        log=manifest["log"],
+        adapters=manifest.get("adapters", {}),
+    )
+    for made in state.cuts:
+        made.repeat(model.net, model.structure())
+    load_into(model.net, read_weights(folder))
+    if state.adapters:
+        attach_all(model.net, load_file(folder / ADAPTERS), state.adapters, folder / ADAPTERS)
+    if MASKS in manifest["files"]:
+        packed = load_file(folder / MASKS)
+        state.masks = {k: _unpack(v, model.net.get_parameter(k).shape) for k, v in packed.items()}
+    return model, state
+
+
+def open_checkpoint(cls: type[Model], card: Card, weights: Path) -> tuple[Model, Compression]:
+    """The model a cell starts from, and what must be saved again with all that is made of it. weights: what the family
+    opens, or the folder of a compressed model, whose cuts and zeros stay. Raises UserError where that is of another
+    model."""
+    if not is_saved(weights):
+        try:
+            with bounded(weights, declared_elements(weights)):
+                return cls.open(card, weights), Compression()
+        except StrictDataclassError as error:  # of transformers' configurations, for values that cannot be
+            told = " ".join(str(error).split())[:200]
+            raise UserError(f"the configuration of {weights} is of another model, or damaged: {told}.") from error
+    model, state = load_model(weights)
+    if model.card.name != card.name:
+        raise UserError(f"{weights} is a compressed {model.card.name}, and this cell's model is {card.name}.")
+    return model, Compression(cuts=state.cuts, masks=state.masks, adapters=state.adapters)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, every file of which has been found intact."""
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} holds no compressed model: {MANIFEST} is missing.")
+    told = read_json(folder / MANIFEST)
+    found = told.get("format") if isinstance(told, dict) else None
+    if isinstance(found, int) and found > FORMAT:
+        raise UserError(f"{folder} is of format {found}, this vlbench reads {FORMAT}: update vlbench.")
+    manifest = read_sealed(folder / MANIFEST)
+    for name, sha in manifest["files"].items():
+        inside(name, folder / MANIFEST, "file")
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing: delete the folder and run again.")
+        if file_digest(folder / name) != sha:
+            raise UserError(f"{folder / name} is damaged (its digest differs): delete the folder and run again.")
+    return manifest
+
+
+def distinct_tensors(net: nn.Module) -> dict[str, Tensor]:
+    """The state dict with every storage once: safetensors refuses tied weights, load_into ties them again."""
+    seen: dict[tuple[int, torch.Size], str] = {}
+    kept: dict[str, Tensor] = {}
+    for key, value in net.state_dict(keep_vars=True).items():
+        if value.numel() == 0 or seen.setdefault((value.data_ptr(), value.shape), key) == key:
+            kept[key] = value.detach().cpu().contiguous()
+    return kept
+
+
+def _pack(mask: Tensor) -> Tensor:
+    """Booleans -> one bit each (7 bytes in 8 saved; a 7B model's masks are 0.8 GB instead of 6.5)."""
+    return torch.from_numpy(np.packbits(mask.flatten().numpy()))
+
+
+def _unpack(packed: Tensor, shape: torch.Size) -> Tensor:
+    bits = np.unpackbits(packed.numpy(), count=shape.numel())
+    return torch.from_numpy(bits.astype(bool)).view(shape)

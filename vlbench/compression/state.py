@@ -1,0 +1,35 @@
+"""What has been done to a model so far: the state that is saved beside its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..results.record import Budget
+from .cut import Cut
+
+
+@dataclass
+class Compression:
+    """What has been done to the model so far. cuts: in order; masks: of the weights of the model as it is now."""
+
+    cuts: list[Cut] = field(default_factory=list)
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    pattern: str = "dense"
+    trained: bool = False
+    steps: int = 0
+    samples_seen: int = 0
+    log: dict[str, Any] = field(default_factory=dict)
+    # Linear -> scaling, of the low-rank adapters that stand beside their weights (nn/adapted.py)
+    adapters: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def n_tuned(self) -> int:
+        """How many settings were tried on the select split, of the link where most were."""
+        return max((log.get("n_tuned", 1) for log in self.log.values()), default=1)
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(steps=self.steps, samples_seen=self.samples_seen)

@@ -1,1 +1,0 @@
-"""Image pipeline, data-set checks and the mini world."""

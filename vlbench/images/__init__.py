@@ -1,0 +1,1 @@
+"""Files -> pixels: decoding, preprocessing, label maps."""

@@ -1,0 +1,138 @@
+"""Image pipeline: files -> uint8 tensors at the model's size; normalisation happens where the model runs."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import RunFailed
+from .spec import ImageSpec
+
+
+class Undecodable(RunFailed, OSError):  # noqa: N818 - it reads as what the image is
+    """An image that cannot be used, by name. Evaluation marks its samples; training, which cannot do without, ends."""
+
+
+class ImageStore:
+    """Decodes with threads (decoding and resizing release the GIL) and keeps what fits `keep_bytes` in memory.
+
+    Threads instead of processes: nothing is pickled, nothing outlives the run, and on two cores a process start
+    costs more than the whole mini split.
+    """
+
+    def __init__(self, spec: ImageSpec, *, workers: int | None = None, keep_bytes: int = 512 << 20) -> None:
+        self.spec = spec
+        self.pool = ThreadPoolExecutor(workers or min(32, os.cpu_count() or 1), thread_name_prefix="decode")
+        # First come, first kept: an epoch longer than the room would push every image out of a least-recently-used
+        # cache just before its turn.
+        self._kept: dict[Path, Tensor] = {}
+        self._room = keep_bytes // (3 * spec.size * spec.size)
+        # File -> its own (height, width), of every image decoded so far.
+        self.sizes: dict[Path, tuple[int, int]] = {}
+
+    def load(self, paths: Sequence[Path]) -> list[Tensor]:
+        """Each image, (3, H, W) uint8. Raises Undecodable naming the file."""
+        return list(self.pool.map(self._one, paths))
+
+    def try_load(self, paths: Sequence[Path]) -> list[Tensor | OSError]:
+        """Each image, or why it does not decode."""
+
+        def attempt(path: Path) -> Tensor | OSError:
+            try:
+                return self._one(path)
+            except OSError as error:
+                return error
+
+        return list(self.pool.map(attempt, paths))
+
+    def _one(self, path: Path) -> Tensor:
+        found = self._kept.get(path)
+        if found is None:
+            image = decode(path)
+            try:
+                found = preprocess(image, self.spec)
+            except (RuntimeError, ValueError) as error:
+                raise Undecodable(f"{path} of shape {tuple(image.shape)} cannot be resized: {_short(error)}") from None
+            self.sizes[path] = (image.shape[1], image.shape[2])
+            if len(self._kept) < self._room:
+                self._kept[path] = found
+        return found
+
+
+def decode(path: Path) -> Tensor:
+    """(3, H, W) uint8 RGB, an animation's first frame. Raises Undecodable with the file's name.
+
+    Pillow: torchvision deprecates its decoders since 0.29, their pixels are the same, and both let other threads run.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(_eight_bit(image).convert("RGB"))
+    except FileNotFoundError:
+        raise Undecodable(f"{path} does not exist") from None
+    except Exception as error:  # Pillow's readers raise what they come across: struct.error, DecompressionBombError
+        raise Undecodable(f"{path} does not decode: {_short(error)}") from None
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """A 16-bit grey picture scaled down; Pillow's convert() would clip it to white."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image
+
+
+def _short(error: Exception) -> str:
+    return (str(error).strip() or "unknown format").splitlines()[0][:200]
+
+
+def preprocess(image: Tensor, spec: ImageSpec) -> Tensor:
+    """Resize (and crop) a uint8 image as the checkpoint expects; within one grey level of Pillow's result."""
+    target = [spec.size, spec.size]
+    if spec.resize == "squash" and list(image.shape[1:]) == target:
+        return image
+    # Imported late: torchvision takes as long as torch itself, and a finished cell only reads its record.
+    from torchvision.transforms.v2 import functional as tv
+
+    mode = tv.InterpolationMode(spec.interpolation)
+    if spec.resize in ("squash", "keep"):
+        if spec.resize == "keep":
+            target = kept_size(image.shape[1], image.shape[2], spec.size)
+        resized: Tensor = image if list(image.shape[1:]) == target else tv.resize(image, target, mode, antialias=True)
+        return resized
+    shorter = math.floor(spec.size / spec.crop_pct)
+    cropped: Tensor = tv.center_crop(tv.resize(image, [shorter], mode, antialias=True), [spec.size, spec.size])
+    return cropped.contiguous()  # a view would keep the whole resized image in the store's memory
+
+
+def kept_size(height: int, width: int, size: int) -> list[int]:
+    """[height, width] with the shorter side `size` and the longer one at most 4 x size, as mmsegmentation rescales to
+    (4 x size, size): sides are rounded to the nearest pixel, halves up."""
+    scale = min(size / min(height, width), 4 * size / max(height, width))
+    return [max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))]
+
+
+def on_device(images: Sequence[Tensor], spec: ImageSpec, device: torch.device, dtype: torch.dtype) -> Any:
+    """Batch.images: uint8 images -> one normalised tensor (I, 3, H, W), or a list where they keep their shapes."""
+    if spec.resize == "keep":
+        return [normalise(_moved(image, device), spec, dtype) for image in images]
+    return normalise(_moved(torch.stack(list(images)), device), spec, dtype)
+
+
+def _moved(pixels: Tensor, device: torch.device) -> Tensor:
+    return (pixels.pin_memory() if device.type == "cuda" else pixels).to(device, non_blocking=True)
+
+
+def normalise(images: Tensor, spec: ImageSpec, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(..., 3, H, W) uint8 -> normalised floating tensor on the same device."""
+    mean = torch.tensor(spec.mean, device=images.device, dtype=torch.float32).view(3, 1, 1)
+    std = torch.tensor(spec.std, device=images.device, dtype=torch.float32).view(3, 1, 1)
+    return images.to(torch.float32).div_(255).sub_(mean).div_(std).to(dtype)

@@ -1,1 +1,0 @@
-"""Many cells: sweeps, and the executors that run them."""

@@ -1,0 +1,1 @@
+"""The machine a cell runs on: workers, memory, stopping, the screen."""

@@ -1,0 +1,1 @@
+"""The mini world: procedural scenes written in the real on-disk formats."""

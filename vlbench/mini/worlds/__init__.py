@@ -1,0 +1,1 @@
+"""One file a task: the mini world in that task's own layout."""

@@ -1,0 +1,1 @@
+"""How the mini weights that ship with the package were trained."""

@@ -1,0 +1,29 @@
+"""What kinds of plug-in there are, where they lie and what their decorators must say."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Kind = Literal["models", "tasks", "methods"]
+
+
+FOLDERS: dict[Kind, str] = {"models": "registry", "tasks": "tasks", "methods": "methods"}
+
+
+DECORATORS: dict[str, Kind] = {"family": "models", "task": "tasks", "method": "methods", "chain": "methods"}
+
+
+# What the engine reads of a declaration without importing the file.
+REQUIRED: dict[str, tuple[str, ...]] = {
+    "family": ("title", "capabilities", "checkpoint", "image"),
+    "task": ("title", "capability", "metric", "version"),
+    "method": ("title", "role"),
+    "chain": ("title", "links"),
+}
+
+
+_DECORATOR: dict[Kind, str] = {"models": "@family(Card(...))", "tasks": "@task(...)", "methods": "@method(...)"}
+
+
+# Prefixes of words (task.decoding=, evaluation.batch_size=): no link of a chain may be called so.
+RESERVED = ("task", "evaluation")

@@ -1,0 +1,207 @@
+"""What becomes of the blocks that a pruner by score has looked at: masks of their weights, or units that are cut."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..calibration.statistics import Statistics
+from ..compression.cut import Kept
+from ..compression.masks import Keep, apply_masks, keep_over, last_of_all
+from ..job import Job
+from ..structure import Block, Site, Structure
+from . import allocation
+from .modality import modality
+from .options import CalibratedOptions, ScoreOptions
+
+if TYPE_CHECKING:
+    from .scoring import ScorePruner
+
+Seen = Mapping[str, Statistics | None]
+
+
+class Work(ABC):
+    """Collects what is found of each block. block() finds it, add() takes it in (now or from a checkpoint), and shows
+    it to the blocks after; finish() changes the model for good."""
+
+    def __init__(
+        self, pruner: ScorePruner, job: Job, structure: Structure, towers: Mapping[str, float],
+        ratios: Mapping[str, float],
+    ) -> None:  # fmt: skip
+        self.pruner, self.job, self.structure, self.towers, self.ratios = pruner, job, structure, towers, ratios
+        self.options: ScoreOptions = pruner.options
+        self.net = job.model.net
+        self.at_once = getattr(self.options, "propagate", "pruned") == "pruned" and not self.options.over_towers
+        self.found: dict[str, Tensor] = {}
+
+    def parameters(self) -> list[str]:
+        """What gradients are needed of."""
+        return list(self.structure.matrices)
+
+    @abstractmethod
+    def block(self, block: Block, seen: Seen) -> dict[str, Tensor]:
+        """What is found of the block: tensors by name, as a checkpoint keeps them."""
+
+    @abstractmethod
+    def add(self, found: Mapping[str, Tensor]) -> None:
+        """Take in what block() found."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Tell the job what is masked or cut."""
+
+    def groups(self) -> list[tuple[Structure, float]]:
+        """The parts that are ranked as one, and their ratios."""
+        return ranked_parts(self.structure, self.options, self.towers)
+
+
+class WeightWork(Work):
+    """Masks: unstructured and n:m."""
+
+    def block(self, block: Block, seen: Seen) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name in dict.fromkeys(m for site in block.sites for m in site.matrices):
+            weight = weight_of(self.net, name)
+            if self.options.over_towers:
+                found[f"score/{name}"] = last_of_all(self.pruner.score(weight, seen.get(name)), self._gone(name))
+            elif self.ratios[name] > 0:
+                pruned = self.pruner.prune(weight, seen.get(name), self._keep(name))
+                found.update({f"{what}/{name}": tensor for what, tensor in pruned.items()})
+        return found
+
+    def _keep(self, name: str) -> Keep:
+        options = self.options
+        by_row = options.group == "row" or (options.group == "code" and name not in self._seen_by_vision())
+        rule = "exact" if by_row and options.group == "code" else options.rule
+        return Keep(self.ratios[name], "row" if by_row else "matrix", rule, options.n_m, self._gone(name))
+
+    def _gone(self, name: str) -> Tensor | None:
+        """Zeros of links before, which stay."""
+        mask = self.job.state.masks.get(name)
+        return None if mask is None else ~mask.to(self.net.get_parameter(name).device)
+
+    def _seen_by_vision(self) -> set[str]:
+        return {n for t in self.structure.towers if modality(t) == "vision" for n in Structure((t,)).matrices}
+
+    def add(self, found: Mapping[str, Tensor]) -> None:
+        for key, tensor in found.items():
+            what, _, name = key.partition("/")
+            if self.at_once:
+                self._show(what, name, tensor)
+            if what != "weight" or not self.at_once:  # a second copy of the model's weights is not needed
+                self.found[key] = tensor.cpu() if what == "mask" else tensor
+
+    def _show(self, what: str, name: str, tensor: Tensor) -> None:
+        if what == "weight":
+            with torch.no_grad():
+                self.net.get_parameter(name).copy_(tensor)
+        elif what == "mask":
+            apply_masks(self.net, {name: tensor})
+
+    def finish(self) -> None:
+        options = self.options
+        parts: dict[str, dict[str, Tensor]] = {"mask": {}, "weight": {}, "score": {}}
+        for key, tensor in self.found.items():
+            what, _, name = key.partition("/")
+            parts[what][name] = tensor
+        for name, weight in parts["weight"].items():
+            self._show("weight", name, weight)
+        masks = parts["mask"]
+        for part, ratio in self.groups() if options.over_towers else ():
+            masks.update(keep_over({n: parts["score"][n] for n in part.matrices}, ratio, options.rule))
+        self.job.mask(masks, str(options.sparsity) if options.n_m else "unstructured")
+
+
+class UnitWork(Work):
+    """Cuts: structured."""
+
+    def parameters(self) -> list[str]:
+        gated = [s.param for site in self.structure.sites for s in site.slices if s.gated]
+        return list(dict.fromkeys([*self.structure.matrices, *gated]))
+
+    def block(self, block: Block, seen: Seen) -> dict[str, Tensor]:
+        return {site.name: self.pruner.importance(self.net, site, seen) for site in block.sites}
+
+    def add(self, found: Mapping[str, Tensor]) -> None:
+        self.found.update({name: tensor.cpu() for name, tensor in found.items()})
+        if self.at_once and isinstance(self.options, CalibratedOptions):
+            for name in found:
+                silence(self.net, self.structure.site(name), self._uniform(name))
+
+    def _uniform(self, name: str) -> Tensor:
+        ratio = self.ratios[next(iter(self.structure.site(name).matrices))]
+        if ratio == 0:
+            return torch.arange(len(self.found[name]))
+        return allocation.uniform({name: self.found[name]}, ratio, self.options.multiple_of)[name]
+
+    def finish(self) -> None:
+        if not self.options.over_towers:
+            return self.job.cut({name: self._uniform(name) for name in self.found}, self.structure)
+        keep: Kept = {}
+        for part, ratio in self.groups():
+            keep.update(self._unified(part, ratio))
+        return self.job.cut(keep, self.structure)
+
+    def _unified(self, part: Structure, ratio: float) -> Kept:
+        importance = {site.name: self.found[site.name] for site in part.sites}
+        if ratio == 0:
+            return {name: torch.arange(len(one)) for name, one in importance.items()}
+        return ranked_units(part, importance, ratio, self.options.multiple_of, additive=self.pruner.additive)
+
+
+def ranked_parts(
+    structure: Structure, options: ScoreOptions, towers: Mapping[str, float]
+) -> list[tuple[Structure, float]]:
+    """What group=model and group=tower rank as one, with the ratio that goes of each. towers: of each, its ratio."""
+    if options.group == "model":
+        return [(structure, options.fraction)]
+    return [(Structure((tower,)), towers[tower.name]) for tower in structure.towers]
+
+
+def refuse_units(structure: Structure, fraction: float, multiple_of: int = 1) -> None:
+    """Raise UserError where the units of the structure cannot give `fraction` away."""
+    cost = {site.name: float(site.entries_per_unit) for site in structure.sites}
+    allocation.refuse_unreachable({site.name: site.units for site in structure.sites}, cost, fraction, multiple_of)
+
+
+def silence(net: nn.Module, site: Site, kept: Tensor) -> None:
+    """Zeros where the gates of all units but `kept` act: the site computes as if they were cut."""
+    away = torch.ones(site.units, dtype=torch.bool)
+    away[kept] = False
+    with torch.no_grad():
+        for part in site.slices:
+            if part.gated:
+                parameter = net.get_parameter(part.param)
+                parameter[part.index[away].flatten().to(parameter.device)] = 0
+
+
+def ranked_units(
+    structure: Structure, importance: Mapping[str, Tensor], fraction: float, multiple_of: int, *, additive: bool
+) -> Kept:
+    """One ranking over all units of the structure."""
+    sites = structure.sites
+    if not additive:
+        # Norms of sites differ with their sizes: comparable as a mean square of the unit's entries.
+        importance = {s.name: importance[s.name] / s.entries_per_unit**0.5 for s in sites}
+    cost = {site.name: float(site.entries_per_unit) for site in sites}
+    return allocation.unified(importance, cost, fraction, multiple_of)
+
+
+def unit_importance(site: Site, score: Callable[[str], Tensor], *, additive: bool = False) -> Tensor:
+    """(units,) norm, or sum, of the scores (name -> matrix) of the matrix entries that a unit owns."""
+    total = torch.zeros(site.units)
+    for part in site.slices:
+        if len(part.shape) > 1:
+            own = score(part.param).cpu().float()
+            total += (own if additive else own.square()).sum(1 - part.dim)[part.index].sum(1)
+    return total if additive else total.sqrt()
+
+
+def weight_of(net: nn.Module, name: str) -> Tensor:
+    """At least in single precision."""
+    weight = net.get_parameter(name).detach()
+    return weight if weight.dtype == torch.float64 else weight.float()

@@ -1,0 +1,81 @@
+"""leaderboards/results -> the boards beside it, byte for byte.
+
+No model runs here, and no clock, locale, hash seed or file order shows in a board.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+
+from ..disk.storage import write_text
+from ..errors import UserError
+from ..leaderboard.published import load_published
+from ..leaderboard.rows import COLUMNS, load_results, rows_of
+from ..leaderboard.tables import GENERATED, csv_text, markdown
+from ..pages.board import page
+from .difference import differences
+
+PATH_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+def boards(results_root: Path) -> dict[Path, str]:
+    """<suite>/<task>.csv and .md, a board for each suite and task, and <suite>/index.html, a page for each suite:
+    names relative to the leaderboards' folder -> text."""
+    texts: dict[Path, str] = {}
+    found = rows_of(load_results(results_root, scores=False))
+    for (suite, task), group in groupby(found, key=lambda pair: (pair[0].suite, pair[0].task)):
+        members = [row for row, _ in group]
+        board = Path(file_name(suite)) / file_name(task)
+        texts[board.with_name(f"{board.name}.csv")] = csv_text(members)
+        texts[board.with_name(f"{board.name}.md")] = markdown(members)
+    for suite, pairs in groupby(found, key=lambda pair: pair[0].suite):
+        texts[Path(file_name(suite)) / "index.html"] = page(suite, list(pairs), load_published())
+    return texts
+
+
+def write(results_root: Path, out_root: Path) -> list[Path]:
+    """Write all boards under `out_root`, remove generated ones that have no results left; return what
+    changed."""
+    texts = boards(results_root)
+    changed = [name for name, text in texts.items() if _bytes(out_root / name) != text.encode()]
+    for name in changed:
+        write_text(out_root / name, texts[name])
+    strays = list(_strays(out_root, texts))
+    for name in strays:
+        (out_root / name).unlink()
+    return sorted([*changed, *strays])
+
+
+def check(results_root: Path, out_root: Path) -> list[str]:
+    """What `write` would change: file, row, column, old -> new. Empty where every byte is as it should be."""
+    texts = boards(results_root)
+    lines: list[str] = []
+    for name, text in texts.items():
+        found = _bytes(out_root / name)
+        if found is None:
+            lines.append(f"{name.as_posix()} is missing")
+        elif found != text.encode():
+            lines += differences(name.as_posix(), found.decode("utf-8", errors="replace"), text)
+    return [*lines, *(f"{name.as_posix()} has no results" for name in _strays(out_root, texts))]
+
+
+def _strays(out_root: Path, texts: Mapping[Path, str]) -> Iterator[Path]:
+    """Boards without results. Only files that begin as a board does: a page written by hand is none."""
+    for path in sorted(path for kind in ("csv", "md", "html") for path in out_root.glob(f"*/*.{kind}")):
+        name, head = path.relative_to(out_root), path.read_bytes()[:400].decode("utf-8", errors="replace")
+        if name not in texts and (head.startswith(",".join(COLUMNS)) or GENERATED in head):
+            yield name
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def file_name(name: str) -> str:
+    """A contributed file says which suite and task it is of: it must not reach outside the boards' folder."""
+    if not PATH_NAME.fullmatch(name):
+        raise UserError(f"{name!r} cannot be part of a file name: letters, digits and ._+- only. Mend the result.")
+    return name

@@ -1,0 +1,303 @@
+"""A finished run -> leaderboards/results: what it says is made again from what it left, and must be the same.
+
+Scores and metrics from predictions.jsonl and the task's own answers, intervals from the scores, parameters and MACs
+from the saved weights, and the identity from this installation's task, data, weights and methods. What this cannot see
+is a run whose files were all forged together: the row's command is there for anyone to repeat it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..comparison.rebuilt import dense_cell
+from ..disk.storage import canonical, read_json, write_text
+from ..errors import UserError
+from ..evaluation.predictions import Line, read_predictions
+from ..leaderboard.rows import agree
+from ..results.record import Link, Record, pack_clusters, pack_scores, read_record
+from .regenerate import file_name
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..cell.cell import Cell
+    from ..task import Score
+
+# Bytes of a committed result: thousands of them must stay light in a repository. An accuracy takes 3 KB; the statistics
+# of a corpus metric more (2,000 images of ADE20K about 120 KB).
+LARGEST = 200_000
+REFUSED = {"limit": "only some of its samples were evaluated", "label": "its weights are the submitter's own"}
+SHA256 = re.compile("[0-9a-f]{64}")
+TOLERANCE = 1e-9  # percent points between what the record says and what its predictions give
+# What provenance must not tell the world: whose machine it was, and where things lay on its disk.
+OF_THE_HOST = re.compile(r"host|user|home|cwd", re.IGNORECASE)
+ABSOLUTE = re.compile(r"""(?:^|[\s=,;'"(]|:(?!//))(?:~?/[^\s/]|[A-Za-z]:[\\/]|\\\\|file:)""")
+# (cell, file, its time) -> scores: the runs of a sweep have one baseline, and 1,000 captions' METEOR takes Java 15 s.
+_DENSE: dict[tuple[str, Path, int], NDArray[np.float64]] = {}
+
+
+def submit(run: Path, results: Path) -> Path:
+    """Verify a finished run and copy its record to results/<suite>/<cell>.json; returns that path.
+
+    Raises UserError, naming the file at fault, for a run that is unfinished, limited, labelled, of another version of
+    vlbench, its task or methods, inconsistent, too large, or that contradicts a result already there.
+    """
+    public = verified(run)
+    text = json.dumps(public.model_dump(mode="json"), indent=1, allow_nan=False) + "\n"
+    if len(text.encode()) > LARGEST:
+        size = f"{len(text.encode()):,} bytes, more than {LARGEST:,}"
+        raise UserError(f"the result of {run} is too large to commit ({size}): shorten its per-sample scores.")
+    path = results / file_name(public.suite) / f"{file_name(public.cell)}.json"
+    if path.is_file() and not agree(read_record(path), public):
+        raise UserError(f"{path} says something else about this cell: delete it if yours shall replace it.")
+    write_text(path, text)
+    return path
+
+
+def submit_all(runs: Path, folder: Path) -> Iterator[tuple[str, bool]]:
+    """Every finished run of `runs` into `folder`, laid out like leaderboards/results. Yields a line a run, and whether
+    it is as it should be: written, or of a kind that no leaderboard takes."""
+    files = sorted(runs.glob("*/result.json"))
+    if not files:
+        raise UserError(f"there are no finished runs in {runs}: name their folder with --runs.")
+    for file in files:
+        run = file.parent
+        try:
+            reason = unranked(read_record(file))
+            yield (f"left out {run}: {reason}.", True) if reason else (f"wrote {submit(run, folder)}", True)
+        except UserError as error:
+            yield f"refused: {error}", False
+
+
+def submit_each(runs: Sequence[Path], folder: Path) -> Iterator[tuple[str, bool]]:
+    """The runs named into `folder`. Yields a line a run, and whether it was written: one that is refused does not keep
+    the others out."""
+    for run in runs:
+        try:
+            yield f"wrote {submit(run, folder)}", True
+        except UserError as error:
+            yield f"refused: {error}", False
+
+
+def unranked(record: Record) -> str:
+    """Why no leaderboard takes the record; empty where one does."""
+    flags = {*record.flags, *(["label"] if record.label else [])}
+    reasons = [reason for flag, reason in REFUSED.items() if flag in flags]
+    return ", ".join([*reasons, *([] if record.complete else ["some of its samples failed"])])
+
+
+def verified(run: Path) -> Record:
+    """The run's record, fit for the world: everything in it that can be made again was, and agrees."""
+    file = run / "result.json"
+    if not file.is_file():
+        raise UserError(f"{run} is not finished (it has no result.json): run the same command again.")
+    record = read_record(file)
+    if reason := unranked(record):
+        raise UserError(f"{run} cannot be submitted: {reason}.")
+    _verify_name(run, record)
+    cell = dense_cell(record)
+    _verify_origin(file, record, cell)
+    scores = _verify_scores(run, record, cell)
+    clusters = [sample.cluster for sample in cell.samples]
+    _verify_metrics(run, record, cell, scores, clusters)
+    saved = _verify_model(run, record, cell)
+    told = {"sample_clusters": pack_clusters(clusters), "model_digest": saved}
+    return record.model_copy(update={**told, "provenance": _without_host(record.provenance)})
+
+
+def _verify_name(run: Path, record: Record) -> None:
+    """The cell's name, its identity and what stands beside it are of one cell."""
+    from ..cell.cell import cell_id
+
+    file, beside = run / "result.json", run / "cell.json"
+    parts = (record.suite, record.task, record.model, record.method, record.sparsity_target)
+    if record.cell != cell_id(parts, record.seed, record.identity):
+        _foreign(file, "its cell's name is not that of its identity, model, method and target")
+    began = read_json(beside)
+    if not isinstance(began, dict) or (began.get("cell"), began.get("identity")) != (record.cell, record.identity):
+        _foreign(file, f"{beside} is of another cell")
+    if wrong := _contradicted(record):
+        _foreign(file, f"it says one thing of its {', '.join(wrong)}, and its identity another")
+
+
+def _contradicted(record: Record) -> list[str]:
+    """Parts of the identity that are not the record's."""
+    told = record.identity
+    here = {
+        "suite": record.suite,
+        "split": [record.split, record.split_digest],
+        "weights": record.weights_digest,
+        "seed": record.seed,
+        "label": record.label,
+        "evaluation": record.evaluation,
+    }
+    wrong = [name for name, value in here.items() if name not in told or told[name] != value]
+    try:
+        fine = told["task"][:2] == [record.task, record.task_version], _same_chain(told["chain"], record.chain)
+    except (KeyError, TypeError, ValueError):  # an identity of another program
+        fine = (False, False)
+    return [*wrong, *(name for name, good in zip(("task", "chain"), fine, strict=True) if not good)]
+
+
+def _same_chain(told: Sequence[Any], chain: Sequence[Link]) -> bool:
+    """Whether an identity's links are the record's, whose options name files where the identity has their digests."""
+    if [(name, version, sorted(options)) for name, version, options in told] != [
+        (link.name, link.version, sorted(link.options)) for link in chain
+    ]:
+        return False
+    pairs = ((options[k], v) for (*_, options), link in zip(told, chain, strict=True) for k, v in link.options.items())
+    return all(a == b or (isinstance(a, str) and SHA256.fullmatch(a)) for a, b in pairs)
+
+
+def _verify_origin(file: Path, record: Record, cell: Cell) -> None:
+    """The record's identity is what this installation, with the data and weights here, gives."""
+    here = json.loads(canonical(cell.identity))
+    here["train"] = record.identity.get("train") and cell.train_digest
+    here["seed"] = record.identity["seed"]
+    here["chain"] = [[link.name, _version(link), link_told[2]]
+                     for link, link_told in zip(record.chain, record.identity["chain"], strict=True)]  # fmt: skip
+    wrong = sorted(name for name in {*here, *record.identity} if here.get(name) != record.identity.get(name))
+    if wrong:
+        _foreign(file, f"it was made with another version of vlbench, or of its {', '.join(wrong)}")
+
+
+def _version(link: Link) -> str:
+    from ..plugins.table import table
+
+    entry = table("methods").get(link.name)
+    return str(entry.digest() or entry.load().version_of(link.options))
+
+
+def _verify_scores(run: Path, record: Record, cell: Cell) -> list[Score]:
+    """What the task says of the predictions, sample by sample."""
+    file = run / "predictions.jsonl"
+    if not file.is_file():
+        raise UserError(f"{file} is missing: a run is submitted with its predictions. Run it again.")
+    lines = read_predictions(file, [sample.id for sample in cell.samples])
+    for number, line in enumerate(lines, start=1):
+        if line["status"] != "ok":
+            raise UserError(f"{file}, line {number}: {line['id']} is {line['status']}. Run the same command again.")
+    scores = _rescored(file, cell, lines)
+    for number, (line, score) in enumerate(zip(lines, scores, strict=True), start=1):
+        if not _near(line.get("score"), score):
+            _inconsistent(f"{file}, line {number}", f"its score is {line.get('score')!r}, its prediction's {score!r}")
+    if pack_scores(scores) != record.scores:
+        _inconsistent(str(run / "result.json"), f"its scores are not those of {file.name}")
+    return scores
+
+
+def _rescored(file: Path, cell: Cell, lines: Sequence[Line]) -> list[Score]:
+    try:
+        return cell.task.scores(cell.samples, [line["prediction"] for line in lines])
+    except (UserError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file} has predictions that task={cell.spec.task.name} cannot score ({error!r}).") from None
+
+
+def _near(told: Any, found: Any) -> bool:
+    """Numbers, or lists of numbers, that agree but for rounding."""
+    try:
+        a, b = (np.asarray(value, dtype=np.float64) for value in (told, found))
+    except (TypeError, ValueError):
+        return False
+    return a.shape == b.shape and bool(np.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE))
+
+
+def _verify_metrics(run: Path, record: Record, cell: Cell, scores: Sequence[Score], clusters: Sequence[str]) -> None:
+    """Metrics, their interval and the difference to the dense model follow from the scores."""
+    from ..run.outcome import difference_of, interval_of
+
+    task, file = cell.task, str(run / "result.json")
+    found: dict[str, Any] = {**task.aggregate(cell.samples, scores)}
+    if record.metric != task.metric or record.metric not in record.metrics:
+        _inconsistent(file, f"its primary metric is not {task.metric}")
+    # A metric that only one of the two machines can measure (it needs Java) cannot be compared.
+    wanted = {k: v for k, v in found.items() if k in record.metrics or k not in record.unmeasured}
+    told = {k: v for k, v in record.metrics.items() if k in found or k not in task.unmeasured()}
+    _compare(file, "metrics", told, wanted)
+    _compare(file, "interval", record.interval.model_dump(), interval_of(task, scores, clusters).model_dump())
+    dense = None if record.cell == cell.id else _dense_scores(run, cell)
+    versus = None if dense is None else difference_of(task, scores, dense, clusters).model_dump()
+    _compare(file, "vs_dense", record.vs_dense.model_dump() if record.vs_dense else None, versus)
+    counts = {"samples": len(cell.samples), "clusters": record.interval.clusters}
+    _compare(file, "counts", {"samples": record.samples, "clusters": record.clusters}, counts)
+
+
+def _dense_scores(run: Path, cell: Cell) -> NDArray[np.float64]:
+    """(samples, statistics) of the dense run beside this one."""
+    file = run.parent / cell.id / "predictions.jsonl"
+    if not file.is_file():
+        raise UserError(f"{file} is missing: the dense run that {run} is compared with. Run the same command again.")
+    read = cell.id, file.resolve(), file.stat().st_mtime_ns
+    if read not in _DENSE:
+        scores = _rescored(file, cell, read_predictions(file, [sample.id for sample in cell.samples]))
+        rows = [score if isinstance(score, list) else [score] for score in scores]
+        _DENSE[read] = np.array(rows, dtype=np.float64)
+    return _DENSE[read]
+
+
+def _verify_model(run: Path, record: Record, cell: Cell) -> str:
+    """Parameters, MACs, pattern and budget are those of the saved weights; returns the digest of their manifest."""
+    from ..compression.saved import load_model, manifest_digest
+    from ..compression.state import Compression
+    from ..cost.counts import count_parameters, macs_of
+    from ..run.runner import open_model
+
+    original, _ = open_model(cell)
+    structure, size = original.structure(), sum(p.numel() for p in original.net.parameters())
+    dense_macs = macs_of(original, cell.task)
+    folder, saved, model, state = run / "model", "", original, Compression()
+    if record.cell != cell.id:
+        model, state = load_model(folder)
+        saved = manifest_digest(folder)
+        if record.model_digest and record.model_digest != saved:
+            _inconsistent(str(folder), "it is not the model that was evaluated")
+    found = count_parameters(model, dense=size, prunable=structure.size, towers=structure.tower_sizes())
+    here = {
+        "parameters": found, "macs": macs_of(model, cell.task), "macs_dense": dense_macs, "budget": state.budget,
+        "pattern": state.pattern, "trained": state.trained, "n_tuned": state.n_tuned,
+    }  # fmt: skip
+    for name, value in here.items():
+        if getattr(record, name) != value:
+            told = f"its {name} are {getattr(record, name)}, those of {folder} {value}"
+            _inconsistent(str(run / "result.json"), told)
+    return saved
+
+
+def _compare(where: str, what: str, told: Mapping[str, Any] | None, found: Mapping[str, Any] | None) -> None:
+    if told is None or found is None:
+        if (told is None) is not (found is None):
+            _inconsistent(where, f"its {what} should be {found}, it says {told}")
+        return
+    for name in sorted({*told, *found}):
+        if name not in told or name not in found or not _near(told[name], found[name]):
+            _inconsistent(
+                where, f"{what}: {name} is {found.get(name)!r} by the predictions, it says {told.get(name)!r}"
+            )
+
+
+def _inconsistent(where: str, why: str) -> None:
+    raise UserError(f"{where} is inconsistent ({why}): delete the run's folder and run again.")
+
+
+def _foreign(file: Path, why: str) -> None:
+    raise UserError(f"{file} is no result of this installation ({why}): run the cell again here.")
+
+
+def _without_host(value: Any) -> Any:
+    """Provenance without what names a machine, a person or a place on a disk."""
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if not OF_THE_HOST.search(k) and not _is_place(v)}
+        return {key: _without_host(v) for key, v in kept.items()}
+    if isinstance(value, list):
+        return [_without_host(v) for v in value if not _is_place(v)]
+    return value
+
+
+def _is_place(value: Any) -> bool:
+    return isinstance(value, str) and ABSOLUTE.search(value) is not None

@@ -1,0 +1,31 @@
+"""What a reader of a row must be told about it: kinds of flags and their meanings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+ROUNDING = 0.15  # percent points: published numbers have one decimal, and other libraries resize images
+
+
+PARITY = "parity:"
+
+
+# How a flag begins -> what it tells.
+MEANINGS = {
+    "contaminated": "the weights were trained on the split that is evaluated",
+    "selected-on-report": "settings or weights were chosen by their score on the split that is reported",
+    PARITY: "the dense model does not score here what was published of its weights",
+    "modality collapse:": "hardly anything of a tower's prunable weights is left",
+}
+
+
+def meanings(flags: Iterable[str]) -> list[tuple[str, str]]:
+    """(flag, what it tells) for each kind of flag among these, in the order of MEANINGS."""
+    told = set(flags)
+    kinds = ((kind, meaning) for kind, meaning in MEANINGS.items() if any(flag.startswith(kind) for flag in told))
+    return [(kind.rstrip(":"), meaning) for kind, meaning in kinds]
+
+
+def agrees(published: float, low: float, high: float) -> bool:
+    """Whether a published number lies within our 95 % interval, but for its rounding."""
+    return low - ROUNDING <= published <= high + ROUNDING

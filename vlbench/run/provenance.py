@@ -1,0 +1,47 @@
+"""Where and with what a number was made."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+
+PACKAGES = ("torch", "torchvision", "transformers", "timm", "numpy")
+
+
+def provenance(seconds: float, workers: int = 1) -> dict[str, Any]:
+    """Versions, device, threads and vlbench's own commit: what a reader needs to repeat the run. Several workers are
+    told here and are no part of a cell's identity: they compute the same but for the order of sums."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "vlbench": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "seconds": round(seconds, 1),
+        **({"workers": workers} if workers > 1 else {}),
+    }
+
+
+def _commit() -> str:
+    """Commit of the checkout that vlbench runs from (never of the current folder), with + where it is modified."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return ""
+    try:
+        told = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return told.stdout.strip()

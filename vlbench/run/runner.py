@@ -1,0 +1,254 @@
+"""One cell, from spec to record: the story of the whole program on one page.
+
+spec -> build model -> evaluate dense (once, shared) -> apply each link -> evaluate -> measure cost -> record
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from ..calibration.shared import Common
+from ..cell.cell import Cell, open_cell
+from ..cell.resolve import resolve
+from ..cell.sources import refuse_too_few
+from ..cell.spec import LinkSpec
+from ..compression.saved import is_saved, open_checkpoint, save_model
+from ..compression.state import Compression
+from ..cost.counts import count_parameters, macs_of
+from ..disk import checksums as sums
+from ..disk.lease import LeaseLost, lease
+from ..disk.storage import json_text, write_json
+from ..errors import RunFailed
+from ..evaluation.loop import Evaluator
+from ..evaluation.predictions import PASSES, Line, Predictions, discard
+from ..images.pipeline import ImageStore
+from ..job import Job
+from ..machine.memory import keep_heap, refuse_second_copy, return_heap
+from ..machine.ui import Screen
+from ..machine.workers import ALONE, World
+from ..method import Method
+from ..model import Model
+from ..results.record import Record, finished, read_record, write_record
+from .compress import _described, _loaded, _seed
+from .outcome import record_of
+
+DONE = "done"  # what the leading worker says of a cell that has its record
+
+
+class Runner:
+    """Runs cells into the folder `runs`."""
+
+    def __init__(self, runs: Path, screen: Screen, *, checkpoint_seconds: float = 15.0, world: World = ALONE) -> None:
+        self.runs, self.screen, self.checkpoint_seconds, self.world = runs, screen, checkpoint_seconds, world
+        self._lost = threading.Event()  # the cell at work is another's now
+        keep_heap()
+
+    def run(self, words: Mapping[str, str]) -> Record:
+        """The record of the cell that `words` describe, from disk where it is done."""
+        cell = open_cell(resolve(words), lambda done, total: self.screen.progress("mini world", done, total))
+        return self.cell(cell)
+
+    def cell(self, cell: Cell) -> Record:
+        """Run one cell, its dense baseline first."""
+        folder = self.runs / cell.id
+        if not self.world.leads:
+            return self._follow(cell, folder)
+        if (folder / "result.json").is_file():
+            sums.check(folder, "result.json")
+        found = finished(folder)
+        self.world.share(DONE if found else "")
+        if found is not None:
+            return found
+        self._check(cell)
+        dense = self.cell(cell.dense()) if _has_baseline(cell) else None
+        self._lost.clear()
+        try:
+            with lease(folder, lambda: (folder / "result.json").is_file(), self.screen.say, self._lost) as mine:
+                self.world.share("" if mine else DONE)
+                return self._work(cell, folder, dense) if mine else read_record(folder / "result.json")
+        except LeaseLost as told:
+            if self.world.size > 1:
+                raise  # the other workers are in the middle of it: torchrun ends them
+            self.screen.say(str(told))
+            return self.cell(cell)
+        finally:
+            return_heap()
+
+    def _progress(self, what: str, done: int, total: int, text: str = "") -> None:
+        """Called at every step of whatever takes time. Raises LeaseLost."""
+        if self._lost.is_set():
+            raise LeaseLost("another vlbench took this cell over while this machine gave no sign of life")
+        self.screen.progress(what, done, total, text)
+
+    def _check(self, cell: Cell) -> None:
+        """What the links cannot do to this model, or with so few samples, is told before the dense model is evaluated,
+        which may take hours. (Where that is done, _work asks the methods, before it writes anything.)"""
+        refuse_too_few(cell.spec, cell.task, cell.sources)
+        dense = self.runs / cell.dense().id / "result.json"
+        if _asks(cell) and _has_baseline(cell) and not dense.is_file():
+            ask(cell, self._build(cell)[0])
+
+    def _follow(self, cell: Cell, folder: Path) -> Record:
+        """What the other workers do of a cell: their share of the compression and of the evaluation."""
+        if self.world.share() == DONE:
+            return read_record(folder / "result.json")
+        if _has_baseline(cell):
+            self._follow(cell.dense(), self.runs / cell.dense().id)
+        if self.world.share() != DONE:
+            model, state = self._build(cell)
+            store = ImageStore(model.card.image)
+            model, state = self._compress(cell, folder, model, state, store)
+            self._evaluate(cell, folder, model, store)
+            if not cell.settings["labelled"]:
+                raise Uploaded(folder)
+            self.world.share()  # the record is there
+        return read_record(folder / "result.json")
+
+    def _work(self, cell: Cell, folder: Path, dense: Record | None) -> Record:
+        start = time.monotonic()
+        model, state = self._build(cell)  # first: weights that do not fit leave nothing behind
+        original = model.structure()
+        ask(cell, model)
+        words = cell.spec.words.model_dump()
+        write_json(folder / "cell.json", {"cell": cell.id, "words": words, "identity": cell.identity})
+        store = ImageStore(model.card.image)
+        dense_size = sum(p.numel() for p in model.net.parameters())
+        macs_dense = macs_of(model, cell.task)
+        prunable = original.size
+        towers = original.tower_sizes()
+        model, state = self._compress(cell, folder, model, state, store)
+        lines, phases = self._evaluate(cell, folder, model, store)
+        if not cell.settings["labelled"]:
+            return self._upload(cell, folder, lines)
+        record = record_of(
+            cell, model, state, lines, dense, self.runs,
+            parameters=count_parameters(model, dense=dense_size, prunable=prunable, towers=towers),
+            macs=(macs_of(model, cell.task), macs_dense),
+            phases=phases, seconds=time.monotonic() - start, workers=self.world.size,
+        )  # fmt: skip
+        sums.announce(folder, "result.json", json_text(record.model_dump(mode="json")))
+        write_record(folder / "result.json", record)
+        self.world.share()
+        return record
+
+    def _build(self, cell: Cell) -> tuple[Model, Compression]:
+        """The dense model on its device (of a compressed checkpoint, that), and what is to be saved with it."""
+        model, state = open_model(cell)
+        model.place(cell.spec.words.precision)
+        return model, state
+
+    def _second(self, cell: Cell, model: Model) -> Model:
+        """The dense model beside `model`, for a method that learns from it."""
+        refuse_second_copy(model.net, "distillation")
+        return self._build(cell)[0]
+
+    def _compress(
+        self, cell: Cell, folder: Path, model: Model, state: Compression, store: ImageStore
+    ) -> tuple[Model, Compression]:
+        """Apply each link of the chain, resuming after the last one that was finished. All workers do this, and go on
+        from the leading one's files."""
+        links = cell.spec.links
+        if cell.is_dense:
+            return model, state
+        stages = [folder / "checkpoint" / f"after-{i}-{link.entry.name}" for i, link in enumerate(links)]
+        stages[-1] = folder / "model"
+        leads = self.world.leads
+        found = max((i + 1 for i, stage in enumerate(stages) if is_saved(stage)), default=0) if leads else 0
+        done = int(self.world.share(str(found)))
+        names = [stage.relative_to(folder).as_posix() for stage in stages]
+        if done and leads:
+            sums.take(folder, names[done - 1])
+        if done:
+            model, state = _loaded(stages[done - 1], cell.spec.words.precision)
+        if done < len(links) and leads:  # predictions that lie here are of a model that was deleted
+            for name in PASSES:
+                discard(folder / f"{name}.jsonl")
+        for link, stage, name in list(zip(links, stages, names, strict=True))[done:]:
+            if leads or link.method.parallel:
+                self._apply(cell, folder, link, model, state, store)
+            if leads:
+                sums.forget(folder, name)
+                save_model(stage, model, state)
+                sums.note(folder, name)
+            self.world.barrier()
+            # Go on from what was saved, killed or not: what a link leaves behind besides (frozen parameters, hooks)
+            # would be there in an undisturbed run only.
+            model.net.to("meta")  # its memory is free, though others still hold the object
+            model, state = _loaded(stage, cell.spec.words.precision)
+        self.world.barrier()  # nobody removes what another still reads
+        if leads:
+            shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+        return model, state
+
+    def _apply(
+        self, cell: Cell, folder: Path, link: LinkSpec, model: Model, state: Compression, store: ImageStore
+    ) -> None:
+        words = cell.spec.words
+        first = link is cell.spec.links[0]
+        job = Job(
+            model, cell.task, seed=words.seed, folder=folder, store=store, state=state, identity=_described(cell),
+            precision=words.precision, dense=partial(self._second, cell, model),
+            checkpoint_seconds=self.checkpoint_seconds, progress=self._progress,
+            source=cell.sources.get(link.entry.name), world=self.world if link.method.parallel else ALONE,
+            common=Common(self.runs / "calibration", cell.shared_identity()) if first else None,
+        )  # fmt: skip
+        _seed(words.seed)
+        link.method(link.options).apply(job)
+
+    def _evaluate(
+        self, cell: Cell, folder: Path, model: Model, store: ImageStore
+    ) -> tuple[list[Line], dict[str, float]]:
+        evaluator = Evaluator(
+            model, cell.task, store, settings=cell.settings, batch_size=cell.batch_size,
+            precision=cell.spec.words.precision,
+            progress=lambda done, total, text: self._progress(f"evaluate {cell.spec.method}", done, total, text),
+        )  # fmt: skip
+        lines = evaluator.run(cell.samples, Predictions(folder / "predictions.jsonl", self.world))
+        phases = {name: round(seconds, 3) for name, seconds in sorted(evaluator.phases.items())}
+        return lines, {**phases, "backed_off": float(evaluator.backed_off)}
+
+    def _upload(self, cell: Cell, folder: Path, lines: list[Line]) -> Record:
+        """A split without labels ends with the server's file instead of a record."""
+        bad = [line["id"] for line in lines if line["status"] != "ok"]
+        if bad:
+            raise RunFailed(f"{len(bad)} samples failed (first: {bad[0]}): no upload file is written.")
+        file = cell.task.write_upload(cell.samples, [line["prediction"] for line in lines], folder)
+        raise Uploaded(file)
+
+
+class Uploaded(Exception):  # noqa: N818
+    """Not a failure: the split has no labels, and the server's file was written."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(str(file))
+        self.file = file
+
+
+def open_model(cell: Cell) -> tuple[Model, Compression]:
+    """The dense model, on the CPU, and what must be saved again with what is made of it (`open_checkpoint`)."""
+    cls = cell.spec.model.load()
+    return open_checkpoint(cls, next(c for c in cls.cards if c.name == cell.spec.model.name), cell.weights)
+
+
+def ask(cell: Cell, model: Model) -> None:
+    """Raise UserError for what the links cannot do to the model that the chain begins with."""
+    first = cell.spec.links[0]
+    first.method(first.options).check(model.structure())
+    for link in cell.spec.links:
+        link.method(link.options).check_model(model)
+
+
+def _asks(cell: Cell) -> bool:
+    """Whether a link wants to see the model before anything is done."""
+    first, *_ = methods = [link.method for link in cell.spec.links]
+    return first.check is not Method.check or any(one.check_model is not Method.check_model for one in methods)
+
+
+def _has_baseline(cell: Cell) -> bool:
+    """Whether the cell is compared with the dense model."""
+    return not cell.is_dense and bool(cell.settings["labelled"])

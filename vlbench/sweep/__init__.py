@@ -1,0 +1,1 @@
+"""Many cells: sweep files, plans, and the executors that run them."""

@@ -1,0 +1,1 @@
+"""Tensors on disk, never trusted: locating, reading, limits, checkpoints."""

@@ -1,0 +1,71 @@
+"""Where weights lie: a folder, a file, the hub's cache, the package's mini weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import UserError
+
+PATTERNS = [
+    "config.json",
+    "open_clip_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "vocab.txt",
+    "tokenizer*",
+    "special_tokens*",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "added_tokens.json",
+    "qformer_tokenizer/*",
+    "chat_template.*",
+    "processor_config.json",
+]
+
+
+def locate(checkpoint: str, revision: str, roots: Mapping[str, str]) -> Path:
+    """The folder or file that a card's checkpoint or `checkpoint=` names.
+
+    "mini:NAME" ships with the package; a path is itself; anything else is a hub id, looked up in the `weights` root
+    of vlbench.toml, then in the hub's cache, then on the hub. Raises UserError that says what goes where.
+    """
+    if checkpoint.startswith("mini:"):
+        return _mini_folder(checkpoint.removeprefix("mini:"))
+    local = Path(checkpoint).expanduser()
+    if local.exists():
+        return local
+    root = Path(roots.get("weights", "")).expanduser() if roots.get("weights") else None
+    for name in (checkpoint, checkpoint.rsplit("/", 1)[-1]):
+        if root is not None and (root / name).exists():
+            return root / name
+    if local.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") != 1:
+        raise UserError(f"checkpoint {checkpoint} does not exist: give the path of a model folder or weights file.")
+    return _from_hub(checkpoint, revision)
+
+
+def _from_hub(checkpoint: str, revision: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=PATTERNS))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(
+            f"the weights {checkpoint} (revision {revision}) are not on this machine and the hub does not answer "
+            f"({type(error).__name__}): download that repository, name its parent folder as weights= in vlbench.toml, "
+            "or pass checkpoint=PATH."
+        ) from error
+
+
+def _mini_folder(name: str) -> Path:
+    import importlib.util
+
+    spec = importlib.util.find_spec("vlbench.registry.mini")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    folder = Path(next(iter(spec.submodule_search_locations))) / name
+    if not (folder / "model.safetensors").is_file():
+        raise UserError(f"the mini weights {name} are not in this installation ({folder}): reinstall vlbench.")
+    return folder

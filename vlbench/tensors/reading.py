@@ -1,0 +1,224 @@
+"""Where weights come from, and reading them without unpickling anything."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..disk.digests import MANIFEST, file_digest
+from ..errors import UserError
+from .limits import declared, refuse_bomb, refuse_giant
+from .locate import PATTERNS
+
+
+def read_weights(source: Path) -> dict[str, Tensor]:
+    """All tensors of a model folder, a safetensors file or a .pth state dict, as float32 where they are floating.
+
+    A .pth file is read with weights_only=True; {'model': ...} and {'state_dict': ...} are looked through. Raises
+    UserError for a file that is truncated, not weights, or would have to be unpickled.
+    """
+    files = [source] if source.is_file() else sorted(source.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{source} holds no *.safetensors file: it is no model folder.")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        found = read_tensors(file)
+        twice = sorted(found.keys() & tensors.keys())
+        if twice:
+            raise UserError(f"{source} has {twice[0]} in two files: keep the weights of one model in the folder.")
+        _refuse_nan(file, found)
+        tensors.update(found)
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def _refuse_nan(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """No weight is ever NaN; a flipped bit or a diverged training makes one, and every number after it is wrong."""
+    for key, value in tensors.items():
+        if value.is_floating_point() and bool(value.isnan().any()):
+            raise UserError(f"{file} is damaged: {key} has values that are no numbers (NaN).")
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of one file as they are. Raises UserError naming the file, before anything is allocated where it
+    declares more than it holds, or than the machine could."""
+    try:
+        refuse_giant(file, _elements(file))
+        found = dict(load_file(file)) if file.suffix == ".safetensors" else _read_torch(file)
+    except UserError:
+        raise
+    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, LookupError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{file} cannot be read as weights ({_first_line(error)}): it is damaged, truncated or another format."
+        ) from None
+    if not found:
+        raise UserError(f"{file} holds no tensors.")
+    return found
+
+
+def declared_elements(source: Path) -> int:
+    """How many elements the weights of a model folder, or of one file, declare. Allocates nothing."""
+    files = [source] if source.is_file() else sorted(source.glob("*.safetensors"))
+    return sum(sum(_elements(file).values()) for file in files)
+
+
+def _elements(file: Path) -> dict[str, int]:
+    return declared(file, lambda: _load_torch(file))
+
+
+class _Ignored:
+    """Stands in for what training programs leave beside the weights. It takes what it is given, and nothing of the
+    library that the file names is imported or run; tensors are all that is read of a file."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+# mmengine writes its logs, DeiT and its descendants their arguments; numpy's arrays and numbers stand in both.
+IGNORED = (
+    "argparse.Namespace",
+    "builtins.getattr",  # a method of mmengine's log
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "numpy.ndarray",
+    "numpy.dtype",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+)
+
+
+def _read_torch(file: Path) -> dict[str, Tensor]:
+    """torch.save's format. Only tensors are read: an object's code is never run, and its presence is told, unless it
+    is one of IGNORED."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:  # torch reads past a wrong checksum
+            refuse_bomb(archive, file)
+            if wrong := archive.testzip():
+                raise zipfile.BadZipFile(f"the checksum of {wrong} differs")
+    try:
+        return _load_torch(file)
+    except pickle.UnpicklingError as error:
+        if not re.search(r"unsupported (global|class)|unrecognized function", str(error), re.IGNORECASE):
+            raise ValueError("it is no pickle") from None  # torch's text advises to unpickle it all the same
+        raise UserError(
+            f"{file} is refused: it holds Python objects besides tensors, and reading them would run their code. "
+            "Save its state dict alone (best as safetensors) and give that file."
+        ) from None
+
+
+def _load_torch(file: Path) -> dict[str, Tensor]:
+    with torch.serialization.safe_globals([(_Ignored, name) for name in IGNORED]):
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    for key in ("model", "state_dict"):
+        found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
+    if not isinstance(found, dict):
+        raise ValueError(f"it is a {type(found).__name__}, not a state dict")
+    return {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write safetensors from any device. Tensors that share memory are stored each by itself. Raises OSError."""
+    taken: set[int] = set()
+    own: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        flat = value.detach().cpu().contiguous()
+        place = flat.untyped_storage().data_ptr()
+        own[key] = flat.clone() if place in taken else flat
+        taken.add(place)
+    try:
+        file.touch()
+        mode = file.stat().st_mode
+        save_file(own, file)
+        file.chmod(mode)  # it writes under a temporary name that nobody else may read
+    except SafetensorError as error:  # "I/O error: No space left on device (os error 28) at path ..."
+        told = _first_line(error).rsplit("I/O error: ", 1)[-1].split(" (os error", 1)[0]
+        raise OSError(errno.EIO, told) from error
+
+
+def load_into(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load strictly, but for keys that are tied to a present one. Raises UserError naming the first five keys that
+    differ."""
+    own = net.state_dict()
+    tensors = {**_tied_to(net, tensors), **tensors}
+    wrong = [f"{k} is missing" for k in own if k not in tensors]
+    wrong += [f"{k} is unknown" for k in tensors if k not in own]
+    wrong += [
+        f"{k} has shape {tuple(tensors[k].shape)}, not {tuple(v.shape)}"
+        for k, v in own.items()
+        if k in tensors and v.shape != tensors[k].shape
+    ]
+    if wrong:
+        raise UserError(f"these weights are of another architecture: {_first_five(wrong)}")
+    net.load_state_dict(dict(tensors))
+
+
+def refuse_others(tensors: Mapping[str, Tensor], family: str, needed: Sequence[str]) -> None:
+    """Raise UserError, naming the first five keys that differ, where weights lack keys that every model of a family
+    ("a CLIP") has: before a configuration or a vocabulary is asked for, which would not help."""
+    missing = [key for key in needed if key not in tensors]
+    if not missing:
+        return
+    parts = {key.split(".")[0] for key in needed}
+    wrong = [f"{key} is missing" for key in missing]
+    wrong += [f"{key} is unknown" for key in tensors if key.split(".")[0] not in parts]
+    raise UserError(f"these are no weights of {family}: {_first_five(wrong)}")
+
+
+def _first_five(wrong: Sequence[str]) -> str:
+    return "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more." if len(wrong) > 5 else ".")
+
+
+def _tied_to(net: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values of the keys that are absent and tied to a present one (a file has each storage once)."""
+    groups: dict[tuple[int, torch.Size], list[str]] = {}
+    for key, value in net.state_dict(keep_vars=True).items():
+        if value.numel():  # empty tensors all lie at 0 and are not tied
+            groups.setdefault((value.data_ptr(), value.shape), []).append(key)
+    found: dict[str, Tensor] = {}
+    for keys in groups.values():
+        present = [key for key in keys if key in tensors]
+        if present:
+            found.update({key: tensors[present[0]] for key in keys if key not in tensors})
+    return found
+
+
+def weights_digest(net: nn.Module) -> str:
+    """sha256 over names, types, shapes and bytes of all parameters and buffers: what the weights are, by content."""
+    sha = hashlib.sha256()
+    for key, value in sorted(net.state_dict().items()):
+        data = value.detach().cpu().contiguous()
+        sha.update(json.dumps([key, str(data.dtype), list(data.shape)]).encode())
+        sha.update(data.view(-1).view(torch.uint8).numpy() if data.numel() else b"")
+    return sha.hexdigest()
+
+
+# What families read beside a checkpoint that is a single file, where it is there: tokenizers and prompt templates, too.
+# (The first five come first as they always did: the digest is of their order.)
+BESIDE = (
+    *("config.json", "open_clip_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
+    *(pattern for pattern in PATTERNS if ".safetensors" not in pattern),
+)
+
+
+def checkpoint_digest(path: Path) -> str:
+    """file_digest of a model folder, or of a single file together with what is read beside it. Of a compressed model,
+    that of its manifest, which has the digests of its files: what lies there besides (a loader) does not count."""
+    if (path / MANIFEST).is_file():
+        return file_digest(path / MANIFEST)
+    home = path.parent
+    found = dict.fromkeys(f for name in BESIDE for f in sorted(home.glob(name)) if f.is_file() and path.is_file())
+    parts = [f"{file.relative_to(home).as_posix()}\0{file_digest(file)}" for file in found]
+    return hashlib.sha256("\n".join([file_digest(path), *parts]).encode()).hexdigest() if parts else file_digest(path)
