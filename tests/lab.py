@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vlbench import cli
-from vlbench.plugins.table.table import forget, table
+from vlbench.plugins.table import forget, table
 
 WNIDS = ("n90000000", "n90000001", "n90000002")
 CONFIG = {

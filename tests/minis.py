@@ -10,7 +10,7 @@ from vlbench.compression.cut import Cut, Kept, cut
 from vlbench.compression.masks import apply_masks
 from vlbench.compression.state import Compression
 from vlbench.model import Model
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 from vlbench.structure import Structure
 from vlbench.tensors.locate import locate
 

@@ -13,11 +13,11 @@ from tests.lab import Lab, method_file
 from tests.leaderboard.factory import record
 from vlbench.leaderboard.local import print_board
 from vlbench.machine import ui
-from vlbench.plugins.table import scaffold
-from vlbench.plugins.table.table import table
+from vlbench.plugins import scaffold
+from vlbench.plugins.table import table
 from vlbench.results.record import read_record
-from vlbench.run.runner import runner as run_module
-from vlbench.run.runner.runner import Runner, Uploaded
+from vlbench.run import runner as run_module
+from vlbench.run.runner import Runner, Uploaded
 
 
 @pytest.fixture

@@ -21,10 +21,10 @@ from typing import Any
 
 import pytest
 
-from vlbench.cell.cell.resolve import resolve
-from vlbench.cell.cell.spec import parse
-from vlbench.plugins.table import scaffold
-from vlbench.plugins.table import table as plugins
+from vlbench.cell.resolve import resolve
+from vlbench.cell.spec import parse
+from vlbench.plugins import scaffold
+from vlbench.plugins import table as plugins
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -35,7 +35,7 @@ RUNTIME_EXTRAS = {"segmentation", "peft", "ray", "slurm", "plots", "large"}
 LIST = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from vlbench.plugins.table import table
+from vlbench.plugins import table
 print(json.dumps({kind: sorted(table(kind).entries) for kind in ("models", "tasks", "methods")}))
 """
 

@@ -11,7 +11,7 @@ import torch
 from vlbench.images.spec import ImageSpec
 from vlbench.mini.world import mini_root
 from vlbench.model import Card
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 from vlbench.structure import check_structure
 from vlbench.task import held_out, refuse_report_ids
 from vlbench.tensors.locate import locate

@@ -16,8 +16,8 @@ from vlbench.disk.digests import file_digest
 from vlbench.disk.paths import inside
 from vlbench.disk.storage import write_sealed
 from vlbench.errors import UserError
-from vlbench.plugins.table.kinds import FOLDERS
-from vlbench.plugins.workspace.workspace import package_folder
+from vlbench.plugins.kinds import FOLDERS
+from vlbench.plugins.workspace import package_folder
 
 # The source --------------------------------------------------------------------------------------------------------
 
@@ -136,7 +136,7 @@ def test_plugins_of_other_folders_are_never_imported(lab: Lab) -> None:
 
 def test_python_of_a_model_folder_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its tokenizer asks for it by auto_map; the question that transformers would put to the user is not asked."""
-    from vlbench.plugins.table.table import table
+    from vlbench.plugins.table import table
 
     ran = tmp_path / "ran"
     module = sys.modules[table("models").get("llava-1.5-7b").load().__module__] if _has_llava() else None
@@ -155,7 +155,7 @@ def test_python_of_a_model_folder_never_runs(tmp_path: Path, monkeypatch: pytest
 
 
 def _has_llava() -> bool:
-    from vlbench.plugins.table.table import table
+    from vlbench.plugins.table import table
 
     return "llava-1.5-7b" in table("models").entries
 
@@ -198,7 +198,7 @@ CAPTIONS: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("layout", CAPTIONS)
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b.jpg"])
 def test_calibration_files_stay_in_their_folder(tmp_path: Path, layout: str, name: str) -> None:
-    from vlbench.cell.cell.caption_files import read_captions
+    from vlbench.cell.caption_files import read_captions
 
     file = tmp_path / ("captions.tsv" if layout == "table" else "captions.json")
     file.write_text(CAPTIONS[layout](name))

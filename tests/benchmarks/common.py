@@ -20,7 +20,7 @@ from PIL import Image
 from transformers import BertTokenizer
 
 from vlbench.model import Model, read_config
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 
 Precision = Literal["fp32", "bf16"]
 Size = tuple[int, int]  # height, width

@@ -18,7 +18,7 @@ from vlbench.cost.report import cut_uniformly
 from vlbench.cost.sample import STATED
 from vlbench.cost.timing import How, measure
 from vlbench.model import Model
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 
 
 def random_model(name: str) -> Model:

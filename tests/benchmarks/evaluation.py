@@ -41,7 +41,7 @@ from vlbench.images.maps import LabelMap, unpack_map
 from vlbench.images.pipeline import ImageStore, decode, normalise, preprocess
 from vlbench.images.spec import ImageSpec
 from vlbench.machine.memory import keep_heap
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 from vlbench.task import Sample, Task
 
 BATCH = 64  # samples, suite=full's

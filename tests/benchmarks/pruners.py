@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vlbench.images.pipeline import ImageStore, on_device
 from vlbench.job import Job
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "obd")
 TARGETS = ("0.3", "0.5", "0.6", "0.7", "2:4", "4:8")

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tests.sweep.stub import STUB
 from vlbench.machine.ui import Screen
-from vlbench.plugins.workspace.workspace import package_folder
+from vlbench.plugins.workspace import package_folder
 from vlbench.sweep import process
 from vlbench.sweep.engines import Engine
 from vlbench.sweep.executor import Executor, Work

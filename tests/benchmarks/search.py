@@ -29,7 +29,7 @@ from vlbench.cost.sample import STATED
 from vlbench.machine.memory import keep_heap
 from vlbench.methods.upop import Search, UPopOptions  # noqa: TID251 - a benchmark of this very file
 from vlbench.model import Model
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 
 Times = tuple[float, float]  # seconds: of the wall clock, and of this process on all cores
 INTERVALS = {"blip-caption": 100, "blip-vqa": 1000, "blip-nlvr": 50, "deit-small": 500}  # published, steps

@@ -23,7 +23,7 @@ from vlbench.errors import RunFailed
 from vlbench.images.pipeline import ImageStore
 from vlbench.job import Job
 from vlbench.mini.world import mini_root
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 from vlbench.structure import Block, Structure
 from vlbench.tensors.locate import locate
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vlbench.cell.cell.caption_files import read_captions
+from vlbench.cell.caption_files import read_captions
 from vlbench.errors import UserError
 
 

@@ -10,13 +10,13 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.lab import make_data, make_weights, method_file, write_toml
-from vlbench.cell.cell.cell import Cell, open_cell
-from vlbench.cell.cell.resolve import resolve
-from vlbench.cell.cell.spec import parse
+from vlbench.cell.cell import Cell, open_cell
+from vlbench.cell.resolve import resolve
+from vlbench.cell.spec import parse
 from vlbench.disk.storage import digest
 from vlbench.errors import UserError
 from vlbench.mini import world as mini
-from vlbench.plugins.table.table import forget, table
+from vlbench.plugins.table import forget, table
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_an_edited_constant_of_a_workspace_method_makes_another_cell(box: Path) 
 OWN = '''"""A family of a stranger."""
 
 from vlbench.model import Card, ImageSpec, family
-from vlbench.plugins.table import table
+from vlbench.plugins import table
 
 Base = table("models").get("deit-small").load()
 SCALE = 1.0

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vlbench.cell.cell.cell import Cell, open_cell
-from vlbench.cell.cell.resolve import resolve
-from vlbench.cell.cell.sources import adapted
-from vlbench.cell.cell.spec import parse
+from vlbench.cell.cell import Cell, open_cell
+from vlbench.cell.resolve import resolve
+from vlbench.cell.sources import adapted
+from vlbench.cell.spec import parse
 from vlbench.errors import UserError
 from vlbench.images.pipeline import ImageStore
 from vlbench.job import Job
 from vlbench.mini.world import mini_root
-from vlbench.plugins.table.table import forget, table
+from vlbench.plugins.table import forget, table
 from vlbench.task import Sample, Task
 
 CAPTION = Sample("caption-1", (Path("1.jpg"),), target="a red bus on the road", cluster="1")
@@ -127,7 +127,7 @@ def test_a_file_counts_by_its_content_and_not_by_its_folder(tmp_path: Path) -> N
 
 
 def test_a_record_names_the_source_and_no_folder(tmp_path: Path) -> None:
-    from vlbench.cell.cell.cell import told_options
+    from vlbench.cell.cell import told_options
 
     file = captions(tmp_path / "a", ["a red bus"])
     found = cell(f"task=vqav2 method=wanda calibration={file} calibration_images={file.parent}")
@@ -152,7 +152,7 @@ def test_images_of_the_report_split_are_refused_wherever_they_lie(tmp_path: Path
 
 
 def test_ids_of_the_report_split_are_refused() -> None:
-    from vlbench.cell.cell.sources import refuse_shown
+    from vlbench.cell.sources import refuse_shown
 
     vqa = task("vqav2")
     report = vqa.samples("val")[3]

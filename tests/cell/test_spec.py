@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.lab import method_file
-from vlbench.cell.cell.resolve import resolve
-from vlbench.cell.cell.spec import Spec, parse
+from vlbench.cell.resolve import resolve
+from vlbench.cell.spec import Spec, parse
 from vlbench.errors import UserError
-from vlbench.plugins.table.table import forget
+from vlbench.plugins.table import forget
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from tests.lab import method_file
 from vlbench.checks.contract import check_method
 from vlbench.errors import RunFailed
 from vlbench.machine.ui import Screen
-from vlbench.plugins.table.table import forget, table
+from vlbench.plugins.table import forget, table
 
 
 @pytest.mark.parametrize("name", sorted(table("methods").entries))

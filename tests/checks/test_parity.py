@@ -12,7 +12,7 @@ import pytest
 from tests.lab import Lab, workspace
 from vlbench.checks import parity
 from vlbench.checks.parity import Comparison
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 from vlbench.results.record import Interval, Record, pack_scores
 
 
@@ -30,7 +30,7 @@ def card(lab: Lab, published: Mapping[str, float], trained_on: tuple[str, ...] =
         f'''"""A card of a stranger."""
 
 from vlbench.model import Card, ImageSpec, family
-from vlbench.plugins.table import table
+from vlbench.plugins import table
 
 Base = table("models").get("deit-small").load()
 

@@ -15,7 +15,7 @@ from vlbench.comparison.rebuilt import clusters_of
 from vlbench.errors import UserError
 from vlbench.leaderboard import filters as select
 from vlbench.leaderboard.rows import rows
-from vlbench.plugins.workspace.workspace import boards_folder
+from vlbench.plugins.workspace import boards_folder
 from vlbench.results.record import Budget, read_record, write_record
 
 

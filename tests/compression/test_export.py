@@ -23,7 +23,7 @@ from vlbench.compression.saved import save_model
 from vlbench.compression.state import Compression
 from vlbench.cost.counts import count_parameters
 from vlbench.errors import UserError
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 
 HERE = Path(__file__).parent
 LINES = 40  # of a load.py

@@ -21,7 +21,7 @@ from vlbench.compression.state import Compression
 from vlbench.disk import storage
 from vlbench.errors import UserError
 from vlbench.model import Model
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 
 CONFIG = {
     "architecture": "deit_small_patch16_224",

@@ -18,7 +18,7 @@ from vlbench.cost import timing
 from vlbench.cost.accelerated import accelerated
 from vlbench.cost.timing import How, Patience
 from vlbench.errors import RunFailed
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 
 CPU = How(torch.device("cpu"))
 NOTE = f"{UNMEASURED}: it needs a GPU"

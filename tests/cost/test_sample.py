@@ -15,8 +15,8 @@ from vlbench.cost.counts import flop_counter, stated_macs
 from vlbench.cost.report import cut_uniformly
 from vlbench.cost.sample import STATED, infer, text_of, train
 from vlbench.model import Model
-from vlbench.plugins.table.entry import Entry
-from vlbench.plugins.table.table import forget, table
+from vlbench.plugins.entry import Entry
+from vlbench.plugins.table import forget, table
 
 # Parameters in M and GMACs. Two independent counts: that of ../shared/research/deps.md 5 (FlopCounterMode on the
 # libraries' own models), whose BLIP-VQA decodes one position more; and CLIP's 190.96 G for the image, its text of 77

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from vlbench.cell.cell.cell import open_cell
-from vlbench.cell.cell.resolve import resolve
+from vlbench.cell.cell import open_cell
+from vlbench.cell.resolve import resolve
 from vlbench.evaluation.loop import Evaluator
 from vlbench.evaluation.predictions import Predictions
 from vlbench.images.pipeline import ImageStore
 from vlbench.leaderboard.rows import rows
 from vlbench.machine.ui import Screen
-from vlbench.run.runner.runner import Runner, open_model
+from vlbench.run.runner import Runner, open_model
 
 WORDS = {"task": "vqav2", "limit": "24", "evaluation.batch_size": "12"}
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from tests import naive
 from vlbench.capability import Batch
 from vlbench.images.maps import unpack_map
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 from vlbench.task import Sample
 
 MINI = Path(__file__).parents[2] / "registry" / "mini"

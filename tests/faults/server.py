@@ -58,8 +58,8 @@ def prepare() -> None:
     from vlbench import cli  # noqa: F401
     from vlbench.leaderboard import local as board  # noqa: F401
     from vlbench.machine import ui
-    from vlbench.plugins.table.table import table
-    from vlbench.run.runner import runner as run  # noqa: F401
+    from vlbench.plugins.table import table
+    from vlbench.run import runner as run  # noqa: F401
 
     for kind, names in (("models", ["deit-mini"]), ("tasks", ["imagenet"])):
         for name in names:

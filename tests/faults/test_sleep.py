@@ -11,7 +11,7 @@ from tests.faults.lives import Place, final_files
 from tests.waiting import until
 from vlbench.disk import lease
 from vlbench.machine.ui import Screen
-from vlbench.run.runner.runner import Runner
+from vlbench.run.runner import Runner
 
 pytestmark = pytest.mark.faults
 

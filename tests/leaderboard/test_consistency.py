@@ -10,7 +10,7 @@ import pytest
 from tests.leaderboard.factory import board
 from vlbench.errors import UserError
 from vlbench.leaderboard.rows import load_results
-from vlbench.plugins.workspace.workspace import boards_folder
+from vlbench.plugins.workspace import boards_folder
 from vlbench.publishing.regenerate import check, write
 from vlbench.results.record import read_record, write_record
 

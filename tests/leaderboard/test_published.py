@@ -10,7 +10,7 @@ import pytest
 
 from vlbench.errors import UserError
 from vlbench.leaderboard.published import HEAT_MAP, load_heat_map, load_published, points
-from vlbench.plugins.workspace.workspace import boards_folder
+from vlbench.plugins.workspace import boards_folder
 
 NUMBERS = load_published()
 

@@ -12,7 +12,7 @@ from vlbench.checks.tiny import Outcome, Workshop
 from vlbench.compression.saved import load_model, save_model
 from vlbench.compression.state import Compression
 from vlbench.machine.ui import Screen
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 
 PRUNERS = {
     "unstructured": {"method": "magnitude", "magnitude.sparsity": "0.6"},

@@ -10,7 +10,7 @@ from vlbench.checks.tiny import Outcome, Workshop
 from vlbench.compression.state import Compression
 from vlbench.machine.ui import Screen
 from vlbench.model import Model
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 
 ALL = {
     "steps": "3", "lr": "3e-3", "warmup": "1", "batch_size": "8", "clip": "1", "optimiser": "sgd", "decay": "poly",

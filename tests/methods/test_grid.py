@@ -17,7 +17,7 @@ from vlbench.errors import UserError
 from vlbench.images.pipeline import on_device
 from vlbench.job import Job
 from vlbench.machine.ui import Screen
-from vlbench.plugins.table.table import forget, table
+from vlbench.plugins.table import forget, table
 
 grids = importlib.import_module("vlbench.methods.grid")
 SIZES = {"vision": 3 * 2 * 8 * 40, "language": 2 * 8 * 60}  # entries of the two towers below

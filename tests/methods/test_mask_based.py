@@ -11,12 +11,12 @@ from torch import Tensor
 
 from tests.methods.killed import killed_and_resumed, same_weights
 from tests.pruning.toy import random_blocks
-from vlbench.cell.cell.resolve import resolve
+from vlbench.cell.resolve import resolve
 from vlbench.checks.tiny import Workshop
 from vlbench.compression.cut import cut
 from vlbench.compression.gates import Gates
 from vlbench.machine.ui import Screen
-from vlbench.plugins.table.table import forget, table
+from vlbench.plugins.table import forget, table
 from vlbench.pruning.learned_gates import LearnedGates
 from vlbench.training.loop import Schedule
 

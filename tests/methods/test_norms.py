@@ -14,7 +14,7 @@ from tests.methods.restored import PRUNERS, chain, is_plain, made, pruned, reloa
 from tests.minis import opened
 from vlbench.checks.tiny import Workshop
 from vlbench.errors import UserError
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from tests.pruning.toy import ToyJob, pruner, random_blocks, zeros
 from vlbench.calibration.gradients import gradients
 from vlbench.compression.gates import Gates
 from vlbench.errors import RunFailed, UserError
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 from vlbench.pruning.decisions import ranked_units
 from vlbench.structure import Structure
 

@@ -13,7 +13,7 @@ from vlbench.images.pipeline import ImageStore
 from vlbench.job import Job
 from vlbench.mini.world import mini_root
 from vlbench.model import Model
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 from vlbench.task import Task
 from vlbench.tensors.locate import locate
 

@@ -8,7 +8,7 @@ import torch
 from tests.lab import Lab
 from vlbench.compression.saved import load_model
 from vlbench.results.record import read_record
-from vlbench.run.runner.runner import Runner
+from vlbench.run.runner import Runner
 
 WRONG = [
     ("method=magnitude sparsity=2:5", "needs widths divisible by 5; these are not: blocks.0"),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests.lab import Lab
 from tests.methods.killed import killed_and_resumed, same_weights
-from vlbench.cell.cell.resolve import resolve
+from vlbench.cell.resolve import resolve
 from vlbench.checks.tiny import Workshop
 from vlbench.compression.cut import cut
 from vlbench.compression.gates import Gates
@@ -25,8 +25,8 @@ from vlbench.compression.saved import load_model, save_model
 from vlbench.errors import UserError
 from vlbench.machine.ui import Screen
 from vlbench.nn import timm as adopted
-from vlbench.plugins.table.table import forget, table
-from vlbench.plugins.workspace.workspace import package_folder
+from vlbench.plugins.table import forget, table
+from vlbench.plugins.workspace import package_folder
 from vlbench.structure import Structure
 from vlbench.training.loop import NotFiniteError
 

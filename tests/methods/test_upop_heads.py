@@ -24,7 +24,7 @@ from vlbench.compression.state import Compression
 from vlbench.images.spec import ImageSpec
 from vlbench.model import Card
 from vlbench.nn.attend import Shared
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 from vlbench.structure import Structure
 from vlbench.task import Sample
 from vlbench.tensors.reading import load_into

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from vlbench.cell.cell.resolve import resolve
+from vlbench.cell.resolve import resolve
 from vlbench.compression.gates import Gates
 from vlbench.structure import Structure
 

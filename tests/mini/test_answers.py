@@ -15,7 +15,7 @@ from vlbench.mini.scenes import scene
 from vlbench.mini.world import mini_root
 from vlbench.mini.worlds import gqa, karpathy, nocaps, okvqa
 from vlbench.mini.writer import Writer
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 
 GQA = (gqa.GqaSplit("train", "train", 4, 6, 1), gqa.GqaSplit("testdev", "val", 3, 3, 9))
 SMALL = {

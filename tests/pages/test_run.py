@@ -17,7 +17,7 @@ from vlbench.images.maps import LabelMap, pack_map
 from vlbench.pages.curves import curve
 from vlbench.pages.run import _card, _text, _undisputed
 from vlbench.pages.samples import MOST, Shown, chosen
-from vlbench.plugins.table.table import forget
+from vlbench.plugins.table import forget
 from vlbench.results.record import write_record
 from vlbench.task import Sample
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.leaderboard.factory import record
-from vlbench.cell.cell.resolve import resolve
+from vlbench.cell.resolve import resolve
 from vlbench.errors import UserError
 from vlbench.leaderboard import filters as select
 from vlbench.leaderboard.rows import rows_of

@@ -13,11 +13,11 @@ import pytest
 
 from tests.lab import method_file
 from vlbench.errors import UserError
-from vlbench.plugins.table import table as plugins
-from vlbench.plugins.table.entry import Entry
-from vlbench.plugins.table.source import source_files, uncommitted
-from vlbench.plugins.table.table import forget, table
-from vlbench.plugins.workspace.workspace import workspace
+from vlbench.plugins import table as plugins
+from vlbench.plugins.entry import Entry
+from vlbench.plugins.source import source_files, uncommitted
+from vlbench.plugins.table import forget, table
+from vlbench.plugins.workspace import workspace
 
 
 @pytest.fixture(autouse=True)

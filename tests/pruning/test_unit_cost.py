@@ -9,7 +9,7 @@ from torch import nn
 from tests.nn.kinds import KINDS, Kind, floats
 from vlbench.compression.cut import cut
 from vlbench.cost.counts import flop_counter
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 from vlbench.pruning.unit_cost import unit_macs
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlbench.job import Job
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 from vlbench.structure import Block, Structure, Tower, ffn_site
 
 

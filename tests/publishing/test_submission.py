@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 
 from tests.leaderboard.factory import record
-from vlbench.cell.cell import cell as cells
+from vlbench.cell import cell as cells
 from vlbench.compression import saved
 from vlbench.disk.storage import digest, read_json, write_json
 from vlbench.errors import UserError
 from vlbench.leaderboard.rows import agree
 from vlbench.machine.ui import Screen
-from vlbench.plugins.workspace.workspace import boards_folder
+from vlbench.plugins.workspace import boards_folder
 from vlbench.publishing.regenerate import boards
 from vlbench.publishing.submission import LARGEST, submit, submit_all, submit_each
 from vlbench.results.record import pack_scores, read_record, write_record
-from vlbench.run.runner.runner import Runner
+from vlbench.run.runner import Runner
 
 
 @pytest.fixture(scope="module")

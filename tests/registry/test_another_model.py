@@ -12,7 +12,7 @@ import pytest
 from tests.minis import MINI, names
 from vlbench.compression.saved import open_checkpoint
 from vlbench.errors import UserError
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 
 FAMILIES = ("blip-vqa-mini", "blip2-mini", "clip-mini", "deit-mini", "llava-mini", "segmenter-mini")
 KEY = re.compile(r"[\w.]+ (?:is missing|is unknown|has shape )")

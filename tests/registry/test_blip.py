@@ -17,7 +17,7 @@ from vlbench.capability import Batch
 from vlbench.images.spec import ImageSpec
 from vlbench.model import Card
 from vlbench.nn.attend import Shared
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 from vlbench.task import Sample
 
 SHARED = Path(os.environ.get("VLBENCH_SHARED") or Path(__file__).resolve().parents[3] / "shared")

@@ -495,7 +495,7 @@ def test_a_folder_without_a_tokenizer_is_told(tmp_path: Path) -> None:
 def test_architectures_have_the_published_sizes(name: str, total: float, sizes: dict[str, float]) -> None:
     """Counted from the cards alone. FlanT5's lm_head (65.8 M) is its own: with it tied there are 3.877 B."""
     from vlbench.cost.architecture import with_blank
-    from vlbench.plugins.table.table import table
+    from vlbench.plugins.table import table
 
     def count(model: Any) -> tuple[int, dict[str, int]]:
         return sum(p.numel() for p in model.net.parameters()), model.structure().tower_sizes()

@@ -22,7 +22,7 @@ from vlbench.model import Card
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.nn.beam import beam_search
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 from vlbench.structure import Structure, check_structure
 from vlbench.task import Sample
 

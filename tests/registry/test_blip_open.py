@@ -24,7 +24,7 @@ from vlbench.errors import UserError
 from vlbench.images.spec import ImageSpec
 from vlbench.model import Card
 from vlbench.nn.blip import resized_positions
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 
 every_head = pytest.mark.parametrize("name", HEADS)
 CARDS = ("blip-vqa", "blip-caption", "blip-retrieval-coco", "blip-retrieval-flickr", "blip-nlvr")

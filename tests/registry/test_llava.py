@@ -174,7 +174,7 @@ def test_prompts_of_a_configuration_are_checked_before_anything_is_read(
 def test_the_architecture_has_the_published_size() -> None:
     """LLaVA-1.5-7B has 7.063 B parameters."""
     from vlbench.cost.architecture import with_blank
-    from vlbench.plugins.table.table import table
+    from vlbench.plugins.table import table
 
     def count(found: Any) -> int:
         return sum(p.numel() for p in found.net.parameters())

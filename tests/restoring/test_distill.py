@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.training.families import FAMILIES, batch_of, capability, loss, open_model
 from vlbench.capability import Batch
-from vlbench.cell.cell.resolve import resolve
+from vlbench.cell.resolve import resolve
 from vlbench.errors import UserError
 from vlbench.job import Job
 from vlbench.restoring.distill import Distillation, divergence

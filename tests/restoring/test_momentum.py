@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tests.training.families import TEXTS, open_model
 from vlbench.capability import Pairs, Views
-from vlbench.cell.cell.resolve import resolve
+from vlbench.cell.resolve import resolve
 from vlbench.compression.gates import Gates
 from vlbench.compression.state import Compression
 from vlbench.images.pipeline import ImageStore

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from tests.restoring.test_momentum import WORDS, options
 from vlbench.capability import CAPABILITIES, Batch
-from vlbench.cell.cell.resolve import resolve
+from vlbench.cell.resolve import resolve
 from vlbench.errors import UserError
 from vlbench.restoring.momentum import MomentumOptions
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from vlbench.cell.cell.resolve import resolve
+from vlbench.cell.resolve import resolve
 from vlbench.checks.tiny import Outcome, Workshop
 from vlbench.compression.state import Compression
 from vlbench.errors import UserError
 from vlbench.job import Job
 from vlbench.machine.ui import Screen
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 from vlbench.restoring.tuning import TuneOptions, tuned
 from vlbench.tensors.reading import weights_digest
 from vlbench.training.loop import Diverged

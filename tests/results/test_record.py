@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.leaderboard.factory import record
 from vlbench.errors import UserError
-from vlbench.plugins.workspace.workspace import boards_folder
+from vlbench.plugins.workspace import boards_folder
 from vlbench.results import record as records
 from vlbench.results.record import (
     SCHEMA_VERSION,

@@ -12,7 +12,7 @@ import pytest
 from tests.lab import Lab, workspace
 from vlbench.results.flags import agrees
 from vlbench.results.record import Parameters, Record
-from vlbench.run.runner.flags import flags_of
+from vlbench.run.flags import flags_of
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def card(lab: Lab, **facts: Any) -> None:
         f'''"""A card of a stranger."""
 
 from vlbench.model import Card, ImageSpec, family
-from vlbench.plugins.table import table
+from vlbench.plugins import table
 
 Base = table("models").get("deit-small").load()
 

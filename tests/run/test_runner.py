@@ -11,7 +11,7 @@ import torch
 
 from vlbench.machine.ui import Screen
 from vlbench.results.record import Record, read_record, unpack_scores
-from vlbench.run.runner.runner import Runner, Uploaded
+from vlbench.run.runner import Runner, Uploaded
 
 SHORT = {"upop_search.steps": "4", "interval": "2", "finetune.steps": "2"}
 SMALL = {"upop_search.batch_size": "16", "finetune.batch_size": "16"}

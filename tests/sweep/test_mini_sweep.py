@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from vlbench.cell.cell.resolve import resolve
-from vlbench.cell.cell.spec import Spec
+from vlbench.cell.resolve import resolve
+from vlbench.cell.spec import Spec
 from vlbench.disk.storage import canonical
 from vlbench.errors import UserError
 from vlbench.leaderboard.rows import load_results
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 from vlbench.results.record import Record
 from vlbench.sweep.sweepfile import lines_of
 

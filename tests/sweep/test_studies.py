@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.minis import opened
-from vlbench.cell.cell.resolve import resolve
-from vlbench.cell.cell.spec import Spec
+from vlbench.cell.resolve import resolve
+from vlbench.cell.spec import Spec
 from vlbench.pruning.modality import tower_ratios
 from vlbench.sweep.sweepfile import lines_of
 

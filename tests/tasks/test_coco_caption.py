@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from vlbench.errors import UserError
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 from vlbench.task import digest_samples, refuse_report_ids
 
 # Karpathy's split -> its images

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from vlbench.errors import UserError
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 from vlbench.task import held_out, refuse_report_ids
 
 IMAGES = {"train": range(1, 41), "val": range(101, 104), "testdev": range(201, 204)}

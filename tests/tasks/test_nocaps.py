@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vlbench.errors import UserError
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 from vlbench.task import refuse_report_ids
 
 DOMAINS = ("in-domain", "near-domain", "out-domain", "in-domain", "near-domain", "out-domain")

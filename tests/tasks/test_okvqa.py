@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vlbench.errors import UserError
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 from vlbench.task import held_out, refuse_report_ids
 
 IMAGES = {"train2014": range(1, 31), "val2014": range(101, 104)}

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from vlbench.errors import UserError
 from vlbench.evaluation.ranks import ranks
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 from vlbench.results.statistics import bootstrap
 from vlbench.task import digest_samples
 

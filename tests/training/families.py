@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vlbench.capability import Batch
-from vlbench.plugins.table.table import table
+from vlbench.plugins.table import table
 from vlbench.task import Sample
 from vlbench.tensors.locate import locate
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.training.families import FAMILIES, batch_of, capability, gradients, loss, open_model, set_dropout
 from vlbench.capability import Batch
-from vlbench.cell.cell.resolve import resolve
+from vlbench.cell.resolve import resolve
 from vlbench.errors import UserError
 from vlbench.job import Job
 from vlbench.training.batches import Batches
