@@ -13,7 +13,7 @@ import pytest
 
 from tests.lab import method_file
 from vlbench.errors import UserError
-from vlbench.plugins import table as plugins
+from vlbench.plugins import source
 from vlbench.plugins.entry import Entry
 from vlbench.plugins.source import source_files, uncommitted
 from vlbench.plugins.table import forget, table
@@ -231,10 +231,10 @@ def installed(box: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def announce(monkeypatch: pytest.MonkeyPatch, **modules: str) -> None:
-    group = "vlbench.plugins.table"
+    group = "vlbench.plugins"
     points = [importlib.metadata.EntryPoint(name, value, group) for name, value in modules.items()]
     own = importlib.metadata.EntryPoints(points)
-    monkeypatch.setattr(plugins.importlib.metadata, "entry_points", lambda **kw: own.select(**kw))
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **kw: own.select(**kw))
     forget()
 
 
@@ -310,7 +310,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "checkout"
     for folder in ("vlbench", "methods"):
         (root / folder).mkdir(parents=True)
-    monkeypatch.setattr(plugins, "__file__", str(root / "vlbench" / "plugins.py"))
+    monkeypatch.setattr(source, "__file__", str(root / "vlbench" / "plugins" / "source.py"))
     for name in ("clean", "changed"):
         (root / "methods" / f"{name}.py").write_text(method_file(name))
     for command in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
@@ -333,7 +333,7 @@ def test_a_built_in_that_git_does_not_hold_goes_by_its_source(checkout: Path) ->
 
 
 def test_without_a_checkout_built_ins_go_by_their_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins, "__file__", str(tmp_path / "vlbench" / "plugins.py"))
+    monkeypatch.setattr(source, "__file__", str(tmp_path / "vlbench" / "plugins" / "source.py"))
     uncommitted.cache_clear()
     assert uncommitted() == frozenset()
     assert table("methods").get("magnitude").digest() is None

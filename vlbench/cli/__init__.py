@@ -10,17 +10,16 @@ import typer
 
 from .. import __version__
 from ..errors import RunFailed, UserError
-from . import boards, cells, finished, plugins
-from . import listing as facts
+from . import boards, cells, finished, listing, plugins
 from .common import stop
 
 # In the order of the help.
 VERBS: tuple[Callable[..., Any], ...] = (
-    cells.run, cells.sweep, cells.status, facts.list_, facts.help_, facts.cost, finished.time_, boards.leaderboard,
+    cells.run, cells.sweep, cells.status, listing.list_, listing.help_, listing.cost, finished.time_, boards.leaderboard,
     boards.compare, boards.table_, boards.plot, finished.page, boards.submit, boards.score, finished.export,
     plugins.new, plugins.check,
 )  # fmt: skip
-DATA_VERBS: tuple[Callable[..., Any], ...] = (facts.where, facts.verify_)
+DATA_VERBS: tuple[Callable[..., Any], ...] = (listing.where, listing.verify_)
 
 app = typer.Typer(
     add_completion=True,

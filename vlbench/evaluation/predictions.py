@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..disk import checksums as sums
+from ..disk import checksums
 from ..disk.storage import cannot_write, canonical, read_json, write_json, write_text
 from ..errors import UserError
 from ..machine.workers import ALONE, World
@@ -40,7 +40,7 @@ class Predictions:
         if parts := self._parts():
             self._keep([line for part in parts for line in _whole_lines(part)])
         elif self.file.is_file():
-            (sums.take if world.leads else sums.check)(self.file.parent, self.file.name)
+            (checksums.take if world.leads else checksums.check)(self.file.parent, self.file.name)
             self._keep(read_predictions(self.file))
         world.barrier()  # nobody writes before everybody has read
         if self.part in parts:  # without what was torn
@@ -91,9 +91,9 @@ class Predictions:
     def finish(self, lines: Sequence[Line]) -> list[Line]:
         """Write the finished file, `lines` in the split's order, and return them."""
         if self.world.leads:
-            sums.forget(self.file.parent, self.file.name)
+            checksums.forget(self.file.parent, self.file.name)
             write_text(self.file, "".join(canonical(line) + "\n" for line in lines))
-            sums.note(self.file.parent, self.file.name)
+            checksums.note(self.file.parent, self.file.name)
             for part in self._parts():
                 part.unlink()
         return list(lines)
@@ -106,7 +106,7 @@ class Predictions:
 
 def discard(file: Path) -> None:
     """Remove the finished file of predictions and what an unfinished run left of it."""
-    sums.forget(file.parent, file.name)
+    checksums.forget(file.parent, file.name)
     for path in [file, *file.parent.glob(f"{file.stem}.part*"), file.with_suffix(".fits")]:
         path.unlink(missing_ok=True)
 

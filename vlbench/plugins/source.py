@@ -50,7 +50,7 @@ def _imported(node: ast.AST, file: Path, top: Path, package: str) -> list[Path]:
 @cache
 def uncommitted() -> frozenset[Path]:
     """The plug-in files of this checkout that git does not hold as they are. Empty where there is no checkout."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return frozenset()
     command = ["git", "--no-optional-locks", "-C", str(root), "status", "--porcelain", "-z", "--untracked-files=all"]

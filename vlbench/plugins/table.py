@@ -81,7 +81,7 @@ def _files(kind: Kind, broken: dict[str, str]) -> Iterator[tuple[Path, str, bool
     """(file, module name, built in) of every plug-in file: the package, entry points, then the workspace."""
     folder = package_folder(FOLDERS[kind])
     yield from ((file, f"vlbench.{FOLDERS[kind]}.{file.stem}", True) for file in _plain_files(folder))
-    for module in sorted({point.module for point in importlib.metadata.entry_points(group="vlbench.plugins.table")}):
+    for module in sorted({point.module for point in importlib.metadata.entry_points(group="vlbench.plugins")}):
         # Finding a module imports its parent packages, which may raise anything.
         try:
             spec = importlib.util.find_spec(module)

@@ -34,7 +34,7 @@ def provenance(seconds: float, workers: int = 1) -> dict[str, Any]:
 
 def _commit() -> str:
     """Commit of the checkout that vlbench runs from (never of the current folder), with + where it is modified."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return ""
     try:

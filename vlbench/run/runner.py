@@ -20,7 +20,7 @@ from ..cell.spec import LinkSpec
 from ..compression.saved import is_saved, open_checkpoint, save_model
 from ..compression.state import Compression
 from ..cost.counts import count_parameters, macs_of
-from ..disk import checksums as sums
+from ..disk import checksums
 from ..disk.lease import LeaseLost, lease
 from ..disk.storage import json_text, write_json
 from ..errors import RunFailed
@@ -59,7 +59,7 @@ class Runner:
         if not self.world.leads:
             return self._follow(cell, folder)
         if (folder / "result.json").is_file():
-            sums.check(folder, "result.json")
+            checksums.check(folder, "result.json")
         found = finished(folder)
         self.world.share(DONE if found else "")
         if found is not None:
@@ -131,7 +131,7 @@ class Runner:
             macs=(macs_of(model, cell.task), macs_dense),
             phases=phases, seconds=time.monotonic() - start, workers=self.world.size,
         )  # fmt: skip
-        sums.announce(folder, "result.json", json_text(record.model_dump(mode="json")))
+        checksums.announce(folder, "result.json", json_text(record.model_dump(mode="json")))
         write_record(folder / "result.json", record)
         self.world.share()
         return record
@@ -162,7 +162,7 @@ class Runner:
         done = int(self.world.share(str(found)))
         names = [stage.relative_to(folder).as_posix() for stage in stages]
         if done and leads:
-            sums.take(folder, names[done - 1])
+            checksums.take(folder, names[done - 1])
         if done:
             model, state = _loaded(stages[done - 1], cell.spec.words.precision)
         if done < len(links) and leads:  # predictions that lie here are of a model that was deleted
@@ -172,9 +172,9 @@ class Runner:
             if leads or link.method.parallel:
                 self._apply(cell, folder, link, model, state, store)
             if leads:
-                sums.forget(folder, name)
+                checksums.forget(folder, name)
                 save_model(stage, model, state)
-                sums.note(folder, name)
+                checksums.note(folder, name)
             self.world.barrier()
             # Go on from what was saved, killed or not: what a link leaves behind besides (frozen parameters, hooks)
             # would be there in an undisturbed run only.
