@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vlbench.calibration.walk import Statistics
+from vlbench.calibration.statistics import Statistics
 from vlbench.method import method
 from vlbench.pruning.scoring import ScorePruner
 

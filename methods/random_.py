@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vlbench.calibration.walk import Statistics
+from vlbench.calibration.statistics import Statistics
 from vlbench.method import method
 from vlbench.pruning.scoring import ScorePruner
 from vlbench.structure import Site

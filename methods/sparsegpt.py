@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from vlbench.calibration.walk import Statistics
+from vlbench.calibration.statistics import Statistics
 from vlbench.compression.masks import Keep
 from vlbench.method import method
 from vlbench.pruning.obs import sweep

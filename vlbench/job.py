@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .calibration.shared import Common
+from .calibration.shared import SharedWith
 from .calibration.source import Source, refuse_few
 from .capability import CAPABILITIES, Batch
 from .compression.cut import Cut, Kept, cut
@@ -68,7 +68,7 @@ class Job:
         progress: Progress = _silent,
         source: Source | None = None,
         world: World = ALONE,
-        common: Common | None = None,
+        common: SharedWith | None = None,
     ) -> None:
         self.world, self.common = world, common
         self.model, self.task, self.seed, self.folder, self.images = model, task, seed, folder, store

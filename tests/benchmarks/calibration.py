@@ -29,7 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from vlbench.calibration.walk import Statistics, calibrate
+from tests.calibration.pruned import calibrate
+from vlbench.calibration.statistics import Statistics
 from vlbench.compression.masks import Keep, apply_masks
 from vlbench.nn import timm as adopted
 from vlbench.pruning.obs import sweep

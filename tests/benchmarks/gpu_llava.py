@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tests.benchmarks.common import Bench
 from tests.benchmarks.gpu_rows import Row, amount, at_its_peak, bytes_held, failed, gigabytes
-from vlbench.calibration.walk import Statistics, calibrate
+from tests.calibration.pruned import calibrate
+from vlbench.calibration.statistics import Statistics
 from vlbench.compression.masks import Keep, apply_masks
 from vlbench.structure import Block
 

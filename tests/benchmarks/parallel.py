@@ -24,7 +24,7 @@ import torch
 
 from tests.benchmarks.common import Bench, loaded
 from tests.benchmarks.evaluation import Slice, imagenet
-from vlbench.calibration.walk import calibrate
+from tests.calibration.pruned import calibrate
 from vlbench.evaluation.loop import Evaluator
 from vlbench.evaluation.predictions import Predictions
 from vlbench.images.pipeline import ImageStore

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.lab import Lab
-from vlbench.calibration import shared as known
+from vlbench.calibration import shared, walk
 from vlbench.calibration.statistics import Statistics
 from vlbench.machine.workers import World
-from vlbench.pruning import scoring
 from vlbench.results.record import read_record
-from vlbench.structure import Block
 from vlbench.tensors.checkpoint import CheckpointStore
 
 DENSE = ("calibration_samples=4", "propagate=dense")
@@ -27,13 +25,13 @@ DENSE = ("calibration_samples=4", "propagate=dense")
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows with every calibration: the blocks that were skipped."""
     calls: list[int] = []
-    calibrate = scoring.calibrate
+    looked = walk.block_statistics
 
-    def counted(*args: Any, **options: Any) -> None:
+    def counted(*args: Any, **options: Any) -> Any:
         calls.append(options["skip"])
-        calibrate(*args, **options)
+        return looked(*args, **options)
 
-    monkeypatch.setattr(scoring, "calibrate", counted)
+    monkeypatch.setattr(walk, "block_statistics", counted)
     return calls
 
 
@@ -99,17 +97,19 @@ def test_a_calibration_that_was_interrupted_is_not_shared(
     lab: Lab, taken: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its cell goes on after its last block; the next cell looks at all of them."""
-    adding = known.Known.adding
+    settled = walk.BlockByBlock._step
 
-    def stops(self: known.Known, prune: Any) -> Any:
-        def one(block: Any, seen: Any) -> None:
-            adding(self, prune)(block, seen)
+    def stops(self: walk.BlockByBlock, *given: Any) -> Any:
+        step = settled(self, *given)
+
+        def decided(block: Any, decide: Any) -> Any:
+            step._settle(block, decide)
             raise KeyboardInterrupt
 
-        return one
+        return walk.Step(step.block, decided)
 
     with monkeypatch.context() as patch:
-        patch.setattr(known.Known, "adding", stops)
+        patch.setattr(walk.BlockByBlock, "_step", stops)
         assert lab.run("method=wanda", "sparsity=0.5", *DENSE).code == 130
     assert lab.run("method=wanda", "sparsity=0.5", *DENSE).code == 0
     assert lab.run("method=wanda", "sparsity=0.7", *DENSE).code == 0
@@ -125,12 +125,12 @@ def test_other_data_and_other_workers_take_their_own(tmp_path: Path) -> None:
 
     def found(workers: int, **told: Any) -> bool:
         world = cast(World, SimpleNamespace(size=workers, leads=True, rank=0, share=lambda text: text))
-        common = known.Common(tmp_path, {"weights": "w", "calibration": None, **told})
-        with known.known(common, {"samples": 3}, net, world, lambda text: None) as had:
-            if had.found is None:
-                had.adding(lambda block, seen: None)(cast(Block, None), sums)
+        common = shared.SharedWith(tmp_path, {"weights": "w", "calibration": None, **told})
+        with shared.shared_statistics(common, {"samples": 3}, net, world, lambda text: None) as had:
+            if had.statistics is None:
+                had.add(sums)
                 had.save()
-            return had.found is not None
+            return had.statistics is not None
 
     assert [found(1), found(1)] == [False, True]
     assert [found(2), found(2)] == [False, True]
@@ -145,11 +145,11 @@ def test_what_is_shared_comes_back_whole(tmp_path: Path) -> None:
     other.add(torch.randn(5, 4, 3, dtype=torch.float64))
     taken = {"q.weight": one, "k.weight": one, "v.weight": other}
     store = CheckpointStore(tmp_path / "statistics", {}, 0.0)
-    first = known.Known(store, net)
-    assert first.found is None
-    first.adding(lambda block, seen: None)(cast(Block, None), taken)
+    first = shared.SharedStatistics(store, net)
+    assert first.statistics is None
+    first.add(taken)
     first.save()
-    again = known.Known(store, net).found
+    again = shared.SharedStatistics(store, net).statistics
     assert again is not None
     assert again["q.weight"] is again["k.weight"]
     assert again["v.weight"].vision is None
@@ -161,7 +161,7 @@ def test_what_is_shared_comes_back_whole(tmp_path: Path) -> None:
 
 
 def test_sums_that_are_too_large_are_not_kept(lab: Lab, taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known, "LARGEST", 100)
+    monkeypatch.setattr(shared, "LARGEST", 100)
     for sparsity in (0.5, 0.7):
         assert lab.run("method=wanda", f"sparsity={sparsity}", *DENSE).code == 0
     assert len(taken) == 2

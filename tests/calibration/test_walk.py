@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.nn.test_kinds import adopted, every_kind, kinds
-from vlbench.calibration.walk import capture, replay
+from vlbench.calibration.capture import capture, replay
 
 
 @every_kind

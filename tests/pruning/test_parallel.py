@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.calibration.pruned import calibrate
 from tests.pruning.toy import ToyJob, pruner, random_blocks
 from tests.workers import together
-from vlbench.calibration.statistics import joined
-from vlbench.calibration.walk import Statistics, calibrate
+from vlbench.calibration.statistics import Statistics, joined
 from vlbench.disk.storage import digest
 from vlbench.machine.workers import ALONE, World
 from vlbench.pruning.ecoflap import first_order, seeds_from, zeroth_order

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tests.calibration.pruned import calibrate
 from tests.calibration.test_calibrate import one_by_one
 from tests.nn.test_kinds import close_gates, random_keep
 from tests.registry import prompted
 from vlbench.calibration.capture import capture_all, replay
-from vlbench.calibration.walk import calibrate
 from vlbench.capability import Batch
 from vlbench.compression.cut import cut
 from vlbench.compression.masks import apply_masks, keep_fraction

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.calibration.pruned import calibrate
 from tests.nn import kinds
 from tests.registry.test_blip import vocabulary
-from vlbench.calibration.walk import calibrate
 from vlbench.capability import Batch
 from vlbench.compression.cut import cut
 from vlbench.cost.counts import flop_counter

@@ -18,10 +18,8 @@ from torch import Tensor, nn
 from ..disk.lease import lease
 from ..disk.storage import digest, standing
 from ..machine.workers import World
-from ..structure import Block
 from ..tensors.checkpoint import CheckpointStore
 from .statistics import Statistics
-from .walk import Prune
 
 # Bytes of sums. Wanda's of a language model of 7B parameters are 4 MB; SparseGPT's Hessians would be 60 GB, those of
 # BLIP-base 2 GB: dearer to keep than to take again.
@@ -29,7 +27,7 @@ LARGEST = 2**30
 
 
 @dataclass(frozen=True)
-class Common:
+class SharedWith:
     """What cells that begin with the same dense model share: a folder, and what tells that model, its data and the seed
     from others'."""
 
@@ -37,58 +35,53 @@ class Common:
     identity: Mapping[str, Any]
 
 
-class Known:
-    """found: matrix -> statistics, where another cell took them; else adding() and save() keep this cell's."""
+class SharedStatistics:
+    """statistics: by matrix, where another cell took them; else add() and save() keep those that this cell takes."""
 
     def __init__(self, store: CheckpointStore | None, net: nn.Module, lost: Event | None = None) -> None:
-        self._store, self._own, self._lost = store, dict[str, Statistics](), lost or Event()
+        self._store, self._taken, self._lost = store, dict[str, Statistics](), lost or Event()
         state = None if store is None else store.load()
-        self.found = None if state is None else _unpacked(state[1], state[2], net)
+        self.statistics = None if state is None else _unpacked(state[1], state[2], net)
 
-    def adding(self, prune: Prune) -> Prune:
-        """prune(), and each block's statistics are kept."""
-
-        def both(block: Block, seen: Mapping[str, Statistics]) -> None:
-            if self._store is not None:
-                self._own.update(seen)
-                if sum(t.nbytes for t in _packed(self._own)[0].values()) > LARGEST:
-                    self._own, self._store = {}, None
-            prune(block, seen)
-
-        return both
+    def add(self, statistics: Mapping[str, Statistics]) -> None:
+        """Keep those of one block; none at all once all together are larger than LARGEST."""
+        if self._store is not None:
+            self._taken.update(statistics)
+            if sum(t.nbytes for t in _packed(self._taken)[0].values()) > LARGEST:
+                self._taken, self._store = {}, None
 
     def save(self) -> None:
         """All blocks have been added."""
         if self._store is not None and not self._lost.is_set():
-            self._store.save(0, *_packed(self._own))
+            self._store.save(0, *_packed(self._taken))
 
 
 @contextmanager
-def known(
-    common: Common | None, told: Mapping[str, Any], net: nn.Module, world: World, tell: Callable[[str], None]
-) -> Iterator[Known]:
-    """common: None where nothing can be shared. told: how the statistics are taken. tell: given a sentence where
+def shared_statistics(
+    common: SharedWith | None, key: Mapping[str, Any], net: nn.Module, world: World, tell: Callable[[str], None]
+) -> Iterator[SharedStatistics]:
+    """common: None where nothing can be shared. key: how the statistics are taken. tell: given a sentence where
     another cell is about to take the same, and this one waits. Raises UserError where what is on disk is damaged."""
     if common is None:
-        yield Known(None, net)
+        yield SharedStatistics(None, net)
         return
-    identity = {**common.identity, **told, "workers": world.size}
+    identity = {**common.identity, **key, "workers": world.size}
     place = common.folder / digest(identity)[:24]
     store = CheckpointStore(place / "statistics", identity, 0.0, world)
     if not world.leads:
-        yield Known(store, net)
+        yield SharedStatistics(store, net)
         return
     lost = Event()
     with lease(place, lambda: standing(store.folder).is_dir(), lambda _: tell("another cell calibrates alike"), lost):
-        yield Known(store, net, lost)
+        yield SharedStatistics(store, net, lost)
 
 
-def _packed(found: Mapping[str, Statistics]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _packed(statistics: Mapping[str, Statistics]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors, and [number of its sums, samples, samples with an image's tokens] of each matrix: q, k and v share."""
     numbers: dict[int, int] = {}
     tensors: dict[str, Tensor] = {}
     table: dict[str, Any] = {}
-    for name, seen in found.items():
+    for name, seen in statistics.items():
         number = numbers.setdefault(id(seen), len(numbers))
         table[name] = [number, seen.samples, None if seen.vision is None else seen.vision.samples]
         for part, one in (("all", seen), ("vision", seen.vision)):
@@ -100,7 +93,7 @@ def _packed(found: Mapping[str, Statistics]) -> tuple[dict[str, Tensor], dict[st
 
 def _unpacked(tensors: Mapping[str, Tensor], table: Mapping[str, Any], net: nn.Module) -> dict[str, Statistics]:
     """Where their matrices are: a model may be split over devices."""
-    found: dict[str, Statistics] = {}
+    statistics: dict[str, Statistics] = {}
     shared: dict[int, Statistics] = {}
     for name, (number, samples, vision) in table.items():
         if number not in shared:
@@ -109,8 +102,8 @@ def _unpacked(tensors: Mapping[str, Tensor], table: Mapping[str, Any], net: nn.M
             }
             shared[number] = _sums(own, f"{number}/all", samples)
             shared[number].vision = None if vision is None else _sums(own, f"{number}/vision", vision)
-        found[name] = shared[number]
-    return found
+        statistics[name] = shared[number]
+    return statistics
 
 
 def _sums(tensors: Mapping[str, Tensor], prefix: str, samples: int) -> Statistics:

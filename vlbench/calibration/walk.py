@@ -1,109 +1,168 @@
-"""Block-by-block calibration: what a block is called with is captured, and called again block after block.
+"""The walk over a model's blocks, each with what was learnt of its inputs, once.
 
-Arguments are captured for every block: the originals replay block 0's for all, which is wrong for T5, whose later
-blocks get the position bias that block 0 computed (relative output error 0.37 on a three-block toy).
+A pruner iterates over a walk and says what it decides of each block; whether a block was decided before a kill, whether
+its statistics come from another cell, and whether other workers look at other samples is the walk's business:
+
+    for step in walk:
+        decisions.add(step.decided(decisions.of_block))
+
+Which walk it is follows from the method's options: AtOnce where a score reads no inputs (or gradients, which are all
+there at once), BlockByBlock where it reads the inputs of each block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import RunFailed
 from ..machine.workers import ALONE, World
 from ..structure import Block, Structure
-from .activations import Activations, Room
-from .capture import Call, Finished, capture, capture_all, capture_tower, fetched, hidden_of, replay
-from .statistics import Collector, Statistics, collected, collecting, joined, refuse_damaged
+from ..tensors.checkpoint import CheckpointStore
+from .activations import Room
+from .blocks import Looked, block_statistics
+from .shared import SharedWith, shared_statistics
+from .statistics import Statistics
 
-__all__ = ["Call", "Statistics", "calibrate", "capture", "capture_all", "collect", "collected", "hidden_of", "replay"]
+Seen = Mapping[str, Statistics | None]
+Decision = Mapping[str, Tensor]
+Decide = Callable[[Block, Seen], dict[str, Tensor]]
 
-Prune = Callable[[Block, Mapping[str, Statistics]], None]
 
+class Step:
+    """One block of a walk.
 
-def calibrate(
-    net: nn.Module,
-    structure: Structure,
-    runs: Sequence[Callable[[], Any]],
-    prune: Prune,
-    *,
-    propagate: Literal["pruned", "dense"] = "pruned",
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    gram: bool = False,
-    dtype: torch.dtype = torch.float64,
-    skip: int = 0,
-    room: Room | None = None,
-    image_tokens: Sequence[Tensor | None] = (),
-    world: World = ALONE,
-) -> None:
-    """Walk the towers in order of data flow; prune(block, statistics of its matrices) once for every block.
-
-    All statistics of a block come from one pass with the block still dense. propagate "pruned": the next block sees the
-    pruned block's output (Wanda, SparseGPT); "dense": the dense one's. Each tower is captured anew, so that it sees the
-    towers before it pruned. runs: one closure a calibration batch; padding that masks show is not counted.
-    gram: collect x x^T too. dtype: of the sums. skip: so many blocks were pruned before (a run goes on after a kill, in
-    a model as prune() left it). room: where hidden states are kept. image_tokens: of every run, (batch, tokens), True
-    where a stream that mixes modalities has an image's token: statistics then tell them apart (`vision`, `text`).
-    world: each worker has runs of its own, at least one; what it gives to prune() is summed over all of them.
+    settle: (block, decide) -> the decision. It calls `decide` where the block was not decided before, writes down what
+    it gives, and returns the same in every worker.
     """
-    device = next(net.parameters()).device
-    room = room or Room.here(device)
-    done, total = 0, sum(len(tower.blocks) for tower in structure.towers)
-    finished: list[Finished] = []
-    with ExitStack() as stack:
-        for tower in structure.towers:
-            first = min(len(tower.blocks), max(0, skip - done))
-            done += first
-            if first == len(tower.blocks):
-                continue
-            hidden = stack.enter_context(closing(Activations(device, room)))
-            sides = stack.enter_context(closing(Activations(device, room)))
-            calls = capture_tower(net, structure, tower, first, runs, finished, hidden, sides)
-            for index, block in enumerate(tower.blocks[first:]):
-                at = {(number, i): call for number, run in enumerate(calls) for i, call in enumerate(run[index])}
-                if not at:
-                    raise RunFailed(f"the task's loss never calls {block.path}: nothing is known of its inputs.")
-                with collecting(net, block, gram=gram, dtype=dtype) as collector:
-                    _forward(net, block, at, hidden, sides, keep=propagate == "dense", seen=(collector, image_tokens))
-                found = joined(collector.found, world)
-                refuse_damaged(block, found)
-                prune(block, found)
-                done += 1
-                if propagate == "pruned" and done < total:
-                    _forward(net, block, at, hidden, sides, keep=True)
-                progress(done, total)
-            sides.close()
-            finished.append(Finished(tower, hidden))
+
+    def __init__(self, block: Block, settle: Callable[[Block, Decide], Decision]) -> None:
+        self.block, self._settle = block, settle
+
+    def decided(self, decide: Decide) -> Decision:
+        """What decide(block, its statistics) gives: now, or before this run was interrupted. To be called once."""
+        return self._settle(self.block, decide)
 
 
-def collect(
-    net: nn.Module, structure: Structure, runs: Sequence[Callable[[], Any]], **options: Any
-) -> dict[str, Statistics]:
-    """Statistics of every matrix of the dense model: one calibration for any number of targets and patterns."""
-    found: dict[str, Statistics] = {}
-    calibrate(net, structure, runs, lambda _, seen: found.update(seen), propagate="dense", **options)
-    return found
+class Walk(ABC):
+    """Every block of a structure once, in order of data flow."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Step]: ...
 
 
-def _forward(
-    net: nn.Module,
-    block: Block,
-    calls: Mapping[tuple[int, int], Call],
-    hidden: Activations,
-    sides: Activations,
-    *,
-    keep: bool,
-    seen: tuple[Collector, Sequence[Tensor | None]] | None = None,
-) -> None:
-    """Call the block on every hidden state; keep: its outputs take their places. seen: who looks on, and which tokens
-    of each run are an image's."""
-    for place, call in calls.items():
-        if seen is not None and seen[1]:
-            seen[0].image = seen[1][place[0]]
-        out = replay(net, block, fetched(call, sides), hidden.get(place))
-        if keep:
-            hidden.put(place, out)
+@dataclass(frozen=True)
+class AtOnce(Walk):
+    """No forward pass: every block is told the same `statistics`, by matrix; none of them where a score needs none."""
+
+    structure: Structure
+    statistics: Seen
+
+    def __iter__(self) -> Iterator[Step]:
+        for tower in self.structure.towers:
+            for block in tower.blocks:
+                yield Step(block, lambda block, decide: decide(block, self.statistics))
+
+
+@dataclass(frozen=True)
+class Looking:
+    """How statistics are taken. gram: products x x^T too; dtype: of the sums; propagate: what the next block sees."""
+
+    samples: int
+    gram: bool
+    dtype: Literal["float64", "float32"]
+    propagate: Literal["pruned", "dense"]
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """Of two walks for which this is the same, the statistics of the same dense model are the same."""
+        words = {"samples": self.samples, "dtype": self.dtype, "gram": self.gram}
+        return {f"calibration.{name}": value for name, value in words.items()}
+
+
+@dataclass(frozen=True)
+class BlockByBlock(Walk):
+    """Statistics of each block's inputs, block after block.
+
+    runs: a closure a calibration batch, which calls the task's loss; image_tokens: of every run, see
+    `block_statistics`. store: block's number and path -> where its decision lies: it is on disk before the next block
+    is begun. folder: for activations that memory does not hold. shared: the cells that take the same statistics, None
+    where nothing can be shared. Several workers share the runs; the leading one decides, the others read its files.
+    """
+
+    net: nn.Module
+    structure: Structure
+    runs: Sequence[Callable[[], Any]]
+    image_tokens: Sequence[Tensor | None]
+    looking: Looking
+    store: Callable[[int, str], CheckpointStore]
+    folder: Path
+    world: World = ALONE
+    shared: SharedWith | None = None
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None
+
+    def __iter__(self) -> Iterator[Step]:
+        blocks = [block for tower in self.structure.towers for block in tower.blocks]
+        stores = [self.store(number, block.path) for number, block in enumerate(blocks)]
+        done = 0
+        while done < len(blocks) and (state := stores[done].load()) is not None:
+            yield Step(blocks[done], partial(_as_before, self._moved(state[1])))
+            done += 1
+        common = self.shared if self.looking.propagate == "dense" else None
+
+        def waits(text: str) -> None:
+            self.progress(0, len(blocks), text)
+
+        with shared_statistics(common, self.looking.key, self.net, self.world, waits) as shared:
+            if shared.statistics is not None:
+                for block, store in zip(blocks[done:], stores[done:], strict=True):
+                    yield self._step(block, shared.statistics, store)
+                return
+            with closing(self._looked(done)) as looked:
+                for (block, statistics), store in zip(looked, stores[done:], strict=True):
+                    shared.add(statistics)
+                    yield self._step(block, statistics, store)
+            if not done:
+                shared.save()
+
+    def _looked(self, done: int) -> Generator[Looked]:
+        """(block, statistics) of every block but the first `done`."""
+        world = self.world if len(self.runs) >= self.world.size else ALONE  # too few to share: each looks at all
+        mine = slice(world.rank, None, world.size)
+        return block_statistics(
+            self.net, self.structure, self.runs[mine], propagate=self.looking.propagate, gram=self.looking.gram,
+            dtype=getattr(torch, self.looking.dtype), skip=done, room=Room.here(self._device, self.folder),
+            progress=lambda done, total: self.progress(done, total, ""), image_tokens=self.image_tokens[mine],
+            world=world,
+        )  # fmt: skip
+
+    def _step(self, block: Block, statistics: Seen, store: CheckpointStore) -> Step:
+        def settle(block: Block, decide: Decide) -> Decision:
+            decision = dict[str, Tensor]()
+            if self.world.leads:
+                decision = decide(block, statistics)
+                store.save(0, {name: tensor.cpu().contiguous() for name, tensor in decision.items()}, {})
+            if self.world.size > 1 and (state := store.load()) is not None:
+                decision = self._moved(state[1])
+            return decision
+
+        return Step(block, settle)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.net.parameters()).device
+
+    def _moved(self, decision: Decision) -> dict[str, Tensor]:
+        return {name: tensor.to(self._device) for name, tensor in decision.items()}
+
+
+def _as_before(decision: Decision, block: Block, decide: Decide) -> Decision:
+    """Settles a block whose decision an earlier run has written down."""
+    return decision

@@ -1,15 +1,16 @@
-"""What becomes of the blocks that a pruner by score has looked at: masks of their weights, or units that are cut."""
+"""What a pruner by score decides of each block: masks of its weights, or the importance of its units, which are cut."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..calibration.statistics import Statistics
+from ..calibration.walk import Decision, Seen
 from ..compression.cut import Kept
 from ..compression.masks import Keep, apply_masks, keep_over, last_of_all
 from ..job import Job
@@ -18,37 +19,42 @@ from . import allocation
 from .modality import modality
 from .options import CalibratedOptions, ScoreOptions
 
-if TYPE_CHECKING:
-    from .scoring import ScorePruner
 
-Seen = Mapping[str, Statistics | None]
+class Scorer(Protocol):
+    """What is used of a pruner by score."""
+
+    options: Any
+    additive: ClassVar[bool]
+
+    def score(self, weight: Tensor, statistics: Statistics | None) -> Tensor: ...
+    def prune(self, weight: Tensor, statistics: Statistics | None, keep: Keep) -> dict[str, Tensor]: ...
+    def importance(self, net: nn.Module, site: Site, seen: Seen) -> Tensor: ...
 
 
-class Work(ABC):
-    """Collects what is found of each block. block() finds it, add() takes it in (now or from a checkpoint), and shows
-    it to the blocks after; finish() changes the model for good."""
+class Decisions(ABC):
+    """Collects what is decided of each block. of_block() decides, add() takes the decision in (now or from a
+    checkpoint) and shows it to the blocks after; finish() changes the model for good."""
 
     def __init__(
-        self, pruner: ScorePruner, job: Job, structure: Structure, towers: Mapping[str, float],
-        ratios: Mapping[str, float],
-    ) -> None:  # fmt: skip
+        self, pruner: Scorer, job: Job, structure: Structure, towers: Mapping[str, float], ratios: Mapping[str, float]
+    ) -> None:
         self.pruner, self.job, self.structure, self.towers, self.ratios = pruner, job, structure, towers, ratios
         self.options: ScoreOptions = pruner.options
         self.net = job.model.net
         self.at_once = getattr(self.options, "propagate", "pruned") == "pruned" and not self.options.over_towers
-        self.found: dict[str, Tensor] = {}
+        self.taken: dict[str, Tensor] = {}
 
     def parameters(self) -> list[str]:
         """What gradients are needed of."""
         return list(self.structure.matrices)
 
     @abstractmethod
-    def block(self, block: Block, seen: Seen) -> dict[str, Tensor]:
-        """What is found of the block: tensors by name, as a checkpoint keeps them."""
+    def of_block(self, block: Block, seen: Seen) -> dict[str, Tensor]:
+        """The decision: tensors by name, as a checkpoint keeps them. seen: the statistics of the block's matrices."""
 
     @abstractmethod
-    def add(self, found: Mapping[str, Tensor]) -> None:
-        """Take in what block() found."""
+    def add(self, decision: Decision) -> None:
+        """Take in what of_block() decided."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -59,19 +65,19 @@ class Work(ABC):
         return ranked_parts(self.structure, self.options, self.towers)
 
 
-class WeightWork(Work):
+class MaskDecisions(Decisions):
     """Masks: unstructured and n:m."""
 
-    def block(self, block: Block, seen: Seen) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+    def of_block(self, block: Block, seen: Seen) -> dict[str, Tensor]:
+        decision: dict[str, Tensor] = {}
         for name in dict.fromkeys(m for site in block.sites for m in site.matrices):
             weight = weight_of(self.net, name)
             if self.options.over_towers:
-                found[f"score/{name}"] = last_of_all(self.pruner.score(weight, seen.get(name)), self._gone(name))
+                decision[f"score/{name}"] = last_of_all(self.pruner.score(weight, seen.get(name)), self._gone(name))
             elif self.ratios[name] > 0:
                 pruned = self.pruner.prune(weight, seen.get(name), self._keep(name))
-                found.update({f"{what}/{name}": tensor for what, tensor in pruned.items()})
-        return found
+                decision.update({f"{what}/{name}": tensor for what, tensor in pruned.items()})
+        return decision
 
     def _keep(self, name: str) -> Keep:
         options = self.options
@@ -87,13 +93,13 @@ class WeightWork(Work):
     def _seen_by_vision(self) -> set[str]:
         return {n for t in self.structure.towers if modality(t) == "vision" for n in Structure((t,)).matrices}
 
-    def add(self, found: Mapping[str, Tensor]) -> None:
-        for key, tensor in found.items():
+    def add(self, decision: Decision) -> None:
+        for key, tensor in decision.items():
             what, _, name = key.partition("/")
             if self.at_once:
                 self._show(what, name, tensor)
             if what != "weight" or not self.at_once:  # a second copy of the model's weights is not needed
-                self.found[key] = tensor.cpu() if what == "mask" else tensor
+                self.taken[key] = tensor.cpu() if what == "mask" else tensor
 
     def _show(self, what: str, name: str, tensor: Tensor) -> None:
         if what == "weight":
@@ -105,7 +111,7 @@ class WeightWork(Work):
     def finish(self) -> None:
         options = self.options
         parts: dict[str, dict[str, Tensor]] = {"mask": {}, "weight": {}, "score": {}}
-        for key, tensor in self.found.items():
+        for key, tensor in self.taken.items():
             what, _, name = key.partition("/")
             parts[what][name] = tensor
         for name, weight in parts["weight"].items():
@@ -116,38 +122,38 @@ class WeightWork(Work):
         self.job.mask(masks, str(options.sparsity) if options.n_m else "unstructured")
 
 
-class UnitWork(Work):
+class CutDecisions(Decisions):
     """Cuts: structured."""
 
     def parameters(self) -> list[str]:
         gated = [s.param for site in self.structure.sites for s in site.slices if s.gated]
         return list(dict.fromkeys([*self.structure.matrices, *gated]))
 
-    def block(self, block: Block, seen: Seen) -> dict[str, Tensor]:
+    def of_block(self, block: Block, seen: Seen) -> dict[str, Tensor]:
         return {site.name: self.pruner.importance(self.net, site, seen) for site in block.sites}
 
-    def add(self, found: Mapping[str, Tensor]) -> None:
-        self.found.update({name: tensor.cpu() for name, tensor in found.items()})
+    def add(self, decision: Decision) -> None:
+        self.taken.update({name: tensor.cpu() for name, tensor in decision.items()})
         if self.at_once and isinstance(self.options, CalibratedOptions):
-            for name in found:
+            for name in decision:
                 silence(self.net, self.structure.site(name), self._uniform(name))
 
     def _uniform(self, name: str) -> Tensor:
         ratio = self.ratios[next(iter(self.structure.site(name).matrices))]
         if ratio == 0:
-            return torch.arange(len(self.found[name]))
-        return allocation.uniform({name: self.found[name]}, ratio, self.options.multiple_of)[name]
+            return torch.arange(len(self.taken[name]))
+        return allocation.uniform({name: self.taken[name]}, ratio, self.options.multiple_of)[name]
 
     def finish(self) -> None:
         if not self.options.over_towers:
-            return self.job.cut({name: self._uniform(name) for name in self.found}, self.structure)
+            return self.job.cut({name: self._uniform(name) for name in self.taken}, self.structure)
         keep: Kept = {}
         for part, ratio in self.groups():
             keep.update(self._unified(part, ratio))
         return self.job.cut(keep, self.structure)
 
     def _unified(self, part: Structure, ratio: float) -> Kept:
-        importance = {site.name: self.found[site.name] for site in part.sites}
+        importance = {site.name: self.taken[site.name] for site in part.sites}
         if ratio == 0:
             return {name: torch.arange(len(one)) for name, one in importance.items()}
         return ranked_units(part, importance, ratio, self.options.multiple_of, additive=self.pruner.additive)

@@ -11,26 +11,23 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..calibration.activations import Room, remove_left
+from ..calibration.activations import remove_left
 from ..calibration.gradients import gradients
-from ..calibration.shared import known
-from ..calibration.walk import Prune, Statistics, calibrate
-from ..capability import Batch
+from ..calibration.statistics import Statistics
+from ..calibration.walk import AtOnce, BlockByBlock, Looking, Seen, Walk
 from ..compression.masks import Keep
 from ..disk.storage import digest
 from ..errors import UserError
 from ..job import Job
-from ..machine.workers import ALONE
 from ..method import Method
 from ..options import PruneOptions
-from ..structure import Block, Site, Structure
+from ..structure import Site, Structure
 from ..tensors.checkpoint import CheckpointStore
 from . import allocation
 from .decisions import (
-    Seen,
-    UnitWork,
-    WeightWork,
-    Work,
+    CutDecisions,
+    Decisions,
+    MaskDecisions,
     ranked_parts,
     ranked_units,
     refuse_units,
@@ -100,9 +97,11 @@ class ScorePruner(Method):
         towers = tower_ratios(structure, options)
         job.model.net.eval()
         ratios = self._ratios(job, structure, towers)
-        work: Work = (UnitWork if options.pattern == "structured" else WeightWork)(self, job, structure, towers, ratios)
-        self._walk(job, structure, work)
-        work.finish()
+        kind = CutDecisions if options.pattern == "structured" else MaskDecisions
+        decisions = kind(self, job, structure, towers, ratios)
+        for step in self._walk(job, structure, decisions):
+            decisions.add(step.decided(decisions.of_block))
+        decisions.finish()
 
     # Ratios and data -----------------------------------------------------------------------------------------------
 
@@ -137,87 +136,44 @@ class ScorePruner(Method):
             )  # fmt: skip
         return block_ratios(structure, scores, options.fraction, code=options.group == "code")
 
-    def _walk(self, job: Job, structure: Structure, work: Work) -> None:
-        """Give every block with its statistics to `work`, in order of data flow."""
+    def _walk(self, job: Job, structure: Structure, decisions: Decisions) -> Walk:
+        """The walk that the options ask for: which inputs, or gradients, the score is told."""
         options = self.options
         if isinstance(options, CalibratedOptions):
-            return self._calibrate(job, structure, work, options)
-        seen: Seen = {}
+            return self._block_by_block(job, structure, options)
         if isinstance(options, GradientOptions):
-            size = options.samples_a_gradient(compared=job.compares())
-            batches = job.calibration(options.calibration_samples, size)
-            self._told(job, batches)
-            seen = gradients(
-                job.model.net, work.parameters(), [(partial(job.loss, b), len(b.samples)) for b in batches],
-                dtype=getattr(torch, options.statistics),
-                progress=lambda done, total: job.progress("gradients", done, total), world=job.world,
-            )  # fmt: skip
-        for tower in structure.towers:
-            for block in tower.blocks:
-                work.add(work.block(block, seen))
-        return None
+            return AtOnce(structure, self._gradients(job, decisions.parameters(), options))
+        return AtOnce(structure, {})
 
-    def _calibrate(self, job: Job, structure: Structure, work: Work, options: CalibratedOptions) -> None:
-        """Block by block. What was found of a block is on disk before the next one is begun. Several workers share the
-        samples; the leading one looks at their sums, and the others read what it found."""
+    def _gradients(self, job: Job, parameters: list[str], options: GradientOptions) -> Seen:
+        batches = job.calibration(options.calibration_samples, options.samples_a_gradient(compared=job.compares()))
+        self._log_samples(job, batches)
+        return gradients(
+            job.model.net, parameters, [(partial(job.loss, b), len(b.samples)) for b in batches],
+            dtype=getattr(torch, options.statistics),
+            progress=lambda done, total: job.progress("gradients", done, total), world=job.world,
+        )  # fmt: skip
+
+    def _block_by_block(self, job: Job, structure: Structure, options: CalibratedOptions) -> Walk:
         folder = job.folder / "checkpoint" / self.name
         if job.world.leads:
             remove_left(folder)
         job.world.barrier()
-        blocks = [block for tower in structure.towers for block in tower.blocks]
-        stores = [self._store(job, f"{i:04d}", block.path) for i, block in enumerate(blocks)]
-        done, device = 0, next(job.model.net.parameters()).device
-        while done < len(stores) and (state := stores[done].load()) is not None:
-            work.add({name: tensor.to(device) for name, tensor in state[1].items()})
-            done += 1
-        todo = iter(stores[done:])
-
-        def prune(block: Block, statistics: Mapping[str, Statistics]) -> None:
-            store, found = next(todo), dict[str, Tensor]()
-            if job.world.leads:
-                found = work.block(block, statistics)
-                store.save(0, {name: t.cpu().contiguous() for name, t in found.items()}, {})
-            if job.world.size > 1 and (state := store.load()) is not None:
-                found = {name: tensor.to(device) for name, tensor in state[1].items()}
-            work.add(found)
-
         batches = job.calibration(options.calibration_samples, 1)
-        self._told(job, batches)
-        common = job.common if options.propagate == "dense" else None
-        tell = partial(job.progress, "calibrate", 0, len(blocks))
-        with known(common, self._taken(options), job.model.net, job.world, tell) as had:
-            if had.found is not None:
-                for block in blocks[done:]:
-                    prune(block, had.found)
-            else:
-                self._look(job, structure, batches, had.adding(prune), skip=done, room=Room.here(device, folder))
-                if not done:
-                    had.save()
-
-    def _look(
-        self, job: Job, structure: Structure, batches: list[Batch], prune: Prune, *, skip: int, room: Room
-    ) -> None:
-        """prune(block, its statistics) for every block but the first `skip`."""
-        options: CalibratedOptions = self.options
-        world = job.world if len(batches) >= job.world.size else ALONE  # too few to share: each looks at all of them
-        batches = batches[world.rank :: world.size]
-        calibrate(
-            job.model.net, structure, [partial(job.loss, batch) for batch in batches], prune,
-            propagate=options.propagate, gram=self.gram, dtype=getattr(torch, options.statistics), skip=skip, room=room,
-            progress=lambda done, total: job.progress("calibrate", done, total),
-            image_tokens=[job.model.image_tokens(batch) for batch in batches], world=world,
+        self._log_samples(job, batches)
+        return BlockByBlock(
+            job.model.net, structure, [partial(job.loss, batch) for batch in batches],
+            [job.model.image_tokens(batch) for batch in batches],
+            Looking(options.calibration_samples, self.gram, options.statistics, options.propagate),
+            store=lambda number, path: self._store(job, f"{number:04d}", path), folder=folder, world=job.world,
+            shared=job.common, progress=partial(job.progress, "calibrate"),
         )  # fmt: skip
-
-    def _taken(self, options: CalibratedOptions) -> dict[str, Any]:
-        """How statistics are taken: of two pruners for which this is the same, they are the same."""
-        told = {"samples": options.calibration_samples, "dtype": options.statistics, "gram": self.gram}
-        return {f"calibration.{name}": value for name, value in told.items()}
 
     def _store(self, job: Job, name: str, what: str) -> CheckpointStore:
         folder = job.folder / "checkpoint" / self.name / name
         return CheckpointStore(folder, {**job.identity, "stage": self.name, "block": what}, 0.0, job.world)
 
-    def _told(self, job: Job, batches: list[Any]) -> None:
+    def _log_samples(self, job: Job, batches: list[Any]) -> None:
         log = job.state.log.setdefault(self.name, {})
         ids = [sample.id for batch in batches for sample in batch.samples]
         log["calibration"] = {"samples": len(ids), "ids": digest(ids)[:12]}

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from ..calibration.shared import Common
+from ..calibration.shared import SharedWith
 from ..cell.cell import Cell, open_cell
 from ..cell.resolve import resolve
 from ..cell.sources import refuse_too_few
@@ -195,7 +195,7 @@ class Runner:
             precision=words.precision, dense=partial(self._second, cell, model),
             checkpoint_seconds=self.checkpoint_seconds, progress=self._progress,
             source=cell.sources.get(link.entry.name), world=self.world if link.method.parallel else ALONE,
-            common=Common(self.runs / "calibration", cell.shared_identity()) if first else None,
+            common=SharedWith(self.runs / "calibration", cell.shared_identity()) if first else None,
         )  # fmt: skip
         _seed(words.seed)
         link.method(link.options).apply(job)
