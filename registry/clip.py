@@ -138,7 +138,7 @@ class CLIP(Model, Matcher):
         counts = [len(s.texts) for s in batch.samples]
         texts = self.text_features(self.tokens([t for s in batch.samples for t in s.texts]))
         found = images, _directions(texts)
-        if self.device.type == "cuda":  # at once: the loop writes them down, and would wait for it twice a sample
+        if self.device.type != "cpu":  # at once: the loop writes them down, and would wait for it twice a sample
             found = found[0].cpu(), found[1].cpu()
         return [{"image": one, "texts": its} for one, its in zip(found[0], found[1].split(counts), strict=True)]
 

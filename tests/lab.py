@@ -176,6 +176,7 @@ def workspace(
     write_toml(folder, {"imagenet": made.data})
     monkeypatch.chdir(folder)
     monkeypatch.delenv("VLBENCH_DATA", raising=False)
+    monkeypatch.setenv("VLBENCH_DEVICE", "")  # what a command asks for ends with the test
     forget()
     yield made
     forget()

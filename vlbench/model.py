@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from .capability import Batch, Json
 from .errors import UserError
 from .images.spec import ImageSpec
+from .machine.device import computing_device
 from .nn.stock import Stock
 from .structure import Structure
 
@@ -110,8 +111,9 @@ class Model(ABC):
         return None
 
     def place(self, precision: str) -> None:
-        """Bring the module to the GPU where there is one. Families of models that are larger than one do more."""
-        self.net.to("cuda" if torch.cuda.is_available() else "cpu")
+        """Bring the module to the device of this process (machine/device.py). Families of models that are larger than
+        one GPU do more."""
+        self.net.to(computing_device())
 
     @property
     def device(self) -> torch.device:

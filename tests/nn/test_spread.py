@@ -54,9 +54,9 @@ def test_small_models_stay_in_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """20 floats and a fifth more are 96 bytes."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (95, 100))
+    monkeypatch.setattr(spread, "computing_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(spread, "count", lambda: 1)
+    monkeypatch.setattr(spread, "free_bytes", lambda _: 95)
     with pytest.raises(UserError, match=r"needs 8\.9e-08 GiB of GPU memory.*use precision=bf16, or one worker"):
         spread.place(nn.Linear(4, 4), [], "fp32")
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..machine.device import free_bytes
+
 FOLDERS = "activations-"  # how names of folders begin
 VARIABLE = "VLBENCH_ACTIVATIONS_GB"  # host memory that calibration may fill; what is beyond goes to disk
 
@@ -31,7 +33,7 @@ class Room:
         number, and so is no option of a cell."""
         told = os.environ.get(VARIABLE)
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 << 30
-        on_device = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else 0.0
+        on_device = (free_bytes(device) or 0) / 2
         workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         return cls(on_device, float(told) * 2**30 if told else free / 2 / workers, folder)
 

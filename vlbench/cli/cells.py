@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import RunFailed, UserError
-from .common import RUNS, Json, Runs, Words, cells_of, resumable, stop
+from ..machine.device import ask_for
+from .common import RUNS, Device, Json, Runs, Words, cells_of, resumable, stop
 
 if TYPE_CHECKING:
     from ..results.record import Record
@@ -25,6 +26,7 @@ def run(
     runs: Runs = RUNS,
     plan: Annotated[bool, typer.Option("--plan", help="print the resolved cell and what is done; run nothing")] = False,
     json: Json = False,
+    device: Device = "",
     checkpoint_every: Annotated[float, typer.Option(help="seconds between two saved training states")] = 15.0,
 ) -> None:
     """Run one cell and print its table: vlbench run method=upop task=vqav2."""
@@ -33,6 +35,7 @@ def run(
     from ..machine.ui import Screen
     from ..machine.workers import leave, world
 
+    ask_for(device)
     spec, workers = resolve(parse(words)), world()
     with resumable(), Screen(quiet=json or not workers.leads) as screen:
         if plan:
@@ -41,8 +44,10 @@ def run(
             return print_plan(spec, runs, screen, json=json)
         from ..cell.cell import open_cell
         from ..disk.storage import refuse_unwritable
+        from ..machine.device import refuse_precision
         from ..run.runner import Runner, Uploaded
 
+        refuse_precision(spec.words.precision)
         cell = workers.first(lambda: open_cell(spec, screen.building))
         _ = (
             cell.id
@@ -92,6 +97,7 @@ def sweep(
         int | None,
         typer.Option("--jobs", min=1, help="cells at a time; by default one a GPU or one, or what the cluster holds"),
     ] = None,
+    device: Device = "",
     engine: Annotated[str, typer.Option("--engine", help="local: this machine; ray or slurm: a cluster")] = "local",
     address: Annotated[
         str, typer.Option("--address", help="ray: a standing cluster, auto or HOST:PORT; by default this machine alone")
@@ -115,6 +121,7 @@ def sweep(
 
     if not words and file is None:
         raise UserError("vlbench sweep takes words like task=vqav2 method=upop,uniform, or --file PATH.")
+    ask_for(device)
     chosen = Engine(engine, jobs, address, gpus_per_cell, slurm or ())
     lines = lines_of(words or [], file)
     with resumable(), Screen(quiet=json) as screen:

@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from ..errors import UserError
-from .common import RUNS, Json, Runs, run_folder
+from ..machine.device import ask_for
+from .common import RUNS, Device, Json, Runs, run_folder
 
 
 def time_(
     names: Annotated[list[str], typer.Argument(metavar="RUN", help="finished runs: their names or folders")],
     runs: Runs = RUNS,
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda; by default the GPU where there is one")] = "",
+    device: Device = "",
     precision: Annotated[str, typer.Option("--precision", help="fp32 or bf16")] = "fp32",
     compiled: Annotated[bool, typer.Option("--compile", help="compile the model's blocks with torch.compile")] = False,
     accelerate: Annotated[
@@ -24,13 +25,16 @@ def time_(
     json: Json = False,
 ) -> None:
     """Latency, throughput and memory of finished runs on this device: vlbench time RUN."""
-    from ..cost.measured import device_of, time_runs
+    from ..cost.measured import time_runs
     from ..cost.timing import How
+    from ..machine.device import computing_device, refuse_precision
     from ..machine.ui import Screen
 
     if precision not in ("fp32", "bf16"):
         raise UserError(f"--precision {precision} should be fp32 or bf16.")
-    how = How(device_of(device), "bf16" if precision == "bf16" else "fp32", compiled)
+    ask_for(device)
+    refuse_precision(precision)
+    how = How(computing_device(), "bf16" if precision == "bf16" else "fp32", compiled)
     with Screen(quiet=json) as screen:
         time_runs([run_folder(name, runs) for name in names], how, screen, json=json, accelerate=accelerate)
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import RunFailed, UserError
-from .common import RUNS, Runs, Words, resumable
+from ..machine.device import ask_for, computing_device
+from .common import RUNS, Device, Runs, Words, resumable
 
 if TYPE_CHECKING:
     from ..machine.ui import Screen
@@ -25,11 +26,14 @@ def new(
         print(line)
 
 
-def check(words: Words, runs: Runs = RUNS) -> None:
+def check(words: Words, runs: Runs = RUNS, device: Device = "") -> None:
     """Test a method's contract, or a model's published numbers: vlbench check method=mine, or model=NAME limit=1000."""
     from ..cell.spec import parse
     from ..machine.ui import Screen
 
+    if device:
+        ask_for(device)
+        computing_device()
     given = parse(words)
     if "model" not in given and set(given) != {"method"}:
         raise UserError("vlbench check takes method=NAME, or model=NAME with limit=N.")

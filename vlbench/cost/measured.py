@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ..compression.saved import is_saved, load_model, open_checkpoint
 from ..disk.storage import read_json, write_json
 from ..errors import UserError
@@ -51,15 +49,6 @@ def time_runs(folders: Sequence[Path], how: How, screen: Screen, *, json: bool, 
         print(jsonlib.dumps([{"cell": record.cell, **entry} for record, entry in found], indent=1))
     else:
         _print(found)
-
-
-def device_of(name: str) -> torch.device:
-    """The device `--device` asks for; without it the GPU, where there is one."""
-    if name not in ("", "cpu", "cuda"):
-        raise UserError(f"--device {name} should be cpu or cuda.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no GPU here.")
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _record(folder: Path) -> Record:

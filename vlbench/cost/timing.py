@@ -21,6 +21,7 @@ import torch
 
 from ..capability import Batch
 from ..errors import RunFailed
+from ..machine.device import allocated_bytes, empty_cache, forget_peak, product, synchronise
 from ..machine.memory import free_memory
 from ..model import Model
 from .sample import STATED, infer
@@ -46,7 +47,7 @@ class How:
     def key(self) -> dict[str, Any]:
         """What two costs must share to be compared."""
         return {
-            "device": device_name(self.device),
+            "device": product(self.device),
             "torch": torch.__version__,
             "precision": self.precision,
             "threads": torch.get_num_threads(),
@@ -84,7 +85,7 @@ def measure(model: Model, capability: str, how: How, report: Report = lambda wha
         },
         "throughput": found,
         "memory_mb": {"batch_1": peak, "saturated": found.pop("memory_mb")},
-        "memory_is": "allocated" if how.device.type == "cuda" else "of the process",
+        "memory_is": "of the process" if allocated_bytes(how.device) is None else "allocated",
     }  # fmt: skip
 
 
@@ -141,8 +142,7 @@ def _step(model: Model, capability: str, batch: Batch, how: How) -> Callable[[],
             torch.autocast(how.device.type, torch.bfloat16, enabled=how.precision == "bf16"),
         ):
             infer(model, capability, batch)
-        if how.device.type == "cuda":
-            torch.cuda.synchronize(how.device)
+        synchronise(how.device)
 
     return step
 
@@ -170,8 +170,7 @@ def _told_when_full(device: torch.device) -> Iterator[None]:
             raise
         full = True
     if full:
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        empty_cache(device)
         raise RunFailed("out of memory")
 
 
@@ -187,8 +186,7 @@ def _compile(model: Model) -> None:
 
 def _memory(device: torch.device, *, peak: bool = False) -> float | None:
     """MB in use: allocated on a GPU, of the whole process on a CPU. None where the system does not tell."""
-    if device.type == "cuda":
-        count = torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)
+    if (count := allocated_bytes(device, peak=peak)) is not None:
         return round(count / 1e6, 1)
     with contextlib.suppress(OSError, IndexError, ValueError):
         field = "VmHWM:" if peak else "VmRSS:"
@@ -202,8 +200,8 @@ def _memory(device: torch.device, *, peak: bool = False) -> float | None:
 
 def _forget_peak(device: torch.device) -> None:
     """Let the peak begin anew. Where the system does not allow it, it is that of the whole process so far."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    if allocated_bytes(device) is not None:
+        forget_peak(device)
         return
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
@@ -211,16 +209,6 @@ def _forget_peak(device: torch.device) -> None:
 
 def _would_not_fit(device: torch.device, floor: float | None, peak: float | None) -> bool:
     """Whether a batch twice as large would come near the end of a CPU's memory. A GPU says so by itself."""
-    if device.type == "cuda" or floor is None or peak is None:
+    if device.type != "cpu" or floor is None or peak is None:
         return False
     return peak - floor > SHARE * (free_memory(device) / 1e6 + peak - floor)
-
-
-def device_name(device: torch.device) -> str:
-    """The product, as its vendor calls it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return platform.processor() or platform.machine()

@@ -18,6 +18,7 @@ from ..capability import Batch, Prediction
 from ..disk.storage import canonical
 from ..errors import RunFailed, UserError
 from ..images.pipeline import ImageStore, on_device
+from ..machine.device import empty_cache
 from ..model import Model
 from ..nn.precision import plain_float32
 from ..task import Sample, Task
@@ -186,8 +187,7 @@ class Evaluator:
             raise RunFailed("one sample does not fit into memory: use a smaller model or precision=bf16.")
         self._fits = size // 2
         self._limit(self._fits)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        empty_cache(self.model.device)
 
     def _forward(self, samples: Sequence[Sample], images: Mapping[Path, Tensor]) -> list[Prediction]:
         model, device = self.model, self.model.device

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import RunFailed
+from ..machine.device import pinned
 from .spec import ImageSpec
 
 
@@ -128,7 +129,7 @@ def on_device(images: Sequence[Tensor], spec: ImageSpec, device: torch.device, d
 
 
 def _moved(pixels: Tensor, device: torch.device) -> Tensor:
-    return (pixels.pin_memory() if device.type == "cuda" else pixels).to(device, non_blocking=True)
+    return pinned(pixels, device).to(device, non_blocking=True)
 
 
 def normalise(images: Tensor, spec: ImageSpec, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
+from .device import free_bytes
 
 # glibc's mallopt: free memory at the heap's end that goes back to the system (none), and blocks that never lie in the
 # heap. With a gigabyte at its end, too much for BLIP-base's gradients, its AdamW step took 0.3 s longer.
@@ -37,8 +38,8 @@ def return_heap() -> None:
 
 def free_memory(device: torch.device) -> int:
     """Bytes that a GPU, or the system, can still give."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+    if (free := free_bytes(device)) is not None:
+        return free
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024

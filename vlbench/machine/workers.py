@@ -16,6 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..errors import RunFailed, UserError
+from .device import computing_device, count, take_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,15 +115,18 @@ class Group:
     def _begin(self) -> None:
         import torch
         from torch import distributed
+        from torch.distributed import get_default_backend_for_device as backend
         from torch.distributed.distributed_c10d import PrefixStore
 
-        on_gpu = torch.cuda.is_available()
+        device = computing_device()
+        on_gpu = device.type != "cpu"
         self._begun += 1  # a group that was left has its keys in the store still
         distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=PrefixStore(f"vlbench/group{self._begun}", self.store),
-            rank=self.rank, world_size=self.size, timeout=PATIENCE,
+            f"cpu:gloo,{device.type}:{backend(device.type)}" if on_gpu else "gloo",
+            store=PrefixStore(f"vlbench/group{self._begun}", self.store), rank=self.rank, world_size=self.size,
+            timeout=PATIENCE,
         )  # fmt: skip
-        here = torch.ones(1, device="cuda" if on_gpu else "cpu")
+        here = torch.ones(1, device=device)
         distributed.all_reduce(here)
         if int(here) != self.size:
             raise RunFailed(f"torchrun told of {self.size} workers, and {int(here)} answer: start the command again.")
@@ -142,14 +146,13 @@ def world() -> World:
     workers, and RunFailed where two workers have one number."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
-    import torch
     from torch.distributed.rendezvous import rendezvous
 
-    if torch.cuda.is_available():
-        number, here = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if here := count():
+        number = int(os.environ.get("LOCAL_RANK", "0"))
         if number >= here:
             raise UserError(f"this machine has {here} GPUs, one a worker: start torchrun with --nproc-per-node {here}.")
-        torch.cuda.set_device(number)
+        take_number(number)
     found: Any = next(iter(rendezvous("env://", timeout=PATIENCE)))
     store, rank, size = found
     store.set_timeout(PATIENCE)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
+from ..machine.device import computing_device, count, free_bytes
 
 # From here precision=bf16 holds the weights in 16 bits as well, as the checkpoints of such models are published; below
 # it only computes in them.
@@ -17,27 +18,25 @@ SPARE = 1.2  # of the weights' size: what activations and caches of a batch need
 
 
 def place(net: nn.Module, blocks: Sequence[nn.Module], precision: str) -> None:
-    """To the GPU where there is one, else the CPU. blocks: what must not be split. Raises UserError with the memory
+    """To the device of this process. blocks: what must not be split. Raises UserError with the memory
     needed where the model does not fit and cannot be split."""
     if precision == "bf16" and sum(p.numel() for p in net.parameters()) >= LARGE:
         halve(net)
-    if not torch.cuda.is_available():
-        net.to("cpu")
-        return
+    device = computing_device()
     needed = SPARE * size_of(net)
-    free = torch.cuda.mem_get_info()[0]
-    if needed <= free:
-        net.to("cuda")
+    free = free_bytes(device)
+    if free is None or needed <= free:
+        net.to(device)
         return
-    count = torch.cuda.device_count()
+    number = count()
     advice = "" if precision == "bf16" else " use precision=bf16, or"
     told = f"this model needs {needed / 2**30:.2g} GiB of GPU memory, and {free / 2**30:.2g} GiB are free:{advice}"
-    if count < 2 or torch.distributed.is_initialized():
+    if number < 2 or torch.distributed.is_initialized():
         raise UserError(f"{told} one worker with several GPUs, over which it is split.")
     try:
-        split(net, blocks, {n: int(torch.cuda.mem_get_info(n)[0] / SPARE) for n in range(count)})
+        split(net, blocks, {n: int((free_bytes(torch.device(device.type, n)) or 0) / SPARE) for n in range(number)})
     except ImportError:
-        raise UserError(f"{told} pip install accelerate, which splits it over the {count} GPUs.") from None
+        raise UserError(f"{told} pip install accelerate, which splits it over the {number} GPUs.") from None
 
 
 def halve(net: nn.Module) -> None:

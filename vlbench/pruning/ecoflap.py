@@ -169,7 +169,8 @@ def _drawn(loss: Loss, seed: int, device: torch.device) -> Tensor:
 @contextmanager
 def numbers_apart(device: torch.device) -> Iterator[None]:
     """What is drawn inside the with-statement leaves the global random numbers as they were."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    kind = "cuda" if device.type == "cpu" else device.type  # fork_rng keeps the host's numbers of any kind
+    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=kind):
         yield
 
 

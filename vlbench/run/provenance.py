@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..machine.device import computing_device, product
 
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "numpy")
 
@@ -18,13 +19,12 @@ PACKAGES = ("torch", "torchvision", "transformers", "timm", "numpy")
 def provenance(seconds: float, workers: int = 1) -> dict[str, Any]:
     """Versions, device, threads and vlbench's own commit: what a reader needs to repeat the run. Several workers are
     told here and are no part of a cell's identity: they compute the same but for the order of sums."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
         "vlbench": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "device": device,
+        "device": product(computing_device()),
         "threads": torch.get_num_threads(),
         "system": platform.system(),
         "seconds": round(seconds, 1),

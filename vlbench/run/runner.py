@@ -28,6 +28,7 @@ from ..evaluation.loop import Evaluator
 from ..evaluation.predictions import PASSES, Line, Predictions, discard
 from ..images.pipeline import ImageStore
 from ..job import Job
+from ..machine.device import refuse_precision
 from ..machine.memory import keep_heap, refuse_second_copy, return_heap
 from ..machine.ui import Screen
 from ..machine.workers import ALONE, World
@@ -86,8 +87,9 @@ class Runner:
         self.screen.progress(what, done, total, text)
 
     def _check(self, cell: Cell) -> None:
-        """What the links cannot do to this model, or with so few samples, is told before the dense model is evaluated,
-        which may take hours. (Where that is done, _work asks the methods, before it writes anything.)"""
+        """What the device cannot do, or the links to this model or with so few samples, is told before the dense model
+        is evaluated, which may take hours. (Where that is done, _work asks the methods, before it writes anything.)"""
+        refuse_precision(cell.spec.words.precision)
         refuse_too_few(cell.spec, cell.task, cell.sources)
         dense = self.runs / cell.dense().id / "result.json"
         if _asks(cell) and _has_baseline(cell) and not dense.is_file():

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 
+from ..machine.device import VARIABLE, computing_device, count
 from .executor import Outcome, Work
 from .process import GRACE, WorkerProcess, request_of, try_again
 
 
 class LocalExecutor:
-    """`jobs` workers. devices: what CUDA_VISIBLE_DEVICES says in each, in turn; none on a machine without GPUs."""
+    """`jobs` workers. devices: the one of each, in turn, as `visible_devices` names them; none without a GPU."""
 
     def __init__(
         self,
@@ -98,7 +99,7 @@ def _environment(jobs: int, device: str | None) -> dict[str, str]:
     threads = max(1, cores() // jobs)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     if device is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = device
+        environment[VARIABLE if ":" in device else "CUDA_VISIBLE_DEVICES"] = device
     return environment
 
 
@@ -108,10 +109,15 @@ def cores() -> int:
 
 
 def visible_devices() -> list[str]:
-    """The GPUs, as CUDA_VISIBLE_DEVICES names them."""
+    """The devices that cells take in turn: GPUs as CUDA_VISIBLE_DEVICES names them, others as --device does. None where
+    the CPU or one device is asked for: every worker then has that in its environment."""
+    asked = os.environ.get(VARIABLE, "")
+    if asked:
+        computing_device()  # one that is not there is told before any cell begins
+    if asked == "cpu" or ":" in asked:
+        return []
     told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if told is not None:
+    if told is not None and asked in ("", "cuda"):
         return [name.strip() for name in told.split(",") if name.strip() not in ("", "-1")]
-    import torch
-
-    return [str(number) for number in range(torch.cuda.device_count())]
+    kind = computing_device().type
+    return [str(number) if kind == "cuda" else f"{kind}:{number}" for number in range(count())]

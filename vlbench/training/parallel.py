@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RunFailed
+from ..machine.device import computing_device
 from ..machine.workers import World
 
 BUCKET = 1 << 24  # entries that are summed at once: 64 MB beside the gradients in single precision
@@ -49,7 +50,7 @@ def join(leaves: Sequence[Tensor], value: float, world: World) -> float:
 
 def summed(count: int, world: World) -> int:
     """The sum of a count over the workers."""
-    told = torch.tensor([count], dtype=torch.int64, device="cuda" if torch.cuda.is_available() else "cpu")
+    told = torch.tensor([count], dtype=torch.int64, device=computing_device())
     world.sum(told)
     return int(told)
 
