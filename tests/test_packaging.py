@@ -35,7 +35,7 @@ RUNTIME_EXTRAS = {"segmentation", "peft", "ray", "slurm", "plots", "large"}
 LIST = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from vlbench.plugins import table
+from vlbench.plugins.table import table
 print(json.dumps({kind: sorted(table(kind).entries) for kind in ("models", "tasks", "methods")}))
 """
 

@@ -105,8 +105,9 @@ def test_an_edited_constant_of_a_workspace_method_makes_another_cell(box: Path) 
 
 OWN = '''"""A family of a stranger."""
 
-from vlbench.model import Card, ImageSpec, family
-from vlbench.plugins import table
+from vlbench.model import Card, family
+from vlbench.images.spec import ImageSpec
+from vlbench.plugins.table import table
 
 Base = table("models").get("deit-small").load()
 SCALE = 1.0

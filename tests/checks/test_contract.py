@@ -45,7 +45,8 @@ SOUND = method_file("mine")
 MASK = 'job.mask({name: keep}, "unstructured")'
 BY_HAND = '''"""Own."""
 import torch
-from vlbench.method import Method, PruneOptions, method
+from vlbench.method import Method, method
+from vlbench.options import PruneOptions
 {before}
 
 @method("mine", title="Mine", role="pruner", patterns=("unstructured",))

@@ -97,7 +97,8 @@ TASK = '''"""A task whose list names files that are not there."""
 
 from pathlib import Path
 
-from vlbench.task import LabelMap, Sample, Task, task
+from vlbench.images.maps import LabelMap
+from vlbench.task import Sample, Task, task
 
 
 @task("own", title="Own", capability="segment", metric="m", version=1, data="imagenet")

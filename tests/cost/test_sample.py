@@ -149,7 +149,9 @@ def test_a_family_without_an_architecture_is_told(lab: Lab) -> None:
 
 FAMILY = '''"""A family of a stranger."""
 
-from vlbench.model import Card, Classifier, ImageSpec, Model, family
+from vlbench.model import Card, Model, family
+from vlbench.capability import Classifier
+from vlbench.images.spec import ImageSpec
 
 
 @family(Card(name="mine", title="Mine", capabilities=("classify",), checkpoint="a/b", image=ImageSpec(size=64)))

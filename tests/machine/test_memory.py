@@ -35,7 +35,7 @@ def test_a_second_copy_is_asked_of_every_device(monkeypatch: pytest.MonkeyPatch)
 
 STEPS = """
 import resource, statistics, sys, torch
-from vlbench.memory import keep_heap
+from vlbench.machine.memory import keep_heap
 if sys.argv[1] == "keep":
     keep_heap()
 def step():
@@ -72,7 +72,7 @@ def test_a_step_takes_the_memory_of_the_one_before() -> None:
 HELD = """
 from pathlib import Path
 import torch
-from vlbench.memory import keep_heap, return_heap
+from vlbench.machine.memory import keep_heap, return_heap
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1])
 keep_heap()

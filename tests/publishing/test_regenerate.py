@@ -21,7 +21,7 @@ import contextlib, hashlib, locale, sys
 from pathlib import Path
 with contextlib.suppress(locale.Error):  # a machine need not have them all
     locale.setlocale(locale.LC_ALL, "")
-from vlbench.leaderboard.regenerate import boards
+from vlbench.publishing.regenerate import boards
 texts = sorted((str(name), text) for name, text in boards(Path(sys.argv[1])).items())
 print(hashlib.sha256(repr(texts).encode()).hexdigest())
 """

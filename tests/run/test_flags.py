@@ -28,8 +28,9 @@ def card(lab: Lab, **facts: Any) -> None:
         "registry/own.py",
         f'''"""A card of a stranger."""
 
-from vlbench.model import Card, ImageSpec, family
-from vlbench.plugins import table
+from vlbench.model import Card, family
+from vlbench.images.spec import ImageSpec
+from vlbench.plugins.table import table
 
 Base = table("models").get("deit-small").load()
 

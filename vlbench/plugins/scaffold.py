@@ -19,7 +19,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vlbench.method import method
-from vlbench.pruning.calibration import Statistics
+from vlbench.calibration.statistics import Statistics
 from vlbench.pruning.scoring import ScorePruner
 
 
