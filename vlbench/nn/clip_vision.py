@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPAttention as LibraryAttention
 
+from ..errors import UserError
 from ..structure import Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import attend, merge_heads, split_heads
 from .stock import Told
@@ -55,6 +56,10 @@ def tower(module: nn.Module, prefix: str, blocks: int, name: str = "vision") -> 
         if index >= blocks:
             break
         block: Any = layer
+        if not isinstance(block.self_attn, LibraryAttention):
+            raise UserError(
+                f"{path} has {type(block.self_attn).__name__}, and nn/clip_vision.py describes CLIP's alone."
+            )
         attn = f"{path}.self_attn"
         q, k, v = (Rows(f"{attn}.{part}_proj") for part in "qkv")
         sites = (

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaAttention as LibraryAttention
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from ..errors import UserError
 from ..structure import AfterCut, Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import attend, merge_heads, split_heads
 from .caches import cache_in
@@ -86,6 +87,8 @@ def tower(module: nn.Module, prefix: str = "model.layers", name: str = "language
     blocks = []
     for index, path, block in blocks_named(module, prefix):
         attn: Any = block.self_attn
+        if not isinstance(attn, LlamaAttention):
+            raise UserError(f"{path} has {type(attn).__name__}, and nn/llama.py describes Llama's alone.")
         q, k, v = (Rows(f"{path}.self_attn.{part}_proj") for part in "qkv")
         sites = (
             attention_site(

@@ -7,6 +7,7 @@ from typing import Any
 from timm.layers.attention import Attention
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..structure import Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import attend, merge_heads, split_heads
 from .stock import Told, query_factor
@@ -40,6 +41,7 @@ def vision_tower(module: nn.Module, prefix: str = "blocks", name: str = "vision"
     blocks = []
     for index, path, block in blocks_named(module, prefix):
         attn: Any = block.attn
+        _refuse_others(path, attn, block.mlp)
         rows = int(attn.qkv.weight.shape[0]) // 3
         q, k, v = (Rows(f"{path}.attn.qkv", i * rows) for i in range(3))
         sites = (
@@ -67,6 +69,14 @@ def told(module: nn.Module) -> Told:
             attributes = {"num_heads": heads, "head_dim": width, "attn_dim": heads * width, "scale": width**-0.5}
             found[path] = attributes, query_factor(layer.scale, width)
     return found
+
+
+def _refuse_others(path: str, attn: Any, mlp: Any) -> None:
+    """Raise UserError for layers that would be described wrongly: rotary ones, and a feed-forward layer whose first
+    Linear holds two branches."""
+    if not isinstance(attn, Attention) or (mlp.fc1.out_features if hasattr(mlp, "fc1") else 0) != mlp.fc2.in_features:
+        layer = mlp if isinstance(attn, Attention) else attn
+        raise UserError(f"{path} has timm's {type(layer).__name__}, and vlbench knows no legal cut of it.")
 
 
 def _refusals(attn: Any) -> dict[str, str]:

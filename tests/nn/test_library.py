@@ -1,0 +1,142 @@
+"""Oracle: the library's own forward on tiny random weights; a cut of every class of the table equals its gate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel, Qwen3Config, Qwen3Model, SiglipVisionConfig, SiglipVisionModel
+
+from tests.nn import test_kinds as checks
+from tests.nn.kinds import Kind, ready
+from tests.nn.library_kinds import LIBRARY_KINDS
+from vlbench.errors import UserError
+from vlbench.nn import clip_vision, library, llama
+from vlbench.nn import timm as timm_nn
+from vlbench.structure import Structure, check_structure
+
+NAMES = {kind.name: kind for kind in LIBRARY_KINDS}
+# One class of every different row: the other classes of a row are built alike.
+ONE_OF_EACH = ("Qwen2Model", "Qwen3Model", "SiglipVisionModel", "DINOv3ViTModel", "InternVLVisionModel",
+               "Qwen2_5_VLVision")  # fmt: skip
+every_kind = pytest.mark.parametrize("kind", LIBRARY_KINDS, ids=NAMES)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """No grad: SDPA takes another kernel under it (1e-6 apart). One thread: tiny tensors, shared cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+    torch.set_num_threads(threads)
+
+
+def test_every_row_is_a_class_of_the_library_and_has_a_kind() -> None:
+    built = {library.row_of(layer) and type(layer) for kind in LIBRARY_KINDS for layer in kind.build().modules()}
+    seen = {(cls.__module__.split(".")[-2], cls.__name__) for cls in built if cls is not None}
+    assert seen == library.TABLE.keys()
+
+
+@every_kind
+def test_the_adopted_forward_is_the_librarys(kind: Kind) -> None:
+    checks.test_adopted_forward_is_the_librarys(kind)
+    if not kind.name.startswith(("Qwen2VLVision", "Qwen2_5_VLVision", "Qwen3VLVision")):  # these have no dropout
+        checks.test_attention_dropout_is_passed_on(kind)
+
+
+@every_kind
+def test_a_cut_equals_its_gates(kind: Kind) -> None:
+    """For every legal unit: some of all sites, one site alone, and again what was cut before."""
+    net = kind.adopt(kind.build())
+    for structure in checks.unit_choices(kind.structure(net)):
+        check_structure(net, structure)
+    checks.test_cut_equals_gated_for_every_legal_unit(kind, 0)
+    if kind.name in ONE_OF_EACH:
+        checks.test_each_site_alone(kind)
+        checks.test_a_cut_model_describes_itself_and_is_cut_again(kind)
+
+
+@every_kind
+def test_what_the_librarys_own_class_is_told_is_enough(kind: Kind) -> None:
+    """The stock forward on the cut weights, with the attributes that `told` names, gives the cut model's output."""
+    small = kind.adopt(kind.build())
+    structure = kind.structure(small)
+    checks.cut(small, structure, checks.random_keep(structure, 1))
+    want = kind.run(small)
+    stock = kind.build()
+    for name, parameter in small.named_parameters():
+        stock.get_parameter(name).data = parameter.data
+    for path, (attributes, factor) in library.told(small).items():
+        assert factor == 1.0
+        layer: Any = stock.get_submodule(path)
+        picked = attributes.pop("rotary", None)
+        vars(layer).update(attributes)
+        if picked is not None:
+            layer.register_forward_pre_hook(_turned(picked), with_kwargs=True)
+    assert torch.equal(kind.run(stock), want)
+
+
+def _turned(picked: list[int]) -> Any:
+    def turn(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        return args, kwargs | {"position_embeddings": tuple(a[..., picked] for a in kwargs["position_embeddings"])}
+
+    return turn
+
+
+def _siglip() -> nn.Module:
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 3}
+    return ready(SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=16, patch_size=8, vision_use_head=False)))
+
+
+def _qwen3() -> nn.Module:
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return ready(Qwen3Model(Qwen3Config(vocab_size=50, num_key_value_heads=2, head_dim=8, **sizes)))
+
+
+def test_qk_norm_refuses_what_it_runs_over() -> None:
+    structure = Structure((library.tower(library.adopt(_qwen3()), "layers", "language"),))
+    for unit in ("dim", "rope pair"):
+        with pytest.raises(UserError, match=f"cannot be cut by '{unit}': QK-norm runs over the width of the head"):
+            structure.sites[0].with_unit(unit)
+
+
+def test_a_norm_over_all_heads_is_refused() -> None:
+    net = deepcopy(NAMES["InternVLVisionModel"].build())
+    for layer in net.modules():
+        if library.row_of(layer) is not None:
+            layer.q_norm = nn.LayerNorm(24)
+    with pytest.raises(UserError, match="QK-norm runs over all heads together"):
+        library.tower(net, "encoder.layer", "vision")
+
+
+def test_an_unknown_class_is_refused_by_name() -> None:
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 3}
+    with pytest.raises(UserError, match="BertAttention and BertSelfAttention, and vlbench knows no legal cut"):
+        library.tower(BertModel(BertConfig(vocab_size=9, **sizes)), "encoder.layer", "text")
+
+
+def test_the_older_files_refuse_classes_that_are_not_theirs() -> None:
+    """SigLIP described as CLIP was cut in silence, and off by 0.89 of 3.2; Qwen3 lost its QK-norm."""
+    with pytest.raises(UserError, match="SiglipAttention, and nn/clip_vision"):
+        clip_vision.tower(clip_vision.adopt(_siglip()), "encoder.layers", 2)
+    with pytest.raises(UserError, match="Qwen3Attention, and nn/llama"):
+        llama.tower(llama.adopt(_qwen3()), "layers")
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "match"),
+    [
+        ("vit_small_patch16_dinov3", {"embed_dim": 24, "num_heads": 3, "depth": 1, "img_size": 32}, "EvaAttention"),
+        ("vit_giant_patch14_dinov2", {"embed_dim": 24, "num_heads": 3, "depth": 1, "img_size": 28}, "GluMlp|SwiGLU"),
+    ],
+)
+def test_timm_refuses_what_it_would_describe_wrongly(name: str, sizes: dict[str, int], match: str) -> None:
+    net = timm.create_model(name, **sizes)
+    with pytest.raises(UserError, match=match):
+        timm_nn.vision_tower(timm_nn.adopt(net))

@@ -1,0 +1,249 @@
+"""The attention classes of transformers 5 that can be cut with the library's own forward, as one table.
+
+These classes view their heads as (..., heads, width) by attributes of their own and keep their softmax scale as a
+number. After a cut their forward is right once the attributes say what is left, and once a rotary layer picks the
+angles of the pairs that it kept. So a class is a row here, and no forward is written anew.
+
+The same view makes a forgotten class silent: one that the table does not have would be cut without an error and compute
+something else. Such a class is refused by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..structure import AfterCut, Block, Rows, Site, Tower, attention_site, blocks_named, ffn_site
+from .stock import Told
+
+_HEAD_NORM = "QK-norm runs over the width of the head, so a removed dimension changes the others"
+_ALL_NORM = "QK-norm runs over all heads together, so a removed head changes the others"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One class. query, key, value, output: names of its Linears; one name three times is a fused qkv.
+
+    rotary: dimensions i and i + width/2 turn together, and the forward is given the angles as `position_embeddings`.
+    width: the attribute by which it views a head's width (none: it divides). count: the attribute by which it views
+    the number of heads (none: it divides). total: the attribute that holds their product. norm: names of a QK-norm over
+    the head's width. norm_of_all: the same over all heads together.
+    """
+
+    query: str = "q_proj"
+    key: str = "k_proj"
+    value: str = "v_proj"
+    output: str = "o_proj"
+    rotary: bool = False
+    width: str = "head_dim"
+    count: str = ""
+    total: str = ""
+    norm: str = ""
+    norm_of_all: str = ""
+
+
+_DECODER = Row(rotary=True)
+_NORMED = Row(rotary=True, norm="q_norm")
+_ENCODER = Row(output="out_proj")
+_PACKED = Row(query="qkv", key="qkv", value="qkv", output="proj", rotary=True, width="", count="num_heads")
+# (module below transformers.models, class) -> how it is built.
+TABLE: dict[tuple[str, str], Row] = {
+    ("llama", "LlamaAttention"): _DECODER,
+    ("mistral", "MistralAttention"): _DECODER,
+    ("qwen2", "Qwen2Attention"): _DECODER,
+    ("qwen2_vl", "Qwen2VLAttention"): _DECODER,
+    ("qwen2_5_vl", "Qwen2_5_VLAttention"): _DECODER,
+    ("gemma", "GemmaAttention"): _DECODER,
+    ("qwen3", "Qwen3Attention"): _NORMED,
+    ("qwen3_vl", "Qwen3VLTextAttention"): _NORMED,
+    ("gemma3", "Gemma3Attention"): _NORMED,
+    ("clip", "CLIPAttention"): _ENCODER,
+    ("siglip", "SiglipAttention"): _ENCODER,
+    ("idefics3", "Idefics3VisionAttention"): _ENCODER,
+    ("smolvlm", "SmolVLMVisionAttention"): _ENCODER,
+    ("dinov2", "Dinov2Attention"): Row(),
+    ("dinov2_with_registers", "Dinov2WithRegistersAttention"): Row(),
+    ("dinov3_vit", "DINOv3ViTAttention"): Row(rotary=True, count="num_heads"),
+    ("internvl", "InternVLVisionAttention"): Row(
+        output="projection_layer", count="num_heads", total="embed_dim", norm_of_all="q_norm"
+    ),
+    ("qwen2_vl", "VisionAttention"): _PACKED,
+    ("qwen2_5_vl", "Qwen2_5_VLVisionAttention"): _PACKED,
+    ("qwen3_vl", "Qwen3VLVisionAttention"): _PACKED,
+}
+# Names of a feed-forward layer's Linears: up (gated by a pruner), gate (through the activation) or none, down.
+_FEED_FORWARD = (
+    ("up_proj", "gate_proj", "down_proj"),
+    ("fc1", None, "fc2"),
+    ("linear_fc1", None, "linear_fc2"),
+)
+_ACTIVATIONS = ("act_fn", "activation_fn", "act", "activation")
+
+
+def row_of(layer: nn.Module) -> Row | None:
+    """The table's row of a layer, adopted or not. None where it has none."""
+    cls = type(layer)
+    if issubclass(cls, _Picking):
+        cls = cls.__mro__[2]
+    library, _, rest = cls.__module__.partition(".models.")
+    return TABLE.get((rest.split(".")[0], cls.__name__)) if library == "transformers" else None
+
+
+class _Picking:
+    """A rotary attention that keeps some of its pairs, and turns them by their own angles: every layer keeps others.
+
+    pairs: int64, the pairs (i, i + width/2) of the original head that this layer still has. It is no part of the
+    state dict: a saved model stores the kept units, and cutting on reload restores the pairs.
+    """
+
+    pairs: Tensor
+    whole: int
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if len(self.pairs) < self.whole:
+            index = torch.cat([self.pairs, self.pairs + self.whole])
+            cos, sin = kwargs["position_embeddings"]
+            kwargs["position_embeddings"] = cos[..., index], sin[..., index]
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+
+@cache
+def _picking(cls: type[nn.Module]) -> type[nn.Module]:
+    """The class with _Picking before it."""
+    return type(f"Cut{cls.__name__}", (_Picking, cls), {"__module__": __name__})
+
+
+def adopt(module: nn.Module) -> nn.Module:
+    """Let every rotary attention of the table below `module` pick its angles; parameters and keys stay the
+    library's, and so does the forward."""
+    layer: Any
+    for layer in list(module.modules()):
+        row = row_of(layer)
+        if row is not None and row.rotary and not isinstance(layer, _Picking):
+            layer.whole = _sizes(layer, row)[2] // 2
+            weight = layer.get_parameter(f"{row.query}.weight")
+            layer.register_buffer("pairs", torch.arange(layer.whole, device=weight.device), persistent=False)
+            cls: type[nn.Module] = type(layer)
+            layer.__class__ = _picking(cls)
+    return module
+
+
+def _sizes(layer: Any, row: Row) -> tuple[int, int, int]:
+    """(query heads, key/value heads, width of a head) as the layer is now."""
+    fused = row.query == row.value
+    rows = layer.get_submodule(row.query).weight.shape[0] // (3 if fused else 1)
+    heads = getattr(layer, row.count) if row.count else rows // getattr(layer, row.width)
+    width = rows // heads
+    return heads, heads if fused else layer.get_submodule(row.key).weight.shape[0] // width, width
+
+
+def tower(
+    module: nn.Module, prefix: str, name: str, *, modality: str | None = None, blocks: int | None = None
+) -> Tower:
+    """The first `blocks` blocks (all where it is left out) whose layers stand at `prefix`: an attention of the table
+    and a feed-forward layer each. modality: the tower's name where it is left out. Raises UserError for a class that is
+    not in the table."""
+    found = []
+    for index, path, block in blocks_named(module, prefix):
+        if blocks is not None and index >= blocks:
+            break
+        at, kind = f"{name}.{index}", modality or name
+        found.append(Block(path, (_attention(module, at, path, block, kind), _ffn(module, at, path, block, kind))))
+    return Tower(name, tuple(found))
+
+
+def _attention(module: nn.Module, at: str, path: str, block: nn.Module, modality: str) -> Site:
+    known = [(name, layer) for name, layer in block.named_modules() if row_of(layer) is not None]
+    if len(known) != 1:
+        classes = sorted({type(x).__name__ for _, x in block.named_modules() if "Attention" in type(x).__name__})
+        raise UserError(
+            f"{path} has the attention {' and '.join(classes) or type(block).__name__}, and vlbench knows no legal cut "
+            f"of it: nn/library.py needs a row for that class ({type(block).__module__})."
+        )
+    name, layer = known[0]
+    row = row_of(layer)
+    assert row is not None
+    return _described(module, f"{at}.attention", f"{path}.{name}", layer, row, modality)
+
+
+def _described(module: nn.Module, at: str, path: str, layer: Any, row: Row, modality: str) -> Site:
+    heads, kv_heads, width = _sizes(layer, row)
+    if row.norm_of_all and not isinstance(getattr(layer, row.norm_of_all), nn.Identity):
+        raise UserError(f"{at} ({type(layer).__name__}) cannot be cut: {_ALL_NORM}.")
+    refusals = {}
+    if row.norm and not isinstance(getattr(layer, row.norm), nn.Identity):
+        refusals = {"dim": _HEAD_NORM, "rope pair": _HEAD_NORM}
+    fused = row.query == row.value
+    q, k, v = (
+        Rows(f"{path}.{part}", i * heads * width if fused else 0)
+        for i, part in enumerate((row.query, row.key, row.value))
+    )
+    return attention_site(
+        module, at, modality=modality, query=q, key=k, value=v, output=f"{path}.{row.output}", heads=heads,
+        kv_heads=kv_heads, rope=row.rotary and not refusals, refusals=refusals, after_cut=_width_keeper(path, row),
+        set_heads=_head_keeper(path, row),
+    )  # fmt: skip
+
+
+def _width_keeper(path: str, row: Row) -> AfterCut:
+    """What follows from keeping some dimensions, or pairs, of every head."""
+
+    def keep(module: nn.Module, kept: Tensor) -> None:
+        layer: Any = module.get_submodule(path)
+        width = int(kept.numel()) * (2 if row.rotary else 1)
+        if row.width:
+            setattr(layer, row.width, width)
+        if row.total:
+            setattr(layer, row.total, getattr(layer, row.count) * width)
+        if row.rotary:
+            layer.pairs = layer.pairs[kept.to(layer.pairs.device)]
+
+    return keep
+
+
+def _head_keeper(path: str, row: Row) -> AfterCut:
+    """What follows from keeping some heads, or groups of query heads with their key/value head."""
+
+    def keep(module: nn.Module, kept: Tensor) -> None:
+        layer: Any = module.get_submodule(path)
+        if row.total:
+            setattr(layer, row.total, int(kept.numel()) * getattr(layer, row.width))
+        if row.count:
+            setattr(layer, row.count, int(kept.numel()))
+
+    return keep
+
+
+def _ffn(module: nn.Module, at: str, path: str, block: nn.Module, modality: str) -> Site:
+    for name, layer in block.named_modules():
+        children = dict(layer.named_children())
+        for up, gate, down in _FEED_FORWARD:
+            act = next((getattr(layer, a) for a in _ACTIVATIONS if callable(getattr(layer, a, None))), None)
+            if act is not None and {up, down, *([gate] if gate else [])} <= children.keys():
+                return ffn_site(
+                    module, f"{at}.ffn", modality=modality, up=f"{path}.{name}.{up}", down=f"{path}.{name}.{down}",
+                    activation=act, gate=f"{path}.{name}.{gate}" if gate else None,
+                )  # fmt: skip
+    raise UserError(f"{path} ({type(block).__name__}) has no feed-forward layer that vlbench knows to cut.")
+
+
+def told(module: nn.Module) -> Told:
+    """For the library's own classes. rotary: the indices into cos and sin of what a cut layer keeps, which the
+    library's does not pick by itself."""
+    found: Told = {}
+    for path, layer in module.named_modules():
+        row = row_of(layer)
+        if row is None:
+            continue
+        names = [name for name in (row.width, row.count, row.total) if name]
+        attributes: dict[str, Any] = {name: int(getattr(layer, name)) for name in names}
+        if isinstance(layer, _Picking) and len(layer.pairs) < layer.whole:
+            pairs = layer.pairs.tolist()
+            attributes["rotary"] = [*pairs, *(pair + layer.whole for pair in pairs)]
+        found[path] = attributes, 1.0
+    return found
