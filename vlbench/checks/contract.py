@@ -248,7 +248,9 @@ def _check_reload(workshop: Workshop, target: Target, outcome: Outcome, outputs:
 
     def reload() -> Model:
         save_model(folder, outcome.model, outcome.state)
-        return load_model(folder)[0]
+        model = load_model(folder)[0]
+        model.place("fp32")
+        return model
 
     model = _attempt(entry, f"saving and loading the model of {target}", reload)
     if not torch.equal(workshop.outputs(model), outputs):

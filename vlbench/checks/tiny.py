@@ -57,12 +57,13 @@ class Workshop:
         self.runs = 0
 
     def model(self) -> Model:
-        """The same random weights every time, none of them zero."""
+        """The same random weights every time, none of them zero, on the device of this process."""
         torch.manual_seed(0)
         model: Model = self.family.build(self.card, self.config, self.folder)
         with torch.no_grad():
             for parameter in model.net.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.05)
+        model.place("fp32")
         return model
 
     def links(self, words: Mapping[str, str]) -> tuple[LinkSpec, ...]:
@@ -108,7 +109,7 @@ class Workshop:
         batch = self.job(Outcome(model, Compression(), 0), 0).calibration(8)[0]
         with torch.inference_mode():
             logits: Tensor = model.logits(model.encode(batch.images))  # type: ignore[attr-defined]
-        return logits.float().clone()
+        return logits.float().cpu().clone()
 
 
 def _tiny_model() -> tuple[Card, Any, dict[str, Any]]:
