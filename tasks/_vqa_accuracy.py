@@ -9,7 +9,7 @@ which is the same wherever the ids are present, as in the official files.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 ENOUGH = 3  # matching humans that make an answer fully right
@@ -20,6 +20,7 @@ COMMA_IN_NUMBER = re.compile(r"\d,\d")
 # A period goes unless a digit follows: "3.5" and ".5" keep theirs, "5." and "u.s." lose it. The original's
 # look-behind for a digit is misspelt and always true (quirk).
 PERIOD = re.compile(r"\.(?!\d)")
+LONE_PERIOD = re.compile(r"(?<!\d)\.(?!\d)")  # the same, repaired: VLMEvalKit's
 # The original passes re.UNICODE, which is 32, where re.sub expects the count (quirk).
 PERIODS_REMOVED = int(re.UNICODE)
 
@@ -69,10 +70,7 @@ def accuracy(prediction: str, answers: Sequence[str]) -> float:
     # Where the humans agree to the letter nothing is normalised: ten times "yes" and "Yes" is 0 (quirk).
     if len(set(truths)) > 1:
         said, truths = normalise(said), [normalise(truth) for truth in truths]
-    humans, matches = len(truths), truths.count(said)
-    # Integers, so that three tenths is the float 0.3: those who match see one match fewer.
-    thirds = matches * min(ENOUGH, matches - 1) + (humans - matches) * min(ENOUGH, matches)
-    return thirds / (ENOUGH * humans)
+    return _left_out(said, truths)
 
 
 @lru_cache(maxsize=1 << 16)  # the ten answers repeat each other, and those of other questions
@@ -81,17 +79,54 @@ def normalise(text: str) -> str:
     return _plain_words(_without_punctuation(_one_line(text)))
 
 
+@lru_cache(maxsize=1 << 16)
+def normalise_tokens(text: str) -> str:
+    """TextVQA's: mmf's EvalAIAnswerProcessor, which takes commas and question marks away and "'s" off its word first,
+    in lower case, and then does what VQA's evaluator does (facebookresearch/mmf, m4c_evaluator.py in LLaVA @ c121f04;
+    lmms-eval @ 75571cf)."""
+    return normalise(text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip())
+
+
+@lru_cache(maxsize=1 << 16)
+def normalise_repaired(text: str) -> str:
+    """VLMEvalKit's (@ e8e78f0): VQA's with the period repaired, which goes only where no digit is on either side."""
+    return _plain_words(without_punctuation(_one_line(text)))
+
+
+def without_punctuation(text: str) -> str:
+    """The text without marks and lone periods, as VLMEvalKit's process_punctuation gives it."""
+    return LONE_PERIOD.sub("", marks_removed(text), count=PERIODS_REMOVED)
+
+
+def soft_accuracy(prediction: str, answers: Sequence[str], rule: Callable[[str], str]) -> float:
+    """TextVQA's accuracy in [0, 1]: as `accuracy`, with everything normalised by `rule` whatever the humans say."""
+    return _left_out(rule(prediction), [rule(answer) for answer in answers])
+
+
+def _left_out(said: str, truths: Sequence[str]) -> float:
+    """The mean over the humans of min(1, matches among the others / 3)."""
+    humans, matches = len(truths), truths.count(said)
+    # Integers, so that three tenths is the float 0.3: those who match see one match fewer.
+    thirds = matches * min(ENOUGH, matches - 1) + (humans - matches) * min(ENOUGH, matches)
+    return thirds / (ENOUGH * humans)
+
+
 def _one_line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def _without_punctuation(text: str) -> str:
+    return PERIOD.sub("", marks_removed(text), count=PERIODS_REMOVED)
+
+
+def marks_removed(text: str) -> str:
+    """The text without PUNCTUATION, a blank in the place of marks that stand between other characters."""
     marks = PUNCTUATION.intersection(text)
     # Whether a mark vanishes or leaves a blank is settled once for the string, not where it stands (quirk):
     # one comma between digits and all marks vanish, one blank beside a mark and all of its kind do.
     vanish = COMMA_IN_NUMBER.search(text) is not None
     blanks = {ord(mark): "" if vanish or f"{mark} " in text or f" {mark}" in text else " " for mark in marks}
-    return PERIOD.sub("", text.translate(blanks), count=PERIODS_REMOVED)
+    return text.translate(blanks)
 
 
 def _plain_words(text: str) -> str:
