@@ -200,16 +200,29 @@ class Causal(Language):
 
 
 def _meta_mask(net: Any, inputs: Tensor) -> Tensor | None:
-    """None: the library sees to it that no token sees a later one. Llama looks at the values of positions for that, and
-    on the meta device, where costs of large models are counted, there are none: there the mask itself."""
+    """None: the library sees to it that no token sees a later one. All but OPT look at the values of positions for
+    that, and on the meta device, where costs of large models are counted, there are none: there the mask itself."""
     length = inputs.shape[1]
-    blank = inputs.device.type == "meta" and net.config.model_type == "llama"
+    blank = inputs.device.type == "meta" and net.config.model_type != "opt"
     return torch.ones(1, 1, length, length, dtype=torch.bool, device=inputs.device).tril() if blank else None
+
+
+class Placed(DynamicCache):  # type: ignore[misc]
+    """A cache whose rows may go on at other positions than the number of their tokens says (an image's tokens on a grid
+    share positions). shift: int64 (R,), how far the next position is from that number; None: nowhere."""
+
+    shift: Tensor | None = None
+
+    def reorder_cache(self, rows: Tensor) -> None:
+        super().reorder_cache(rows)
+        self.shift = None if self.shift is None else self.shift[rows]
 
 
 def gathered(cache: Any, rows: Tensor) -> Any:
     """A cache of its own with the given rows of another."""
-    found = DynamicCache()
+    found = Placed()
+    shift = getattr(cache, "shift", None)
+    found.shift = None if shift is None else shift[rows.to(shift.device)]
     for number, layer in enumerate(cache.layers):
         index = rows.to(layer.keys.device)  # a model may be split over devices
         found.update(layer.keys[index], layer.values[index], number)

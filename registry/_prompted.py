@@ -67,7 +67,11 @@ class Prompted(Model, Answerer, Captioner):
     def language(self) -> Language:
         """The language model of self.net as it is now."""
 
-    def shown(self, states: Any, owner: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def owner_of(self, batch: Batch) -> Any:
+        """(n,) the image of each sample: families with a place for several take them all."""
+        return batch.owner[:, 0]
+
+    def shown(self, states: Any, owner: Any, prompts: Sequence[str]) -> tuple[Any, Tensor]:
         """(P, N, D) image tokens for the language model, and which of them each prompt follows."""
         return states, owner
 
@@ -90,7 +94,7 @@ class Prompted(Model, Answerer, Captioner):
         options = {**self.answers, **{k: v for k, v in batch.options.items() if v is not None}}
         prompts = self._questions(batch)
         if options.get("decoding", "rank") == "generate":
-            said = self._said(states, batch.owner[:, 0], prompts, lambda read: self._written(read, options, 1))
+            said = self._said(states, self.owner_of(batch), prompts, lambda read: self._written(read, options, 1))
             return [{"answer": text} for text in said]
         candidates: list[str] = options["candidates"]
         ids, k = [self.target_ids(text) for text in candidates], int(options.get("k_test", 128))
@@ -98,7 +102,7 @@ class Prompted(Model, Answerer, Captioner):
         def best(read: Read) -> list[str]:
             return [candidates[i] for i in self.language.rank(read, ids, k).argmax(1).tolist()]
 
-        return [{"answer": text} for text in self._said(states, batch.owner[:, 0], prompts, best)]
+        return [{"answer": text} for text in self._said(states, self.owner_of(batch), prompts, best)]
 
     def caption(self, states: Any, batch: Batch) -> list[Prediction]:
         options = {"length_penalty": 1.0, **self.captions, **batch.options}
@@ -112,7 +116,7 @@ class Prompted(Model, Answerer, Captioner):
         template = self.template("answer", batch.options.get("prompt"))
         return [template.replace("{}", self.question(s.text)) for s in batch.samples]
 
-    def _said(self, states: Any, owner: Tensor, prompts: Sequence[str], say: Callable[[Read], list[str]]) -> list[str]:
+    def _said(self, states: Any, owner: Any, prompts: Sequence[str], say: Callable[[Read], list[str]]) -> list[str]:
         """What follows each prompt; `say` makes texts of rows that were read together."""
         images, slot = self.shown(states, owner, prompts)
         found = [""] * len(prompts)
@@ -148,7 +152,7 @@ class Prompted(Model, Answerer, Captioner):
         return sum(len(self.target_ids(s.target)) for s in batch.samples)
 
     def _told(self, batch: Batch, prompts: Sequence[str], texts: Sequence[str], row: Sequence[int]) -> Told:
-        images, slot = self.shown(self.encode(batch.images), batch.owner[:, 0], prompts)
+        images, slot = self.shown(self.encode(batch.images), self.owner_of(batch), prompts)
         ids = [self.prompt_ids(p) for p in prompts]
         return self.language.told(images, slot, ids, [self.target_ids(t) for t in texts], row)
 

@@ -34,8 +34,10 @@ class Batch:
     """What the second stage gets.
 
     samples: n of them. images: (I, 3, H, W), normalised, the distinct images of the samples; a list of I tensors
-    (3, H, W) where the card's ImageSpec keeps the aspect ratio. owner: int64 (n, m), the rows of `images` that each
-    sample shows, m images a sample, non-decreasing in its first column. options: the task's evaluation settings for
+    (3, H, W) where the card's ImageSpec keeps the aspect ratio, or of I views where the model has its own
+    preprocessing (`Model.views`). owner: int64 (n, m), the rows of `images` that each sample shows, m images a sample,
+    non-decreasing in its first column; where samples show different numbers of images, or none, a list of n lists.
+    options: the task's evaluation settings for
     this capability (answer candidates, beams ...). sizes: (height, width) of the I files before preprocessing. maps:
     int64 (n, H, W), classes of the pixels of `images`, 255 ignored; in training batches of segmentation alone, whose
     images are crops of one size, (I, 3, size, size).
@@ -43,10 +45,16 @@ class Batch:
 
     samples: Sequence[Sample]
     images: Any
-    owner: Tensor
+    owner: Any
     options: Mapping[str, Any] = field(default_factory=dict)
     sizes: Sequence[tuple[int, int]] = ()
     maps: Tensor | None = None
+
+
+def owners(rows: Sequence[Sequence[int]], device: torch.device) -> Any:
+    """Batch.owner of samples that show these images."""
+    even = len({len(row) for row in rows}) == 1 and len(rows[0]) > 0
+    return torch.tensor(rows, device=device) if even else [list(row) for row in rows]
 
 
 class Outputs(NamedTuple):

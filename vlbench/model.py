@@ -17,6 +17,7 @@ A capability with momentum encoders has `<capability>_momentum(batch, twin)`.
 
 from __future__ import annotations
 
+import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -30,8 +31,10 @@ from torch import Tensor, nn
 from .capability import Batch, Json
 from .errors import UserError
 from .images.spec import ImageSpec
+from .images.view import View
 from .machine.device import computing_device
 from .nn.stock import Stock
+from .plugins.cards import read_cards
 from .structure import Structure
 
 
@@ -43,6 +46,7 @@ class Card:
     seen; selected_on: those that this checkpoint was chosen by, among others of its training. published:
     "task/split/metric" -> number of the paper, what `vlbench check model=NAME` compares with.
     default_for: tasks for which this is the suite's model when none is named. prunable: the prunable set in words.
+    architecture: the configuration that `Model.build` takes, for families whose cards are data (see `family`).
     """
 
     name: str
@@ -59,6 +63,7 @@ class Card:
     selected_on: tuple[str, ...] = ()
     published: Mapping[str, float] = field(default_factory=dict)
     prunable: str = "every attention and feed-forward matrix of every tower"
+    architecture: Mapping[str, Json] = field(default_factory=dict)
 
 
 class Model(ABC):
@@ -92,6 +97,11 @@ class Model(ABC):
         """The configuration of the card's own architecture, as `build` takes it, without any file: for counting what
         a model costs, and for checkpoints that are a single file. Raises UserError where only the folder tells it."""
         raise UserError(f"{card.name} is built from a folder with its config.json: give that as checkpoint=FOLDER.")
+
+    def views(self, image: Tensor) -> View | None:
+        """What the vision tower takes of one image (3, H, W) uint8, where the card's ImageSpec does not say it: tiles,
+        a native grid. Runs in the decoding threads. None: the ImageSpec says it."""
+        return None
 
     @abstractmethod
     def encode(self, images: Any) -> Any:
@@ -127,18 +137,30 @@ class Model(ABC):
 M = TypeVar("M", bound=type[Model])
 
 
-def family(*cards: Card) -> Callable[[M], M]:
-    """Register a Model subclass under the names of its cards."""
+def family(*cards: Card | str) -> Callable[[M], M]:
+    """Register a Model subclass under the names of its cards. A card is written out, or is one of a JSON file beside
+    the family's own, named here: a size more of a known family needs no Python."""
 
     def register(cls: M) -> M:
-        for card in cards:
+        folder = Path(inspect.getfile(cls)).parent
+        found = [c for card in cards for c in ([card] if isinstance(card, Card) else _cards_of(folder / card))]
+        for card in found:
             for capability in card.capabilities:
                 if not hasattr(cls, capability):
                     raise TypeError(f"{card.name}: {cls.__name__} has no {capability}()")
-        cls.cards = cards  # type: ignore[attr-defined]
+        cls.cards = tuple(found)  # type: ignore[attr-defined]
         return cls
 
     return register
+
+
+def _cards_of(file: Path) -> list[Card]:
+    """The cards of a JSON file; lists are the card's tuples."""
+    found: list[Card] = []
+    for told in read_cards(file):
+        facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
+        found.append(Card(**{**facts, "image": ImageSpec(**told["image"])}))
+    return found
 
 
 def read_config(folder: Path) -> dict[str, Json]:

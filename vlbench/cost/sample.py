@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..capability import Batch
 from ..errors import UserError
+from ..images.view import View
 from ..model import Model
 from ..task import Sample
 
@@ -73,9 +74,14 @@ def _length(tokenizer: Any, text: str) -> int:
     return len(getattr(encoded, "input_ids", encoded)[0])
 
 
-def pixels(model: Model, images: int) -> Tensor:
-    """Noise: hardware is faster on zeros. On the meta device, nothing."""
+def pixels(model: Model, images: int) -> Any:
+    """Noise: hardware is faster on zeros. On the meta device, nothing. A square of the card's size; where the model has
+    its own preprocessing, what that makes of it."""
     size = model.card.image.size
+    random = torch.Generator().manual_seed(0)
+    view = model.views(torch.randint(0, 256, (3, size, size), generator=random).to(torch.uint8))
+    if view is not None:
+        return [view.on(model.device, model.dtype)] * images
     shape = (images, 3, size, size)
     if model.device.type == "meta":
         return torch.empty(shape, device="meta", dtype=model.dtype)
@@ -85,7 +91,10 @@ def pixels(model: Model, images: int) -> Tensor:
 
 def _batch(model: Model, samples: list[Sample], images: Any, owner: Tensor, **more: Any) -> Batch:
     size = (model.card.image.size,) * 2
-    return Batch(samples, images, owner.to(model.device), more.pop("options", {}), [size] * len(images), **more)
+    shown = (
+        owner.tolist() if isinstance(images[0], View) else owner.to(model.device)
+    )  # numbers: on the meta device, too
+    return Batch(samples, images, shown, more.pop("options", {}), [size] * len(images), **more)
 
 
 def _one_image_each(count: int) -> Tensor:

@@ -14,10 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..capability import Batch, Prediction
+from ..capability import Batch, Prediction, owners
 from ..disk.storage import canonical
 from ..errors import RunFailed, UserError
 from ..images.pipeline import ImageStore, on_device
+from ..images.view import View
 from ..machine.device import empty_cache
 from ..model import Model
 from ..nn.precision import plain_float32
@@ -200,7 +201,7 @@ class Evaluator:
                 batch = Batch(
                     samples,
                     self._images([images[p] for p in paths], device),
-                    torch.tensor([[paths[p] for p in s.images] for s in samples], device=device),
+                    owners([[paths[p] for p in s.images] for s in samples], device),
                     self._options,
                     [self.store.sizes[p] for p in paths],
                 )
@@ -215,7 +216,9 @@ class Evaluator:
         found = on_device(images, self.store.spec, device, self.model.dtype)
         if not self.settings.get("blind"):
             return found
-        return [torch.zeros_like(image) for image in found] if isinstance(found, list) else torch.zeros_like(found)
+        if not isinstance(found, list):
+            return torch.zeros_like(found)
+        return [image.blank() if isinstance(image, View) else torch.zeros_like(image) for image in found]
 
     def _blame(self, sample: Sample, cause: Exception) -> Line:
         """The line of a sample that raised alone. Where nothing but that happens, it is not the samples' fault."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import RunFailed
 from ..machine.device import pinned
 from .spec import ImageSpec
+from .view import View
 
 
 class Undecodable(RunFailed, OSError):  # noqa: N818 - it reads as what the image is
@@ -30,24 +31,32 @@ class ImageStore:
     costs more than the whole mini split.
     """
 
-    def __init__(self, spec: ImageSpec, *, workers: int | None = None, keep_bytes: int = 512 << 20) -> None:
-        self.spec = spec
+    def __init__(
+        self,
+        spec: ImageSpec,
+        views: Callable[[Tensor], View | None] = lambda image: None,
+        *,
+        workers: int | None = None,
+        keep_bytes: int = 512 << 20,
+    ) -> None:
+        """views: the model's own preprocessing of one (3, H, W) uint8 image; None: `spec` says all there is to do."""
+        self.spec, self.views = spec, views
         self.pool = ThreadPoolExecutor(workers or min(32, os.cpu_count() or 1), thread_name_prefix="decode")
         # First come, first kept: an epoch longer than the room would push every image out of a least-recently-used
         # cache just before its turn.
-        self._kept: dict[Path, Tensor] = {}
-        self._room = keep_bytes // (3 * spec.size * spec.size)
+        self._kept: dict[Path, Tensor | View] = {}
+        self._room = keep_bytes
         # File -> its own (height, width), of every image decoded so far.
         self.sizes: dict[Path, tuple[int, int]] = {}
 
-    def load(self, paths: Sequence[Path]) -> list[Tensor]:
-        """Each image, (3, H, W) uint8. Raises Undecodable naming the file."""
+    def load(self, paths: Sequence[Path]) -> list[Any]:
+        """Each image, (3, H, W) uint8 or the model's View. Raises Undecodable naming the file."""
         return list(self.pool.map(self._one, paths))
 
-    def try_load(self, paths: Sequence[Path]) -> list[Tensor | OSError]:
+    def try_load(self, paths: Sequence[Path]) -> list[Any | OSError]:
         """Each image, or why it does not decode."""
 
-        def attempt(path: Path) -> Tensor | OSError:
+        def attempt(path: Path) -> Tensor | View | OSError:
             try:
                 return self._one(path)
             except OSError as error:
@@ -55,16 +64,18 @@ class ImageStore:
 
         return list(self.pool.map(attempt, paths))
 
-    def _one(self, path: Path) -> Tensor:
+    def _one(self, path: Path) -> Tensor | View:
         found = self._kept.get(path)
         if found is None:
             image = decode(path)
             try:
-                found = preprocess(image, self.spec)
+                found = self.views(image)
+                found = preprocess(image, self.spec) if found is None else found
             except (RuntimeError, ValueError) as error:
                 raise Undecodable(f"{path} of shape {tuple(image.shape)} cannot be resized: {_short(error)}") from None
             self.sizes[path] = (image.shape[1], image.shape[2])
-            if len(self._kept) < self._room:
+            if found.nbytes <= self._room:
+                self._room -= found.nbytes
                 self._kept[path] = found
         return found
 
@@ -121,8 +132,11 @@ def kept_size(height: int, width: int, size: int) -> list[int]:
     return [max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))]
 
 
-def on_device(images: Sequence[Tensor], spec: ImageSpec, device: torch.device, dtype: torch.dtype) -> Any:
-    """Batch.images: uint8 images -> one normalised tensor (I, 3, H, W), or a list where they keep their shapes."""
+def on_device(images: Sequence[Any], spec: ImageSpec, device: torch.device, dtype: torch.dtype) -> Any:
+    """Batch.images: uint8 images -> one normalised tensor (I, 3, H, W), or a list where they keep their shapes; of
+    views, a list of normalised ones."""
+    if images and isinstance(images[0], View):
+        return [view.on(device, dtype) for view in images]
     if spec.resize == "keep":
         return [normalise(_moved(image, device), spec, dtype) for image in images]
     return normalise(_moved(torch.stack(list(images)), device), spec, dtype)

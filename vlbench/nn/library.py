@@ -11,7 +11,6 @@ something else. Such a class is refused by name.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -112,10 +111,13 @@ class _Picking:
         return super().forward(*args, **kwargs)  # type: ignore[misc]
 
 
-@cache
+_MADE: dict[str, type[nn.Module]] = {}
+
+
 def _picking(cls: type[nn.Module]) -> type[nn.Module]:
-    """The class with _Picking before it."""
-    return type(f"Cut{cls.__name__}", (_Picking, cls), {"__module__": __name__})
+    """The class with _Picking before it, one for each class of the library."""
+    name = f"Cut{cls.__name__}"
+    return _MADE.setdefault(name, type(name, (_Picking, cls), {"__module__": __name__}))
 
 
 def adopt(module: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from .cards import read_cards
 from .entry import Entry
 from .kinds import DECORATORS, REQUIRED, RESERVED, Kind
 
@@ -18,7 +19,7 @@ def declared(file: Path, module: str, built_in: bool) -> Iterator[Entry]:
         for decorator in node.decorator_list if isinstance(node, ast.ClassDef) else ():
             if isinstance(node, ast.ClassDef) and isinstance(decorator, ast.Call):
                 called = _called(decorator)
-                for name, facts in _facts(decorator, called) if called in DECORATORS else ():
+                for name, facts in _facts(decorator, called, file.parent) if called in DECORATORS else ():
                     _refuse_name(DECORATORS[called], name, decorator.lineno)
                     yield Entry(DECORATORS[called], name, file, module, node.name, built_in, facts)
 
@@ -30,12 +31,16 @@ def _called(call: ast.Call) -> str:
     return call.func.id if isinstance(call.func, ast.Name) else ""
 
 
-def _facts(call: ast.Call, decorator: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, literal arguments) of a decorator: the name is its first argument, or each Card's name=."""
+def _facts(call: ast.Call, decorator: str, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, literal arguments) of a decorator: the name is its first argument, or each Card's name=; cards of a file
+    lie in `folder`."""
     if decorator == "family":
         for card in call.args:
+            if isinstance(card, ast.Constant) and isinstance(card.value, str):
+                yield from ((str(facts["name"]), dict(facts)) for facts in read_cards(folder / card.value))
+                continue
             if not isinstance(card, ast.Call):
-                raise ValueError(f"line {card.lineno}: each argument of family() must be written out as Card(...)")
+                raise ValueError(f"line {card.lineno}: each argument of family() must be Card(...) or a file of cards")
             facts = _keywords(card, (*REQUIRED["family"], "name"))
             yield str(facts["name"]), facts
         return

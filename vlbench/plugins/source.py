@@ -32,6 +32,9 @@ def source_files(file: Path, module: str) -> list[Path]:
 def _imported(node: ast.AST, file: Path, top: Path, package: str) -> list[Path]:
     """Candidates for the files that an import statement reads, of the plug-in's own code."""
     names: list[Path] = []
+    if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "family":
+        told = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+        return [file.with_name(name) for name in told if isinstance(name, str)]  # files of cards
     if isinstance(node, ast.ImportFrom):
         start = node.module or ""
         if node.level:

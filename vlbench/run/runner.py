@@ -103,7 +103,7 @@ class Runner:
             self._follow(cell.dense(), self.runs / cell.dense().id)
         if self.world.share() != DONE:
             model, state = self._build(cell)
-            store = ImageStore(model.card.image)
+            store = ImageStore(model.card.image, model.views)
             model, state = self._compress(cell, folder, model, state, store)
             self._evaluate(cell, folder, model, store)
             if not cell.settings["labelled"]:
@@ -118,7 +118,7 @@ class Runner:
         ask(cell, model)
         words = cell.spec.words.model_dump()
         write_json(folder / "cell.json", {"cell": cell.id, "words": words, "identity": cell.identity})
-        store = ImageStore(model.card.image)
+        store = ImageStore(model.card.image, model.views)
         dense_size = sum(p.numel() for p in model.net.parameters())
         macs_dense = macs_of(model, cell.task)
         prunable = original.size

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..capability import Batch
+from ..capability import Batch, owners
 from ..images.maps import IGNORED, LabelMap, read_map
 from ..images.pipeline import ImageStore, normalise, on_device
 from ..images.spec import ImageSpec
@@ -109,7 +109,7 @@ def collate(
         images, maps = images.to(device), None if maps is None else maps.to(device)
     else:
         images = on_device(pixels, store.spec, device, torch.float32)
-    owner = torch.tensor([[paths[p] for p in s.images] for s in samples], device=device)
+    owner = owners([[paths[p] for p in s.images] for s in samples], device)
     return Batch(samples, images, owner, options or {}, [store.sizes[p] for p in paths], maps)
 
 
@@ -121,16 +121,24 @@ def divided(batch: Batch, parts: int) -> list[Batch]:
 
 
 def _part(batch: Batch, start: int, end: int) -> Batch:
-    used, owner = batch.owner[start:end].unique(return_inverse=True)
-    rows = used.tolist()
+    rows, owner = _renumbered(batch.owner[start:end])
     return replace(
         batch,
         samples=batch.samples[start:end],
-        images=[batch.images[i] for i in rows] if isinstance(batch.images, list) else batch.images[used],
+        images=[batch.images[i] for i in rows] if isinstance(batch.images, list) else batch.images[rows],
         owner=owner,
         sizes=[batch.sizes[i] for i in rows] if batch.sizes else (),
         maps=None if batch.maps is None else batch.maps[start:end],
     )
+
+
+def _renumbered(owner: Any) -> tuple[list[int], Any]:
+    """The images that some samples show, in order, and `owner` counted in these."""
+    if not isinstance(owner, list):
+        used, found = owner.unique(return_inverse=True)
+        return used.tolist(), found
+    rows = sorted({i for row in owner for i in row})
+    return rows, [[rows.index(i) for i in row] for row in owner]
 
 
 def crops(

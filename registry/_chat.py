@@ -1,0 +1,101 @@
+"""Prompts of the checkpoint's own chat template, and preprocessing of its own processor file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from vlbench.errors import UserError
+
+TURN = "{}"  # where the whole user turn stands in "chat"
+# Where transformers keeps a prompt template, as {"chat_template": ...} or as the text alone.
+TEMPLATES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+
+
+def chat_of(folder: Path, tokenizer: Any, mark: str) -> dict[str, str]:
+    """ "chat": a conversation that begins with the user's turn and ends where the model goes on, and "image": how an
+    image stands in that turn, by the template in `folder`. mark: the tokenizer's word for an image. Raises UserError
+    where there is no template, or none with a place for both."""
+    for name in TEMPLATES:
+        text = _template(folder / name)
+        if text:
+            chat = _filled(text, [{"type": "text", "text": TURN}], tokenizer, folder / name)
+            both = _filled(text, [{"type": "image"}, {"type": "text", "text": TURN}], tokenizer, folder / name)
+            before, turn, after = chat.partition(TURN)
+            image = both.removeprefix(before).removesuffix(turn + after)
+            if not turn or mark not in image or both != before + image + turn + after:
+                raise UserError(
+                    f"the chat template in {folder / name} has no place for {mark} and a question: put that of the "
+                    "checkpoint there."
+                )
+            return {"chat": chat, "image": image}
+    raise UserError(
+        f"{folder} has no chat template, and without it nothing is known of how the model is asked: put its "
+        f'{TEMPLATES[0]} or {TEMPLATES[1]} there, or "prompts" into config.json.'
+    )
+
+
+def _template(file: Path) -> str:
+    if not file.is_file():
+        return ""
+    try:
+        text = file.read_text(encoding="utf-8")
+        told = json.loads(text) if file.suffix == ".json" else {"chat_template": text}
+    except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON
+        raise UserError(f"{file} cannot be read ({error}): put the one of its checkpoint there.") from None
+    found = told.get("chat_template") if isinstance(told, dict) else None
+    return found if isinstance(found, str) else ""
+
+
+def _filled(template: str, content: list[dict[str, str]], tokenizer: Any, file: Path) -> str:
+    """One turn, as transformers fills the template (sandboxed: a template is a program)."""
+    try:
+        found: str = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        raise UserError(f"the chat template in {file} cannot be filled in: {error}.") from None
+    return found
+
+
+def processor_of(folder: Path) -> dict[str, Any]:
+    """What the folder says of its image processor. Raises UserError where it says nothing."""
+    for name in PROCESSORS:
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            told = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file} cannot be read ({error}): put the one of its checkpoint there.") from None
+        found = told.get("image_processor", told if "image_processor_type" in told else None)
+        if isinstance(found, dict):
+            return dict(found)
+    raise UserError(
+        f"{folder} does not say how its images are prepared: put the {PROCESSORS[1]} (or {PROCESSORS[0]}) of the "
+        "checkpoint there."
+    )
+
+
+def image_processor(told: Mapping[str, Any], wanted: str) -> Any:
+    """The library's image processor of the class `wanted`, set as `told` says. Raises UserError where that is of
+    another class."""
+    import transformers
+
+    kind = str(told.get("image_processor_type", wanted))
+    if kind.removesuffix("Fast") != wanted:
+        raise UserError(
+            f"the image processor of this folder is a {kind}, and this model's is a {wanted}: put the "
+            f"{PROCESSORS[1]} of the checkpoint there."
+        )
+    try:
+        return getattr(transformers, wanted).from_dict(dict(told))
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise UserError(
+            f"the image processor of this folder cannot be built ({error}): put the published one."
+        ) from None

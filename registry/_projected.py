@@ -1,0 +1,250 @@
+"""A vision tower, a projector and a language model of transformers: what families of this shape share.
+
+A family says which classes these are, how the files of its checkpoints spell their keys, and what its vision side makes
+of an image; sizes are cards in a JSON file beside it. The rest is here, with the library's own forwards throughout.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+import transformers
+from torch import Tensor
+from transformers.initialization import no_init_weights
+
+from vlbench.capability import Batch
+from vlbench.errors import UserError
+from vlbench.images.view import View
+from vlbench.model import Card
+from vlbench.nn import library
+from vlbench.nn.stock import Stock
+from vlbench.structure import Structure
+from vlbench.tensors.reading import load_into, read_weights, refuse_others
+
+from ._chat import TURN, chat_of, image_processor, processor_of
+from ._prompted import Config, Prompted, constructed, of_library, read_kind, read_tokenizer
+from ._stream import ImageState, Prefix, Stream
+
+P = TypeVar("P", bound="Projected")
+PLACE = "<image>"  # where a task's prompt wants an image; before all words, where it does not say
+SHORT = "{}\nAnswer the question using a single word or phrase."
+DESCRIBE = "Provide a one-sentence caption for the provided image."
+
+
+class Projected(Prompted):
+    """Its configuration is transformers', and besides `prompts` (see _chat.chat_of) and `processor`, the settings of
+    the library's image processor. Where a folder's config.json has them, they come before its other files.
+
+    library: the class, and with "Config" in its place that of its configuration. model_type: in config.json. processor:
+    class of the image processor. words: what the library's processor tells it besides its settings. mark: the
+    tokenizer's word for an image. keys: pattern -> name, of published files and then today's. dropped: keys that no
+    module has. telling: keys that every checkpoint of the family has. vision, text: where the blocks stand.
+    """
+
+    library: ClassVar[str]
+    model_type: ClassVar[str]
+    processor: ClassVar[str]
+    words_of_processor: ClassVar[dict[str, Any]] = {}
+    mark: ClassVar[str]
+    keys: ClassVar[Sequence[tuple[str, str]]] = ()
+    dropped: ClassVar[str] = r"position_ids$|rotary_emb\.inv_freq$"
+    telling: ClassVar[Sequence[str]]
+    vision: ClassVar[str]
+    text: ClassVar[str] = "model.language_model.layers"
+    prompts: ClassVar[dict[str, str]] = {"answer": SHORT, "caption": DESCRIBE}
+    marks: ClassVar[dict[str, tuple[str, ...]]] = {"answer": ("{}",), "caption": ()}
+    answers: ClassVar[dict[str, Any]] = {"beams": 1, "max_length": 16, "min_length": 1, "length_penalty": 1.0}
+    captions: ClassVar[dict[str, Any]] = {"beams": 1, "max_length": 64, "min_length": 1}
+    images: Any  # the library's image processor
+
+    @classmethod
+    def network(cls, config: Config) -> Any:
+        """The library's module, as its configuration says."""
+        own = getattr(transformers, cls.library)
+        return own(own.config_class.from_dict(config))
+
+    @classmethod
+    def build(cls: type[P], card: Card, config: Config, folder: Path) -> P:
+        net = constructed(card, cls.network, config).eval()
+        model = cls(card, config, library.adopt(net))
+        model.tokenizer = read_tokenizer(folder, int(net.config.text_config.vocab_size) + 1)
+        if cls.mark not in model.tokenizer.get_vocab():  # a place in the prompt, which is never embedded
+            model.tokenizer.add_tokens([cls.mark], special_tokens=True)
+        model.images = image_processor(config["processor"], cls.processor)
+        return model
+
+    @classmethod
+    def open(cls: type[P], card: Card, folder: Path) -> P:
+        """A folder in the published layout: config.json, one or more *.safetensors, the tokenizer, a chat template and
+        the settings of the image processor."""
+        home = folder if folder.is_dir() else folder.parent
+        weights = {cls.renamed(k): v for k, v in read_weights(folder).items() if not re.search(cls.dropped, k)}
+        refuse_others(weights, cls.__name__, cls.telling)
+        config = read_kind(home, cls.model_type)
+        if "processor" not in config:
+            config["processor"] = processor_of(home)
+        if "chat" not in config.get("prompts", {}):
+            tokenizer = read_tokenizer(home, 1 << 30)
+            if cls.mark not in tokenizer.get_vocab():
+                raise UserError(
+                    f"the tokenizer in {home} has no {cls.mark}, which stands for an image: put the tokenizer files of "
+                    "the checkpoint there."
+                )
+            config["prompts"] = {**config.get("prompts", {}), **cls.chat(home, tokenizer)}
+        with no_init_weights():
+            model = cls.build(card, config, home)
+        load_into(model.net, weights)
+        return model
+
+    @classmethod
+    def chat(cls, folder: Path, tokenizer: Any) -> dict[str, str]:
+        """How a user's turn and an image stand in a prompt."""
+        return chat_of(folder, tokenizer, cls.mark)
+
+    @classmethod
+    def architecture(cls, card: Card) -> Config:
+        return dict(card.architecture) or super().architecture(card)
+
+    @classmethod
+    def renamed(cls, key: str) -> str:
+        """Today's name of a key of the files."""
+        for pattern, name in cls.keys:
+            found, count = re.subn(pattern, name, key)
+            if count:
+                return found
+        return key
+
+    def _check_prompt(self, capability: str) -> None:
+        super()._check_prompt(capability)
+        own = self.config.get("prompts")
+        for name, wanted in (("chat", TURN), ("image", self.mark)):
+            if not isinstance(own, dict) or str(own.get(name)).count(wanted) != 1:
+                raise UserError(
+                    f'{self.card.name} has no prompt: "prompts" in config.json should have "{name}", a text with '
+                    f"{wanted} in it once."
+                )
+
+    @property
+    def language(self) -> Stream:
+        end = self.tokenizer.eos_token_id
+        end = self.net.config.text_config.eos_token_id if end is None else end
+        return Stream(self.net.model.language_model, self.net.lm_head, int(end))
+
+    def structure(self) -> Structure:
+        """Both towers, all of their blocks."""
+        vision = library.tower(self.net, self.vision, "vision", blocks=self.blocks)
+        return Structure((vision, library.tower(self.net, self.text, "language")))
+
+    @property
+    def blocks(self) -> int | None:
+        """How many vision blocks are read; None: all."""
+        return None
+
+    def stock(self) -> Stock:
+        return of_library(self.net, library.told(self.net))
+
+    # Images ---------------------------------------------------------------------------------------------------------
+
+    def views(self, image: Tensor) -> View:
+        """The library's processor, up to the point where values are no grey levels any more."""
+        found = self.images(
+            images=[image], do_rescale=False, do_normalize=False, return_tensors="pt",
+            input_data_format="channels_first", **self.words_of_processor,
+        )  # fmt: skip
+        pixels = found.pop("pixel_values")
+        facts = {key: value for key, value in found.items() if isinstance(value, Tensor)}
+        mean, std = (
+            torch.tensor(x, device="cpu").view(3, 1, 1) for x in (self.images.image_mean, self.images.image_std)
+        )
+        return self.viewed(pixels.to(torch.uint8), mean, std, facts)
+
+    def viewed(self, pixels: Tensor, mean: Tensor, std: Tensor, facts: dict[str, Tensor]) -> View:
+        """pixels: as the processor gives them for one image."""
+        return View(pixels, mean, std, facts)
+
+    def encode(self, images: Sequence[View]) -> list[ImageState]:
+        """All views -> a record for each image; here of tiles (T, 3, S, S) that all become as many tokens each."""
+        found = self.features(torch.cat([view.pixels for view in images]))
+        return [ImageState(part.flatten(0, 1)) for part in found.split([len(view.pixels) for view in images])]
+
+    def features(self, tiles: Tensor) -> Tensor:
+        """(T, 3, S, S) -> (T, N, D) tokens for the language model."""
+        found: Tensor = self.net.model.get_image_features(pixel_values=tiles, return_dict=True).pooler_output
+        return found
+
+    # Prompts --------------------------------------------------------------------------------------------------------
+
+    def owner_of(self, batch: Batch) -> list[list[int]]:
+        """The images of each sample."""
+        found: list[list[int]] = batch.owner if isinstance(batch.owner, list) else batch.owner.tolist()
+        return found
+
+    def template(self, capability: str, own: str | None = None) -> str:
+        """The whole prompt with one image. own: the task's user turn, in place of ours; of captions, its beginning."""
+        if capability == "caption":
+            return f"{self.turn(super().template(capability), 1)}{(own or '').strip()}"
+        return self.turn(super().template(capability, own), 1)
+
+    def turn(self, text: str, images: int) -> str:
+        """A user's turn with so many images, in the checkpoint's conversation. Images stand where the text says, in
+        their order, and before it where it does not say."""
+        prompts = self.config["prompts"]
+        shown = text.count(PLACE)
+        if shown and shown != images:
+            raise ValueError(f"the prompt has {shown} places for images, and the sample {images} images")
+        text = text.replace(PLACE, prompts["image"]) if shown else prompts["image"] * images + text
+        found: str = prompts["chat"].replace(TURN, text)
+        return found
+
+    def _questions(self, batch: Batch) -> list[str]:
+        asked = super().template("answer", batch.options.get("prompt"))
+        owner = self.owner_of(batch)
+        texts = [asked.replace("{}", self.question(s.text)) for s in batch.samples]
+        return [self.turn(text, len(images)) for text, images in zip(texts, owner, strict=True)]
+
+    def shown(self, states: Any, owner: Any, prompts: Sequence[str]) -> tuple[list[Prefix], Tensor]:
+        """The distinct beginnings of the prompts, up to the last image, and which of them each prompt goes on from."""
+        numbers: dict[tuple[Any, ...], int] = {}
+        found: list[Prefix] = []
+        rows: list[int] = []
+        for row, text in zip(owner, prompts, strict=True):
+            images = [int(row)] if isinstance(row, int | Tensor) else list(row)
+            *before, _ = self._divided(text)
+            if len(before) != len(images):
+                raise ValueError(f"the prompt has {len(before)} places for images, and the sample {len(images)} images")
+            key = (*map(tuple, before), *images)
+            if key not in numbers:
+                numbers[key] = len(found)
+                found.append(self._prefix([states[i] for i in images], before))
+            rows.append(numbers[key])
+        return found, torch.tensor(rows, device="cpu")
+
+    def _prefix(self, images: Sequence[ImageState], before: Sequence[Sequence[int]]) -> Prefix:
+        """Words and images by turns; before: token ids in front of each image."""
+        words = self.language.embed(torch.zeros(1, 0, dtype=torch.long, device=self.language.device))
+        parts: list[Tensor | ImageState] = [words[0]]
+        for ids, image in zip(before, images, strict=True):
+            parts += [self.language.embed(torch.tensor([ids], dtype=torch.long, device=self.language.device))[0], image]
+        return Prefix.of(parts, images[0].tokens.dtype if images else words.dtype)
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """What comes after the last image."""
+        return self._divided(text)[-1]
+
+    def _divided(self, prompt: str) -> list[list[int]]:
+        """Token ids between the images."""
+        start = self.tokenizer.bos_token
+        begun = bool(start) and prompt.startswith(start)  # as transformers does: a template may write it out
+        ids = self.tokenizer(prompt, add_special_tokens=not begun).input_ids
+        mark = self.tokenizer.convert_tokens_to_ids(self.mark)
+        found: list[list[int]] = [[]]
+        for token in ids:
+            if token == mark:
+                found.append([])
+            else:
+                found[-1].append(token)
+        return found

@@ -1,0 +1,130 @@
+"""Tiny folders in the published layout of families of tests/registry/test_families.py: the library writes all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}{{ 'IMAGE' }}{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TEXT = {
+    "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 4096, "bos_token_id": 256, "eos_token_id": 257,
+    "pad_token_id": 256, "tie_word_embeddings": False,
+}  # fmt: skip
+VISION = {
+    "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 3,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Folder:
+    """name: of a card. special: names of the tokenizer's special tokens as attributes, and the tokens. make: token ->
+    id, to the library's model. processor: the library's whole processor."""
+
+    name: str
+    special: dict[str, str]
+    make: Callable[[dict[str, int]], Any]
+    processor: Callable[[Any], Any]
+
+    def write(self, folder: Path, **weights: Any) -> tuple[Any, Any]:
+        """The folder; gives the library's model in eval mode, and its processor."""
+        torch.manual_seed(0)
+        tokenizer = byte_tokenizer(self.special)
+        ids = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.get_added_vocab()}
+        net = self.make(ids | {"": len(tokenizer)}).eval()
+        random = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in net.named_parameters():
+                noise = torch.randn(parameter.shape, generator=random)
+                wide = parameter.dim() > 1
+                parameter.copy_(noise * parameter[0].numel() ** -0.5 if wide else 0.1 * noise + name.endswith("weight"))
+        processor = self.processor(tokenizer)
+        net.save_pretrained(folder, **weights)
+        processor.save_pretrained(folder)
+        return net, processor
+
+
+def byte_tokenizer(special: dict[str, str]) -> Any:
+    """A token for every byte, and the special ones."""
+    words = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    inner = Tokenizer(models.BPE(vocab=words, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<|endoftext|>", eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"], extra_special_tokens=special,
+    )  # fmt: skip
+
+
+def _internvl(ids: dict[str, int]) -> Any:
+    vision = hf.InternVLVisionConfig(**VISION, image_size=(28, 28), patch_size=(7, 7), attention_bias=True)
+    text = hf.Qwen2Config(**TEXT, vocab_size=ids[""])
+    config = hf.InternVLConfig(
+        vision_config=vision, text_config=text, image_token_id=ids["<IMG_CONTEXT>"], image_seq_length=4,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    return hf.InternVLForConditionalGeneration(config)
+
+
+def _internvl_processor(tokenizer: Any) -> Any:
+    images = hf.GotOcr2ImageProcessor(size={"height": 28, "width": 28}, image_mean=[0.4, 0.5, 0.6], max_patches=6)
+    template = CHATML.replace("IMAGE", "<IMG_CONTEXT>\n")
+    from transformers.models.internvl.video_processing_internvl import InternVLVideoProcessor
+
+    return hf.InternVLProcessor(
+        images, tokenizer, InternVLVideoProcessor(), image_seq_length=4, chat_template=template
+    )  # fmt: skip
+
+
+INTERNVL = Folder(
+    "internvl3-1b",
+    {
+        "context_image_token": "<IMG_CONTEXT>", "start_image_token": "<img>", "end_image_token": "</img>",
+        "video_token": "<video>",
+    },
+    _internvl, _internvl_processor,
+)  # fmt: skip
+
+
+def _qwen(ids: dict[str, int]) -> Any:
+    vision = {
+        "hidden_size": 32, "intermediate_size": 40, "depth": 2, "num_heads": 2, "patch_size": 4,
+        "temporal_patch_size": 2, "spatial_merge_size": 2, "out_hidden_size": 32, "fullatt_block_indexes": [1],
+        "window_size": 16,
+    }  # fmt: skip
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    names = {"image": "<|image_pad|>", "video": "<|video_pad|>", "vision_start": "<|vision_start|>"}
+    config = hf.Qwen2_5_VLConfig(
+        vision_config=vision, text_config={**TEXT, "vocab_size": ids[""], "rope_parameters": rope},
+        tie_word_embeddings=False, **{f"{name}_token_id": ids[token] for name, token in names.items()},
+    )  # fmt: skip
+    return hf.Qwen2_5_VLForConditionalGeneration(config)
+
+
+def _qwen_processor(tokenizer: Any) -> Any:
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    images = hf.Qwen2VLImageProcessor(size={"shortest_edge": 64, "longest_edge": 1024}, patch_size=4)
+    template = CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
+    return hf.Qwen2_5_VLProcessor(images, tokenizer, Qwen2VLVideoProcessor(), chat_template=template)
+
+
+QWEN = Folder(
+    "qwen2.5-vl-3b",
+    {
+        "image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "vision_bos_token": "<|vision_start|>",
+        "vision_eos_token": "<|vision_end|>",
+    },
+    _qwen, _qwen_processor,
+)  # fmt: skip
+FOLDERS = (INTERNVL, QWEN)

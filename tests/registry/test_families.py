@@ -1,0 +1,246 @@
+"""Oracle: the library's own processor and whole forward, on tiny random folders that the library wrote itself.
+
+One test over every family of a vision tower, a projector and a language model (registry/_projected.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import copy, deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tests.nn.test_kinds import close_gates, random_keep
+from tests.registry.folders import FOLDERS, Folder
+from vlbench.calibration.capture import capture_all, replay
+from vlbench.capability import Batch, owners
+from vlbench.compression.cut import Cut, cut
+from vlbench.compression.saved import load_model, open_checkpoint, save_model
+from vlbench.compression.state import Compression
+from vlbench.plugins.table import table
+from vlbench.structure import Structure, check_structure
+from vlbench.task import Sample
+
+SIZES = ((60, 20), (28, 28), (20, 93), (1, 1), (300, 4), (45, 64))  # (height, width)
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Opened:
+    """A folder: the library's model and processor, and ours."""
+
+    folder: Path
+    net: Any
+    processor: Any
+    model: Any
+
+
+@pytest.fixture(scope="module", params=FOLDERS, ids=lambda f: f.name)
+def opened(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    made: Folder = request.param
+    folder = tmp_path_factory.mktemp(made.name)
+    net, processor = made.write(folder)
+    entry = table("models").get(made.name)
+    cls = entry.load()
+    card = next(c for c in cls.cards if c.name == made.name)
+    return Opened(folder, net, processor, open_checkpoint(cls, card, folder)[0])
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def picture(height: int, width: int) -> Image.Image:
+    """Smooth, so that resizing by another rule shows."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(x / 7 + k) + np.cos(y / 5 - k) for k in range(3)]
+    return Image.fromarray((127 + 60 * np.stack(waves, -1)).clip(0, 255).astype(np.uint8))
+
+
+def raw(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).contiguous()
+
+
+def batch_of(model: Any, pictures: list[Image.Image], rows: list[list[int]], texts: list[str], **more: Any) -> Batch:
+    views = [model.views(raw(p)).on(CPU, model.dtype) for p in pictures]
+    samples = [
+        Sample(str(i), tuple(Path(f"{k}") for k in row), text, target={"red": 1.0})
+        for i, (row, text) in enumerate(zip(rows, texts, strict=True))
+    ]
+    return Batch(samples, views, owners(rows, CPU), {"prompt": "{}", **more})
+
+
+def library_inputs(opened: Opened, pictures: list[Image.Image], content: list[dict[str, str]], answer: str = "") -> Any:
+    text = opened.processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    return opened.processor(images=pictures or None, text=[text + answer], return_tensors="pt")
+
+
+def content_of(images: int, text: str) -> list[dict[str, str]]:
+    return [{"type": "image"}] * images + [{"type": "text", "text": text}]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pixels_are_those_of_the_librarys_processor(opened: Opened, size: tuple[int, int]) -> None:
+    image = picture(*size)
+    found = library_inputs(opened, [image], content_of(1, "a"))
+    view = opened.model.views(raw(image)).on(CPU, torch.float32)
+    pixels = found["pixel_values"]
+    assert view.pixels.shape == pixels.reshape(view.pixels.shape).shape
+    assert float((view.pixels - pixels.reshape(view.pixels.shape)).abs().max()) <= 1e-5
+    assert opened.model.views(raw(image)).pixels.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("images", [0, 1, 2])
+def test_prompts_are_those_of_the_librarys_processor(opened: Opened, images: int) -> None:
+    model, pictures = opened.model, [picture(60, 20), picture(28, 28)][:images]
+    found = library_inputs(opened, pictures, content_of(images, "What is it?"))
+    batch = batch_of(model, pictures, [list(range(images))], ["What is it?"])
+    states = model.encode(batch.images) if images else []
+    mark = model.tokenizer.convert_tokens_to_ids(model.mark)
+    first, *rest = model._divided(model._questions(batch)[0])
+    ids = [*first, *(t for s, part in zip(states, rest, strict=True) for t in [*[mark] * len(s.tokens), *part])]
+    assert ids == found["input_ids"][0].tolist()
+
+
+def nll(opened: Opened, pictures: list[Image.Image], text: str, answer: str) -> float:
+    """Of an answer and its end by the library's whole forward."""
+    end = opened.model.tokenizer.eos_token
+    found = library_inputs(opened, pictures, content_of(len(pictures), text), answer + end)
+    count = len(opened.model.target_ids(answer))
+    with torch.no_grad():
+        logits = opened.net(**found).logits[0].log_softmax(-1)
+    ids = found["input_ids"][0]
+    return float(logits[-count - 1 : -1].gather(1, ids[-count:, None]).sum())
+
+
+TEXTS = ["What is it?", "Is it red?", "And this one here?", "Well", "No image at all?"]
+ROWS = [[0], [0], [1], [1, 0], []]
+
+
+def test_answers_are_ranked_as_the_whole_forward_scores_each_alone(opened: Opened) -> None:
+    """Also of two images and of none, in one batch with the others."""
+    pictures, candidates = [picture(60, 20), picture(28, 28)], ["red", "a dog", "no"]
+    batch = batch_of(opened.model, pictures, ROWS, TEXTS)
+    model = opened.model
+    with torch.no_grad():
+        states = model.encode(batch.images)
+        prompts = model._questions(batch)
+        prefixes, slot = model.shown(states, model.owner_of(batch), prompts)
+        found = {}
+        for rows, read in model.language.read(prefixes, slot, [model.prompt_ids(p) for p in prompts]):
+            scores = model.language.rank(read, [model.target_ids(c) for c in candidates], 3)
+            found.update(zip(rows, scores.tolist(), strict=True))
+    for row, (images, text) in enumerate(zip(ROWS, TEXTS, strict=True)):
+        want = [nll(opened, [pictures[i] for i in images], text, c) for c in candidates]
+        assert found[row] == pytest.approx(want, rel=2e-5), row
+    assert len({round(score[0], 3) for score in found.values()}) == len(ROWS)  # images and words both count
+    options = {"decoding": "rank", "candidates": candidates, "k_test": 3}
+    batch = batch_of(model, pictures, ROWS, TEXTS, **options)
+    best = [candidates[int(np.argmax(found[row]))] for row in range(len(ROWS))]
+    assert [p["answer"] for p in model.answer(model.encode(batch.images), batch)] == best
+
+
+def test_the_loss_is_the_likelihood_of_the_answers(opened: Opened) -> None:
+    pictures = [picture(60, 20), picture(28, 28)]
+    batch = batch_of(opened.model, pictures, ROWS, TEXTS)
+    want = [-nll(opened, [pictures[i] for i in images], t, "red") for images, t in zip(ROWS, TEXTS, strict=True)]
+    with torch.no_grad():
+        assert float(opened.model.answer_loss(batch)) == pytest.approx(float(np.mean(want)), rel=2e-5)
+
+
+def test_answers_are_written_as_the_library_writes_them(opened: Opened) -> None:
+    image = picture(45, 64)
+    found = library_inputs(opened, [image], content_of(1, "What is it?"))
+    end = opened.model.tokenizer.eos_token_id
+    with torch.no_grad():
+        ids = opened.net.generate(**found, max_new_tokens=6, do_sample=False, eos_token_id=end, pad_token_id=end)
+        batch = batch_of(
+            opened.model, [image], [[0]], ["What is it?"], decoding="generate", beams=1, max_length=6, min_length=0
+        )
+        said = opened.model.answer(opened.model.encode(batch.images), batch)
+    wanted = ids[0, found["input_ids"].shape[1] :]
+    assert said == [{"answer": opened.model.text_of(wanted[wanted != end])}]
+
+
+def run_of(model: Any) -> Callable[[Any], Tensor]:
+    """Logits of teacher forcing over images of several sizes."""
+    batch = batch_of(model, [picture(60, 20), picture(28, 28)], [[0], [1], [0]], ["a", "b", "c d"])
+
+    def run(net: Any) -> Tensor:
+        other = copy(model)
+        other.net = net
+        with torch.no_grad():
+            return torch.cat([part for part, _ in other.answer_outputs(batch).logits])
+
+    return run
+
+
+def structures_of(model: Any, net: Any) -> list[Structure]:
+    """With every attention by its narrow unit, and by its widest."""
+    other = copy(model)
+    other.net = net
+    found = other.structure()
+    return [found, found.with_units(lambda site: (site, *site.variants)[-1].unit)]
+
+
+def test_a_cut_model_equals_the_gated_one(opened: Opened) -> None:
+    """For every legal unit of both towers. RMSNorm and rotary angles are of float32 whatever the model's type."""
+    model = deepcopy(opened.model)
+    model.net = model.net.double()
+    run = run_of(model)
+    dense = run(model.net)
+    for number in range(2):
+        gated, small = deepcopy(model.net), deepcopy(model.net)
+        keep = random_keep(structures_of(model, gated)[number], 0)
+        check_structure(gated, structures_of(model, gated)[number])
+        with torch.no_grad():
+            close_gates(gated, structures_of(model, gated)[number], keep)
+        cut(small, structures_of(model, small)[number], keep)
+        want = run(gated)
+        assert float((run(small) - want).abs().max()) <= 1e-6
+        assert float((want - dense).abs().max()) > 1e-3
+
+
+def test_blocks_replay_to_what_they_gave(opened: Opened) -> None:
+    model = opened.model
+    batch = batch_of(model, [picture(60, 20), picture(28, 28)], [[0], [1], [0]], ["a", "b", "c d"])
+    for tower in model.structure().towers:
+        calls = capture_all(model.net, tower.blocks, lambda: model.answer_loss(batch))
+        for number in range(len(calls[0])):
+            hidden = calls[0][number].hidden
+            for block, found in zip(tower.blocks, calls, strict=True):
+                hidden = replay(model.net, block, found[number], hidden)
+                assert torch.equal(hidden, found[number].output), block.path
+
+
+def test_a_cut_model_is_saved_and_opened_again_to_the_bit(opened: Opened, tmp_path: Path) -> None:
+    model = deepcopy(opened.model)
+    structure = model.structure()
+    keep = random_keep(structure, 1)
+    cut(model.net, structure, keep)
+    save_model(tmp_path / "saved", model, Compression(cuts=[Cut.of(structure, keep)]))
+    other, _ = load_model(tmp_path / "saved")
+    batch = batch_of(other, [picture(60, 20)], [[0]], ["a b"])
+    with torch.no_grad():
+        assert float(other.answer_loss(batch)) == float(model.answer_loss(batch))
+    for key, value in model.net.state_dict().items():
+        assert torch.equal(other.net.state_dict()[key], value), key
+
+
+def test_attention_has_the_units_that_the_class_allows(opened: Opened) -> None:
+    for site in opened.model.structure().sites:
+        if site.kind == "attention":
+            assert {site.unit, *(v.unit for v in site.variants)} & {"head", "kv group"}
+            assert site.unit in ("dim", "rope pair") or site.refusals
