@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertTokenizer
 
-from vlbench.capability import Answerer, Batch, Captioner, Outputs, Prediction
+from vlbench.capability import Answerer, Batch, Captioner, Outputs, Prediction, offered
 from vlbench.errors import UserError
 from vlbench.model import Card, Model, read_config
 from vlbench.nn.spread import place
@@ -27,6 +27,7 @@ from ._language import T5, Causal, Language, Read, Told
 
 Config = dict[str, Any]
 N = TypeVar("N", bound=nn.Module)
+Say = Callable[[Read, Sequence[int]], list[str]]  # texts of what was read together, and the numbers of its rows
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "tokenizer.model", "vocab.json")
 
 
@@ -94,13 +95,13 @@ class Prompted(Model, Answerer, Captioner):
         options = {**self.answers, **{k: v for k, v in batch.options.items() if v is not None}}
         prompts = self._questions(batch)
         if options.get("decoding", "rank") == "generate":
-            said = self._said(states, self.owner_of(batch), prompts, lambda read: self._written(read, options, 1))
+            said = self._said(states, self.owner_of(batch), prompts, lambda read, _: self._written(read, options, 1))
             return [{"answer": text} for text in said]
-        candidates: list[str] = options["candidates"]
-        ids, k = [self.target_ids(text) for text in candidates], int(options.get("k_test", 128))
+        offer = offered(batch)
+        ids = [self.target_ids(text) for text in offer.texts]
 
-        def best(read: Read) -> list[str]:
-            return [candidates[i] for i in self.language.rank(read, ids, k).argmax(1).tolist()]
+        def best(read: Read, rows: Sequence[int]) -> list[str]:
+            return [offer.texts[i] for i in offer.best(self.language.rank(read, ids, offer.k), rows).tolist()]
 
         return [{"answer": text} for text in self._said(states, self.owner_of(batch), prompts, best)]
 
@@ -109,19 +110,19 @@ class Prompted(Model, Answerer, Captioner):
         prompt = self.template("caption", batch.options.get("prompt"))
         used, row = batch.owner[:, 0].unique(return_inverse=True)  # an image has one caption
         more = -len(self.words((batch.options.get("prompt") or "").strip()))
-        found = self._said(states, used, [prompt] * len(used), lambda read: self._written(read, options, more))
+        found = self._said(states, used, [prompt] * len(used), lambda read, _: self._written(read, options, more))
         return [{"caption": found[i]} for i in row.tolist()]
 
     def _questions(self, batch: Batch) -> list[str]:
         template = self.template("answer", batch.options.get("prompt"))
         return [template.replace("{}", self.question(s.text)) for s in batch.samples]
 
-    def _said(self, states: Any, owner: Any, prompts: Sequence[str], say: Callable[[Read], list[str]]) -> list[str]:
-        """What follows each prompt; `say` makes texts of rows that were read together."""
+    def _said(self, states: Any, owner: Any, prompts: Sequence[str], say: Say) -> list[str]:
+        """What follows each prompt."""
         images, slot = self.shown(states, owner, prompts)
         found = [""] * len(prompts)
         for rows, read in self.language.read(images, slot, [self.prompt_ids(p) for p in prompts]):
-            for row, text in zip(rows, say(read), strict=True):
+            for row, text in zip(rows, say(read, rows), strict=True):
                 found[row] = text
         return found
 

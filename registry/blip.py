@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import BlipForQuestionAnswering, BlipTextLMHeadModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from vlbench.capability import Answerer, Batch, Outputs, Prediction
+from vlbench.capability import Answerer, Batch, Outputs, Prediction, offered
 from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, family
 from vlbench.nn import blip
@@ -82,10 +82,9 @@ class BlipVQA(Blip, Answerer):
         questions, mask = self.question_states(states, [s.text for s in batch.samples], batch.owner[:, 0])
         if batch.options.get("decoding", "rank") == "generate":
             return [{"answer": self.shown(ids)} for ids in self.generate(questions)[0]]
-        candidates: list[str] = batch.options["candidates"]
-        k = int(batch.options.get("k_test", 128))
-        best = self.rank(questions, mask, self.candidate_ids(candidates), k).argmax(1)
-        return [{"answer": candidates[i]} for i in best.tolist()]
+        offer = offered(batch)
+        best = offer.best(self.rank(questions, mask, self.candidate_ids(offer.texts), offer.k))
+        return [{"answer": offer.texts[i]} for i in best.tolist()]
 
     def answer_outputs(self, batch: Batch) -> Outputs:
         """sum over answers of weight * nll (summed over tokens), a question's mean: BLIP's VQA loss."""

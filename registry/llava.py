@@ -183,7 +183,10 @@ class Llava(Prompted):
         if capability == "caption" and own is not None:
             return f"{super().template('caption')} {own.strip()}".strip()
         found = super().template(capability, own)
-        return found if IMAGE in found else super().template(capability).replace("{}", found)
+        if IMAGE in found:
+            return found
+        model = super().template(capability)  # a task's words take the place of the model's own request for few words
+        return model.replace(f"{{}}{SHORT}" if f"{{}}{SHORT}" in model else "{}", found)
 
     def _divided(self, prompt: str) -> tuple[list[int], list[int]]:
         """Token ids before and after the image."""

@@ -128,7 +128,9 @@ class Classifier(Capability, ABC):
 class Answerer(Capability, ABC):
     """Capability `answer`: a question about an image -> a short answer.
 
-    options: `decoding` "rank" (over `candidates`, the `k_test` best by their first token) or "generate".
+    options: `decoding` "generate", or "rank": over the sample's own candidates where it has some, all of them scored in
+    full, else over the option `candidates`, the `k_test` best by their first token; `offered` says which. `prompt` is
+    the words of the user's turn around the sample's text, in the place of those that the model adds by itself.
     """
 
     @abstractmethod
@@ -141,6 +143,34 @@ class Answerer(Capability, ABC):
 
     def answer_loss(self, batch: Batch) -> Tensor:
         return self.answer_outputs(batch).loss()
+
+
+class Offered(NamedTuple):
+    """What decoding=rank chooses among. texts: all candidates of a batch; k: how many of them are scored in full;
+    allowed: bool (n, texts), those of each sample, None where every sample has all."""
+
+    texts: list[str]
+    k: int
+    allowed: Tensor | None = None
+
+    def best(self, scores: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+        """(R,) the likeliest candidate by scores (R, texts) of the samples `rows`, or of all samples."""
+        if self.allowed is not None:
+            mine = self.allowed if rows is None else self.allowed[torch.tensor(rows)]
+            scores = scores.masked_fill(~mine.to(scores.device), float("-inf"))
+        return scores.argmax(1)
+
+
+def offered(batch: Batch) -> Offered:
+    """What decoding=rank chooses among in a batch. Raises ValueError where some samples have candidates of their own
+    and others none."""
+    own = [sample.candidates for sample in batch.samples]
+    if not any(own):
+        return Offered(list(batch.options["candidates"]), int(batch.options.get("k_test", 128)))
+    if not all(own):
+        raise ValueError("a sample without candidates stands among others that have theirs")
+    texts = list(dict.fromkeys(text for candidates in own for text in candidates))
+    return Offered(texts, len(texts), torch.tensor([[text in candidates for text in texts] for candidates in own]))
 
 
 class Judge(Capability, ABC):

@@ -37,7 +37,8 @@ class Sample:
 
     target: what the training loss wants (capability specific), None where the split has no labels. cluster: samples
     of one cluster are not independent (VQAv2: the image), so that intervals are computed over clusters. texts: what the
-    image is to be matched with (retrieval): all its captions where it is evaluated, one in training.
+    image is to be matched with (retrieval): all its captions where it is evaluated, one in training. candidates: the
+    answers among which it is decided, where they are its own (the letters of a choice) and not the task's.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Sample:
     target: Any = None
     cluster: str = ""
     texts: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
 
 
 class TaskOptions(BaseModel):
@@ -190,6 +192,7 @@ def digest_samples(samples: Sequence[Sample], extra: Any = None) -> str:
     sha = hashlib.sha256(json.dumps(extra, sort_keys=True, default=str).encode())
     for s in samples:
         row = [s.id, [p.name for p in s.images], s.text, s.target, s.cluster, *s.texts]
+        row += [list(s.candidates)] if s.candidates else []
         sha.update(json.dumps(row, sort_keys=True, ensure_ascii=True, default=str).encode())
     return sha.hexdigest()
 

@@ -180,3 +180,11 @@ def test_the_architecture_has_the_published_size() -> None:
         return sum(p.numel() for p in found.net.parameters())
 
     assert with_blank(table("models").get("llava-1.5-7b"), count) == pytest.approx(7.063e9, rel=1e-3)
+
+
+@pytest.mark.parametrize("own", ["{}\nAnswer with the option's letter from the given choices directly.", "{}"])
+def test_a_tasks_words_take_the_place_of_the_models_request(model: Any, own: str) -> None:
+    short = "\nAnswer the question using a single word or phrase."
+    model.config = {**model.config, "prompts": {"answer": f"USER: <image>\n{{}}{short} ASSISTANT:"}}
+    assert model.template("answer") == f"USER: <image>\n{{}}{short} ASSISTANT:"
+    assert model.template("answer", own) == f"USER: <image>\n{own} ASSISTANT:"
