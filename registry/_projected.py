@@ -42,7 +42,8 @@ class Projected(Prompted):
     library: the class, and with "Config" in its place that of its configuration. model_type: in config.json. processor:
     class of the image processor. words: what the library's processor tells it besides its settings. mark: the
     tokenizer's word for an image. keys: pattern -> name, of published files and then today's. dropped: keys that no
-    module has. telling: keys that every checkpoint of the family has. vision, text: where the blocks stand.
+    module has. telling: keys that every checkpoint of the family has. vision, text: where the blocks stand. several:
+    whether an image is read the same way beside others in one prompt.
     """
 
     library: ClassVar[str]
@@ -54,6 +55,7 @@ class Projected(Prompted):
     dropped: ClassVar[str] = r"position_ids$|rotary_emb\.inv_freq$"
     telling: ClassVar[Sequence[str]]
     vision: ClassVar[str]
+    several: ClassVar[bool] = True
     text: ClassVar[str] = "model.language_model.layers"
     prompts: ClassVar[dict[str, str]] = {"answer": SHORT, "caption": DESCRIBE}
     marks: ClassVar[dict[str, tuple[str, ...]]] = {"answer": ("{}",), "caption": ()}
@@ -213,6 +215,8 @@ class Projected(Prompted):
         rows: list[int] = []
         for row, text in zip(owner, prompts, strict=True):
             images = [int(row)] if isinstance(row, int | Tensor) else list(row)
+            if len(images) > 1 and not self.several:
+                raise ValueError(f"{self.card.name} reads one image a prompt here, and this sample has {len(images)}")
             *before, _ = self._divided(text)
             if len(before) != len(images):
                 raise ValueError(f"the prompt has {len(before)} places for images, and the sample {len(images)} images")

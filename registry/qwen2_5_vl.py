@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers.vision_utils import get_vision_position_ids
 
 from vlbench.images.view import View
 from vlbench.model import family
@@ -43,12 +44,14 @@ class Qwen25VL(Projected):
         found = []
         for view in images:
             grid: Tensor = view.facts["image_grid_thw"]
-            output = self.net.model.get_image_features(view.pixels, grid, return_dict=True)
-            merge = int(self.net.config.vision_config.spatial_merge_size)
-            height, width = (int(n) // merge for n in grid[0, 1:].tolist())
-            found.append(
-                ImageState(output.pooler_output[0], places(height, width, view.pixels.device), max(height, width))
+            device, merge = view.pixels.device, int(self.net.config.vision_config.spatial_merge_size)
+            # What follows from the grid is made where the grid is, on the CPU; the tower's device never waits for it.
+            places_of_patches = get_vision_position_ids(grid, merge).to(device)
+            output = self.net.model.get_image_features(
+                view.pixels, grid, position_ids=places_of_patches, return_dict=True
             )
+            height, width = (int(n) // merge for n in grid[0, 1:].tolist())
+            found.append(ImageState(output.pooler_output[0], places(height, width, device), max(height, width)))
         return found
 
 

@@ -127,4 +127,30 @@ QWEN = Folder(
     },
     _qwen, _qwen_processor,
 )  # fmt: skip
-FOLDERS = (INTERNVL, QWEN)
+
+
+def _onevision(ids: dict[str, int]) -> Any:
+    config = hf.LlavaOnevisionConfig(
+        vision_config=hf.SiglipVisionConfig(**VISION, image_size=28, patch_size=7, vision_use_head=False),
+        text_config=hf.Qwen2Config(**TEXT, vocab_size=ids[""]), image_token_index=ids["<image>"],
+        video_token_index=ids["<video>"], image_grid_pinpoints=GRID, vision_aspect_ratio="anyres_max_2",
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    return hf.LlavaOnevisionForConditionalGeneration(config)
+
+
+def _onevision_processor(tokenizer: Any) -> Any:
+    from transformers.models.llava_onevision.video_processing_llava_onevision import LlavaOnevisionVideoProcessor
+
+    images = hf.LlavaOnevisionImageProcessor(size={"height": 28, "width": 28}, image_grid_pinpoints=GRID)
+    return hf.LlavaOnevisionProcessor(
+        images, tokenizer, LlavaOnevisionVideoProcessor(), num_image_tokens=16, vision_aspect_ratio="anyres_max_2",
+        vision_feature_select_strategy="full", chat_template=CHATML.replace("IMAGE", "<image>\n"),
+    )  # fmt: skip
+
+
+GRID = [[28, 28], [28, 56], [56, 28], [56, 56], [28, 84], [84, 28]]  # (height, width)
+ONEVISION = Folder(
+    "llava-onevision-0.5b", {"image_token": "<image>", "video_token": "<video>"}, _onevision, _onevision_processor
+)  # fmt: skip
+FOLDERS = (INTERNVL, QWEN, ONEVISION)
