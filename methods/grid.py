@@ -24,7 +24,6 @@ from vlbench.pruning.allocation import refuse_unreachable, uniform
 from vlbench.pruning.modality import modality
 from vlbench.pruning.scoring import unit_importance
 from vlbench.structure import Site, Structure
-from vlbench.tensors.checkpoint import CheckpointStore
 from vlbench.tensors.reading import load_into
 from vlbench.training.loop import Schedule
 
@@ -74,41 +73,38 @@ class GridSearch(Method):
         grid(structure, self.options)
 
     def apply(self, job: Job) -> None:
-        structure = job.structure
+        structure = job.changes.structure
         ratios = grid(structure, self.options)
         weight = job.model.net.get_parameter
         score = {s.name: unit_importance(s, lambda name: weight(name).detach()) for s in structure.sites}
         keeps = [spread(structure, score, one, self.options) for one in ratios]
-        store = CheckpointStore(
-            job.folder / "checkpoint" / "grid_search", {**job.identity, "stage": "grid_search"}, every_seconds=0.0,
-            world=job.world,
-        )  # fmt: skip
+        store = job.here.store("grid_search", every_seconds=0.0)
         done, best, found = store.load() or (0, {}, [])
         for number in range(done, len(ratios)):
-            job.progress("grid", number, len(ratios), _told(ratios[number]))
+            job.here.progress("grid", number, len(ratios), _told(ratios[number]))
             value, tensors = self._try(job, number, keeps[number])
             found = [*found, value]
             best = tensors if _best(job, found) == number else best
             store.save(number + 1, best, found)
         chosen = _best(job, found)
-        job.cut(keeps[chosen], structure)
+        job.changes.cut(keeps[chosen], structure)
         load_into(job.model.net, best)
         self._account(job, ratios, found, chosen)
 
     def _try(self, job: Job, number: int, keep: Kept) -> tuple[float, dict[str, Tensor]]:
         """The value of a candidate on the select split, and its weights."""
         trial = job.trial(f"grid_search-{number}")
-        trial.cut(keep)
+        trial.changes.cut(keep)
         if self.options.steps:
             trial.train("grid_search", self.options)
         value = trial.evaluate_select()
-        shutil.rmtree(trial.folder, ignore_errors=True)
+        shutil.rmtree(trial.here.folder, ignore_errors=True)
         return value, distinct_tensors(trial.model.net)
 
     def _account(self, job: Job, ratios: list[dict[str, float]], found: list[float], chosen: int) -> None:
         """What all candidates took and gave."""
         options: GridOptions = self.options
-        state, steps = job.state, options.steps * len(ratios)
+        state, steps = job.changes.state, options.steps * len(ratios)
         state.steps += steps
         state.samples_seen += steps * options.batch_size
         state.trained = state.trained or steps > 0
@@ -117,7 +113,7 @@ class GridSearch(Method):
             for one, value in zip(ratios, found, strict=True)
         ]
         state.log["grid_search"] = {
-            "candidates": told, "chosen": chosen, "evaluated_on_select": len(told) * len(job.samples("select"))
+            "candidates": told, "chosen": chosen, "evaluated_on_select": len(told) * len(job.data.samples("select"))
         }  # fmt: skip
 
 

@@ -66,16 +66,16 @@ class Lora(Method):
 
     def apply(self, job: Job) -> None:
         net, options = job.model.net, self.options
-        ranks = placed(job.model, options, pruned_towers(job.structure, job.state))
+        ranks = placed(job.model, options, pruned_towers(job.changes.structure, job.changes.state))
         with alone(net):
-            with drawn(job.seed):
+            with drawn(job.here.seed):
                 _wrap(net, ranks, options)
             restore(job, "lora", options)
         scaling = _unwrap(net, ranks, merge=options.merge)
         if options.merge:
-            forget_filled(net, job.state)
+            forget_filled(net, job.changes.state)
         else:
-            job.state.adapters = scaling
+            job.changes.state.adapters = scaling
 
 
 def _peft() -> Any:

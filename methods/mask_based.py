@@ -63,7 +63,7 @@ class MaskBasedSearch(Method):
 
     def apply(self, job: Job) -> None:
         options: MaskOptions = self.options
-        structure = job.structure
+        structure = job.changes.structure
         self.check(structure)
         loss = options.objective(job)
         gates = Gates(job.model.net, structure)
@@ -72,7 +72,7 @@ class MaskBasedSearch(Method):
         job.train("mask_based_search", options, [LearnedGates(gates, penalty, options)], loss)
         size = {name: gate.detach().abs().cpu() for name, gate in gates.value.items()}
         gates.fold()
-        job.cut(uniform(size, options.fraction, options.multiple_of), structure)
+        job.changes.cut(uniform(size, options.fraction, options.multiple_of), structure)
 
 
 @chain(

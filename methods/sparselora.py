@@ -76,10 +76,10 @@ class SparseLora(Method):
 
     def apply(self, job: Job) -> None:
         net, options = job.model.net, self.options
-        ranks = placed(job.model, options, pruned_towers(job.structure, job.state))
+        ranks = placed(job.model, options, pruned_towers(job.changes.structure, job.changes.state))
         with alone(net):
-            with drawn(job.seed):
-                attach_new(net, ranks, options, job.state.masks, recompute=options.recompute)
+            with drawn(job.here.seed):
+                attach_new(net, ranks, options, job.changes.state.masks, recompute=options.recompute)
             restore(job, "sparselora", options)
         merge(net, ranks)
-        verify_zeros(net, job.state)
+        verify_zeros(net, job.changes.state)

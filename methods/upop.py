@@ -109,16 +109,16 @@ class UPopSearch(Method):
 
     def apply(self, job: Job) -> None:
         options: UPopOptions = self.options
-        structure = options.units_of(job.structure)
+        structure = options.units_of(job.changes.structure)
         cost = self._macs(job, structure) if options.unit_cost == "macs" else self._cost(structure)
         self._refuse(structure, cost)
         loss = options.objective(job)
         gates = Gates(job.model.net, structure)
-        search = Search(gates, structure, options, cost, seed=job.seed)
+        search = Search(gates, structure, options, cost, seed=job.here.seed)
         job.train("upop_search", options, [search], loss)
         gates.remove()
-        job.state.log["upop_search"] |= {"updates": search.updates, "selected": search.selected}
-        job.cut(search.kept, structure, kept_scale=options.softmax_scale == "kept")
+        job.changes.state.log["upop_search"] |= {"updates": search.updates, "selected": search.selected}
+        job.changes.cut(search.kept, structure, kept_scale=options.softmax_scale == "kept")
 
     def _refuse(self, structure: Structure, cost: dict[str, float]) -> None:
         options: SearchOptions = self.options
@@ -134,7 +134,7 @@ class UPopSearch(Method):
         return {s.name: attention if s.kind == "attention" else ffn for s in structure.sites}
 
     def _macs(self, job: Job, structure: Structure) -> dict[str, float]:
-        sample = job.calibration(1)[0]
+        sample = job.data.calibration(1)[0]
         return unit_macs(job.model.net, structure, lambda: job.loss(sample))
 
 

@@ -1,6 +1,7 @@
-"""What a method gets: the model, its structure, data of the train and select splits, and the training loop.
+"""What a method gets: data to learn from, the model with the verbs that change it, training and evaluation.
 
-A job cannot reach the report split: the batches it hands out are checked against its ids.
+A job lives for one link of a chain on one model. Whoever runs the link makes it, calls `method.apply(job)` once, and
+saves what `job.changes` says was done; nothing else that a method does to the model survives.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from copy import copy, deepcopy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -17,9 +18,9 @@ import torch
 from torch import Tensor
 
 from .calibration.shared import SharedWith
-from .calibration.source import Source, refuse_few
+from .calibration.source import Source
 from .capability import CAPABILITIES, Batch
-from .compression.cut import Cut, Kept, cut
+from .compression.changes import Changes
 from .compression.masks import apply_masks
 from .compression.state import Compression
 from .errors import RunFailed, UserError
@@ -28,10 +29,9 @@ from .evaluation.predictions import Predictions
 from .images.pipeline import ImageStore
 from .machine.workers import ALONE, World
 from .model import Model
-from .structure import Structure
-from .task import Role, Sample, Task, refuse_report_ids
+from .task import Task
 from .tensors.checkpoint import CheckpointStore
-from .training.batches import Batches, collate
+from .training.data import LearningData
 from .training.loop import Hook, Loop, Schedule
 from .training.memory import recomputed
 
@@ -44,77 +44,54 @@ def _silent(what: str, done: int, total: int, text: str) -> None:
     """No progress wanted."""
 
 
-class Job:
-    """One link of a chain at work. Methods change the model through cut(), mask() and train().
+@dataclass(frozen=True)
+class Surroundings:
+    """Where and how a link works, the same for all parts of its job.
 
-    world: the workers that do this together, each in a job of its own on the same model; `train`, `evaluate_select` and
-    the calibration of the engine's pruners share the work among them, and everything else is done by each. common: what
-    cells beside this one can share with it, None where a link before has changed the model.
+    folder: of the cell; a link writes below its checkpoint/ alone. identity: what a checkpoint must agree on to be
+    resumed. world: the workers that do this together, each in a job of its own on the same model; training, evaluation
+    and the walks of calibration share the work among them, and everything else is done by each. shared: the cells that
+    can share a calibration with this one, None where a link before has changed the model.
+    """
+
+    seed: int
+    folder: Path
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_seconds: float = 15.0
+    progress: Progress = _silent
+    world: World = ALONE
+    shared: SharedWith | None = None
+
+    def store(self, stage: str, *parts: str, every_seconds: float | None = None, **more: Any) -> CheckpointStore:
+        """Where a stage's state is kept between an interruption and the next run: checkpoint/STAGE/PARTS. more: what
+        else of it must agree. every_seconds: the cell's own interval where it is left out."""
+        seconds = self.checkpoint_seconds if every_seconds is None else every_seconds
+        identity = {**self.identity, "stage": stage, **more}
+        return CheckpointStore(self.folder.joinpath("checkpoint", stage, *parts), identity, seconds, self.world)
+
+
+class Job:
+    """One link of a chain at work, in three parts: `data`, what may be learnt from; `changes`, the model with cut() and
+    mask(); and train() and evaluate_select(). dense: makes the dense model that the chain began with, for teacher().
     """
 
     def __init__(
         self,
         model: Model,
         task: Task,
+        images: ImageStore,
+        here: Surroundings,
         *,
-        seed: int,
-        folder: Path,
-        store: ImageStore,
         state: Compression | None = None,
-        identity: Mapping[str, Any] | None = None,
-        precision: Literal["fp32", "bf16"] = "fp32",
         dense: Callable[[], Model] | None = None,
-        checkpoint_seconds: float = 15.0,
-        progress: Progress = _silent,
         source: Source | None = None,
-        world: World = ALONE,
-        common: SharedWith | None = None,
     ) -> None:
-        self.world, self.common = world, common
-        self.model, self.task, self.seed, self.folder, self.images = model, task, seed, folder, store
-        self.state = state or Compression()
-        self.identity = dict(identity or {})
-        self.precision, self.checkpoint_seconds, self._progress = precision, checkpoint_seconds, progress
-        self.source = source  # what calibration looks at in the place of train
-        self._samples: dict[Role, list[Sample]] = {}
+        self.model, self.task, self.here = model, task, here
+        self.data = LearningData(model, task, images, here.seed, source)
+        self.changes = Changes(model, state)
         self._dense = dense
         self._teacher: Model | None = None
-
-    @property
-    def structure(self) -> Structure:
-        """Where the model can be cut, as it is now."""
-        return self.model.structure()
-
-    def samples(self, role: Literal["train", "select"]) -> list[Sample]:
-        """Samples a method may learn from. Raises UserError where one of them is in the report split."""
-        if role not in self._samples:
-            roles = self.task.roles()
-            found = self.task.samples(roles[role])
-            if not found:
-                raise UserError(f"the split {roles[role]} of {self.task.name} is empty, and this method needs it.")
-            refuse_report_ids(self.task, found)
-            self._samples[role] = found
-        return self._samples[role]
-
-    def batches(self, size: int, *, per_image: int = 4) -> Batches:
-        """Shuffled training batches of `size` samples, a function of (seed, step)."""
-        return Batches(
-            self.samples("train"),
-            self.images,
-            size=size,
-            seed=self.seed,
-            per_image=per_image,
-            device=self.model.device,
-        )
-
-    def calibration(self, count: int, batch_size: int = 32) -> list[Batch]:
-        """The first `count` samples of the seeded shuffle of train, or of the source that calibration= names, one an
-        image, as batches. Raises UserError where it has fewer images."""
-        found = self.samples("train") if self.source is None else self.source.samples
-        refuse_few(found, count, "train" if self.source is None else f"calibration={self.source.text}")
-        samples = Batches(found, self.images, size=count, seed=self.seed, per_image=1).chosen(0)[:count]
-        parts = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
-        return [collate(part, self.images, self.model.device) for part in parts]
 
     def loss(self, batch: Batch) -> Tensor:
         """The task's loss, by capability."""
@@ -131,31 +108,6 @@ class Job:
             self._teacher.net.eval().requires_grad_(False)
         return self._teacher
 
-    def cut(self, keep: Kept, structure: Structure | None = None, *, kept_scale: bool = False) -> None:
-        """Remove units for good. keep: units of the model as it is now, in the units of `structure` (the default one
-        of every site where it is left out). kept_scale: see `pruning.cut.cut`."""
-        if self.state.masks:
-            raise UserError("a structured pruner cannot follow an unstructured one: put it first in the chain.")
-        self._refuse_adapters()
-        structure = structure or self.structure
-        self.state.cuts.append(Cut.of(structure, keep, kept_scale=kept_scale))
-        cut(self.model.net, structure, keep, kept_scale=kept_scale)
-        self.state.pattern = "structured"
-
-    def mask(self, masks: Mapping[str, Tensor], pattern: str) -> None:
-        """Set weights to zero for good: later links keep them zero, those that mask more weights among them."""
-        self._refuse_adapters()
-        before = self.state.masks
-        masks = {k: v.cpu() & before[k] if k in before else v.cpu() for k, v in masks.items()}
-        apply_masks(self.model.net, masks)
-        before.update(masks)
-        structured = self.state.pattern == "structured"
-        self.state.pattern = f"structured+{pattern}" if structured else pattern
-
-    def _refuse_adapters(self) -> None:
-        if self.state.adapters:
-            raise UserError("nothing can be pruned where adapters stand beside weights: train them with merge=true.")
-
     def train(
         self,
         stage: str,
@@ -168,23 +120,21 @@ class Job:
         Zeros of a mask stay zero. Resumes at the last saved step. A loss that keeps something from step to step is a
         Hook, too. Several workers share a batch; a loss that compares its samples, or is a Hook, is the leader's alone.
         """
-        stream = self.batches(schedule.batch_size)
-        store = CheckpointStore(
-            self.folder / "checkpoint" / stage, {**self.identity, "stage": stage}, self.checkpoint_seconds, self.world
-        )
+        here, state = self.here, self.changes.state
         kept: list[Hook] = [loss] if isinstance(loss, Hook) else []
         loop = Loop(
-            self.model.net, loss or self.loss, stream, schedule, seed=self.seed, store=store, precision=self.precision,
-            hooks=[*hooks, *kept, KeepZeros(self.model.net, self.state.masks)], terms=self._terms,
-            progress=lambda done, total, text: self._progress(stage, done, total, text),
-            world=self.world, whole=bool(kept) or self.compares(),
+            self.model.net, loss or self.loss, self.data.batches(schedule.batch_size), schedule, seed=here.seed,
+            store=here.store(stage), precision=here.precision, terms=self._terms,
+            hooks=[*hooks, *kept, KeepZeros(self.model.net, state.masks)],
+            progress=lambda done, total, text: here.progress(stage, done, total, text),
+            world=here.world, whole=bool(kept) or self.compares(),
         )  # fmt: skip
-        with recomputed(self.model.net, self.structure) if schedule.checkpointing == "on" else nullcontext():
+        with recomputed(self.model.net, self.changes.structure) if schedule.checkpointing == "on" else nullcontext():
             losses = loop.run()
-        self.state.trained = True
-        self.state.steps += schedule.steps
-        self.state.samples_seen += schedule.steps * schedule.batch_size
-        self.state.log[stage] = {**self.state.log.get(stage, {}), "loss": [round(x, 6) for x in losses]}
+        state.trained = True
+        state.steps += schedule.steps
+        state.samples_seen += schedule.steps * schedule.batch_size
+        state.log[stage] = {**state.log.get(stage, {}), "loss": [round(x, 6) for x in losses]}
         return losses
 
     def _terms(self, batch: Batch) -> int:
@@ -200,16 +150,14 @@ class Job:
     def trial(self, name: str) -> Job:
         """A job on a copy of the model as it is now, with a folder of its own below checkpoint/: candidates that are
         tried before one is chosen. What a trial trains enters its own budget, which is the caller's to count."""
-        model = copy(self.model)
-        model.net = deepcopy(self.model.net)
+        here = self.here
+        changes = self.changes.trial()
         job = Job(
-            model, self.task, seed=self.seed, folder=self.folder / "checkpoint" / name, store=self.images,
-            state=Compression(masks=dict(self.state.masks), pattern=self.state.pattern, adapters=self.state.adapters),
-            identity={**self.identity, "trial": name}, precision=self.precision,
-            checkpoint_seconds=self.checkpoint_seconds, progress=self._progress, source=self.source,
-            dense=self.teacher if self._dense is not None else None, world=self.world,
+            changes.model, self.task, self.data.images,
+            replace(here, folder=here.folder / "checkpoint" / name, identity={**here.identity, "trial": name}),
+            dense=self.teacher if self._dense is not None else None,
         )  # fmt: skip
-        job._samples = self._samples  # parsed once
+        job.changes, job.data = changes, self.data.of(changes.model)
         return job
 
     def evaluate_select(self) -> float:
@@ -218,14 +166,14 @@ class Job:
         task, split = self.task, self.task.roles()["select"]
         if missing := task.missing(split):
             raise UserError("\n".join([f"{task.name} lacks data of the split {split}, which is chosen on:", *missing]))
-        samples = self.samples("select")
+        samples = self.data.samples("select")
         evaluator = Evaluator(
-            self.model, task, self.images, settings={**task.settings(split), "labelled": True},
-            batch_size=EVALUATED_AT_ONCE, precision=self.precision,
-            progress=lambda done, total, text: self._progress("evaluate select", done, total, text),
+            self.model, task, self.data.images, settings={**task.settings(split), "labelled": True},
+            batch_size=EVALUATED_AT_ONCE, precision=self.here.precision,
+            progress=lambda done, total, text: self.here.progress("evaluate select", done, total, text),
         )  # fmt: skip
         with self._scratch() as folder:
-            lines = evaluator.run(samples, Predictions(folder / "predictions.jsonl", self.world))
+            lines = evaluator.run(samples, Predictions(folder / "predictions.jsonl", self.here.world))
         failed = next((line for line in lines if line["status"] != "ok"), None)
         if failed is not None:
             raise RunFailed(f"sample {failed['id']} of {split} fails: {failed['error']}")
@@ -234,21 +182,18 @@ class Job:
     @contextmanager
     def _scratch(self) -> Iterator[Path]:
         """An empty folder that all workers see, and that is gone afterwards."""
-        if self.world.size == 1:
+        if self.here.world.size == 1:
             with TemporaryDirectory(prefix="vlbench-select-") as name:
                 yield Path(name)
             return
-        folder = self.folder / "checkpoint" / "select"
-        if self.world.leads:
+        folder = self.here.folder / "checkpoint" / "select"
+        if self.here.world.leads:
             shutil.rmtree(folder, ignore_errors=True)  # a killed run's
-        self.world.barrier()
+        self.here.world.barrier()
         yield folder
-        self.world.barrier()
-        if self.world.leads:
+        self.here.world.barrier()
+        if self.here.world.leads:
             shutil.rmtree(folder, ignore_errors=True)
-
-    def progress(self, what: str, done: int, total: int, text: str = "") -> None:
-        self._progress(what, done, total, text)
 
 
 class KeepZeros(Hook):

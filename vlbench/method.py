@@ -43,7 +43,7 @@ class Method(ABC):
     uses_seed: ClassVar[bool] = False
     # Whether apply() may run in all of a cell's workers (torchrun) at once, each on its own copy of the model: it then
     # does the same in each, reaches its data by the job's functions, and writes no files but by CheckpointStore with
-    # job.world. Where it is not said, the leading worker applies the method, and the others wait.
+    # job.here.world. Where it is not said, the leading worker applies the method, and the others wait.
     parallel: ClassVar[bool] = False
     # recipe name -> option values; a callable gets the context of the cell (paper settings differ by task and target)
     recipes: ClassVar[Mapping[str, Recipe]] = {}

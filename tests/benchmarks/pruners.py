@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vlbench.images.pipeline import ImageStore, on_device
-from vlbench.job import Job
+from vlbench.job import Job, Surroundings
 from vlbench.plugins.table import table
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "obd")
@@ -87,7 +87,7 @@ def main(photos: int, methods: list[str]) -> None:
             for number, target in enumerate(TARGETS):
                 model = open_model()
                 torch.manual_seed(0)
-                job = Job(model, task, seed=0, folder=Path(folder) / f"{name}-{number}", store=store)
+                job = Job(model, task, store, Surroundings(0, Path(folder) / f"{name}-{number}"))
                 method(method.Options.model_validate({"sparsity": target, **own})).apply(job)
                 print("{:<10} {:>5} {:>6.1f} {:>6.1f}".format(name, target, *top(model, pixels, targets)), flush=True)
 

@@ -23,7 +23,7 @@ from vlbench.calibration.statistics import Statistics, collected
 from vlbench.compression.masks import Keep, apply_masks, keep_fraction, keep_n_of_m
 from vlbench.errors import RunFailed
 from vlbench.images.pipeline import ImageStore
-from vlbench.job import Job
+from vlbench.job import Job, Surroundings
 from vlbench.mini.world import mini_root
 from vlbench.plugins.table import table
 from vlbench.structure import Block, Structure
@@ -97,7 +97,7 @@ def vqa(tmp_path: Path) -> Job:
     model = cls.open(card, locate(card.checkpoint, card.revision, {}))
     task_class = table("tasks").get("vqav2").load()
     task = task_class(mini_root("vqav2"), task_class.Options())
-    return Job(model, task, seed=0, folder=tmp_path, store=ImageStore(card.image))
+    return Job(model, task, ImageStore(card.image), Surroundings(0, tmp_path))
 
 
 def test_dense_statistics_equal_those_of_plain_runs(vqa: Job) -> None:

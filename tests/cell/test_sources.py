@@ -17,7 +17,7 @@ from vlbench.cell.sources import adapted
 from vlbench.cell.spec import parse
 from vlbench.errors import UserError
 from vlbench.images.pipeline import ImageStore
-from vlbench.job import Job
+from vlbench.job import Job, Surroundings
 from vlbench.mini.world import mini_root
 from vlbench.plugins.table import forget, table
 from vlbench.task import Sample, Task
@@ -169,7 +169,7 @@ def job(words: str, folder: Path) -> Job:
     card = next(c for c in cls.cards if c.name == found.spec.model.name)
     model = cls.open(card, found.weights)
     source = found.sources["wanda"]
-    return Job(model, found.task, seed=0, folder=folder, store=ImageStore(card.image), source=source)
+    return Job(model, found.task, ImageStore(card.image), Surroundings(0, folder), source=source)
 
 
 @pytest.mark.parametrize("name", ["vqav2", "coco_retrieval", "coco_caption"])

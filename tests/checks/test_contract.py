@@ -42,7 +42,7 @@ def verdict(box: Path, text: str) -> str:
 
 
 SOUND = method_file("mine")
-MASK = 'job.mask({name: keep}, "unstructured")'
+MASK = 'job.changes.mask({name: keep}, "unstructured")'
 BY_HAND = '''"""Own."""
 import torch
 from vlbench.method import Method, method
@@ -59,7 +59,7 @@ class Mine(Method):
         net = job.model.net
 {body}
 '''
-ZEROS = """        for name in job.structure.matrices:
+ZEROS = """        for name in job.changes.structure.matrices:
             weight = net.get_parameter(name)
             keep = torch.ones_like(weight, dtype=torch.bool)
             keep.view(-1)[: int(weight.numel() * {fraction})] = False
@@ -126,12 +126,15 @@ def test_a_broken_declaration_is_told(box: Path, text: str, sentence: str) -> No
     [
         (by_hand(fraction="0.5"), "sparsity=0.75 removed 50.0% of the prunable set"),
         (by_hand(use="weight.data.mul_(keep)"), "the job was told the pattern 'dense'"),
-        (by_hand(use='weight.data.mul_(keep); job.state.pattern = "unstructured"'), "do not survive finetuning"),
-        (by_hand(use='job.mask({name: keep}, "2:4")'), "the job was told the pattern '2:4'"),
+        (
+            by_hand(use='weight.data.mul_(keep); job.changes.state.pattern = "unstructured"'),
+            "do not survive finetuning",
+        ),
+        (by_hand(use='job.changes.mask({name: keep}, "2:4")'), "the job was told the pattern '2:4'"),
         (by_hand(use=f"{MASK}; weight.data.add_(1e-3 * keep.logical_not())"), "removed 0.0%"),
         (by_hand(use=f"{MASK}; weight.data[keep] *= float('inf')"), "are not finite"),
         (
-            by_hand(use=f"{MASK}; weight.data += weight.data * (job.seed + 1)"),
+            by_hand(use=f"{MASK}; weight.data += weight.data * (job.here.seed + 1)"),
             "the decorator does not say uses_seed=True",
         ),
         (RESTORER.format(line="parameter.add_(0.1)"), "that a mask had set to zero are not zero any more"),
@@ -144,7 +147,7 @@ def test_broken_behaviour_is_told(box: Path, text: str, sentence: str) -> None:
 
 def test_an_n_of_m_pattern_is_counted(box: Path) -> None:
     """It says 2:4 and keeps the right half of every row."""
-    text = by_hand(use='job.mask({name: keep}, f"{n}:{m}" if self.options.n_m else "unstructured")')
+    text = by_hand(use='job.changes.mask({name: keep}, f"{n}:{m}" if self.options.n_m else "unstructured")')
     text = text.replace('patterns=("unstructured",)', 'patterns=("n:m",)').replace(
         "net = job", "n, m = 2, 4; net = job"
     )

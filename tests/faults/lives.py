@@ -50,7 +50,7 @@ class Odd(Method):
             with torch.no_grad():
                 net.head.weight.add_(torch.randn_like(net.head.weight))
             job.train("round", self.options)
-            job.loss(job.calibration(2)[0]).backward()
+            job.loss(job.data.calibration(2)[0]).backward()
 '''
 STAGES = {
     "upop": ["evaluate dense", "upop_search", "finetune", "evaluate upop"],

@@ -23,7 +23,7 @@ from vlbench.checks.contract import _targets
 from vlbench.checks.tiny import Outcome, Workshop
 from vlbench.compression.state import Compression
 from vlbench.images.pipeline import ImageStore
-from vlbench.job import Job
+from vlbench.job import Job, Surroundings
 from vlbench.machine.device import computing_device, has_bf16, product
 from vlbench.machine.ui import Screen
 from vlbench.plugins.table import table
@@ -278,7 +278,7 @@ def test_the_momentum_loss_is_the_cpus(name: str, tmp_path: Path) -> None:
         task: Any = Pictures(tmp_path)
         options = MomentumOptions(steps=2, lr=1e-3, loss="momentum", queue=5, batch_size=4)
         store = ImageStore(model.card.image)
-        job = Job(model, task, seed=0, folder=folder, store=store, checkpoint_seconds=0.0)
+        job = Job(model, task, store, Surroundings(0, folder, checkpoint_seconds=0.0))
         torch.manual_seed(0)
         return job.train("x", options, loss=options.objective(job))
 

@@ -10,7 +10,7 @@ import torch
 
 from vlbench.checks.tiny import Outcome, Workshop
 from vlbench.compression.state import Compression
-from vlbench.job import Job
+from vlbench.job import Job, Surroundings
 from vlbench.training.loop import Loop
 
 
@@ -38,10 +38,10 @@ def _apply(workshop: Workshop, words: Mapping[str, str], number: int) -> Outcome
     model = workshop.model()
     outcome = Outcome(model, Compression(), model.structure().size)
     for link in workshop.links(words):
-        job = Job(
-            model, workshop.task, seed=0, folder=workshop.folder / f"killed-{number}", store=workshop.store,
-            state=outcome.state, identity={"killed": number}, checkpoint_seconds=0.0, dense=workshop.model,
-        )  # fmt: skip
+        here = Surroundings(
+            0, workshop.folder / f"killed-{number}", identity={"killed": number}, checkpoint_seconds=0.0
+        )
+        job = Job(model, workshop.task, workshop.store, here, state=outcome.state, dense=workshop.model)
         torch.manual_seed(0)
         link.method(link.options).apply(job)
     return outcome

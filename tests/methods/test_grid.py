@@ -110,8 +110,8 @@ def test_the_best_on_select_goes_on_and_all_are_counted(workshop: Workshop, judg
     log = outcome.state.log["grid_search"]
     assert (outcome.state.steps, outcome.state.samples_seen, outcome.state.trained) == (6, 48, True)
     assert (log["chosen"], [one["top1"] for one in log["candidates"]]) == (1, [1.0, 3.0, 2.0])
-    assert log["evaluated_on_select"] == 3 * len(judged[0][1].samples("select"))
-    assert not any(job.folder.exists() for _, job in judged)
+    assert log["evaluated_on_select"] == 3 * len(judged[0][1].data.samples("select"))
+    assert not any(job.here.folder.exists() for _, job in judged)
 
 
 def test_candidates_start_from_the_dense_weights(workshop: Workshop, judged: list[tuple[float, Job]]) -> None:
@@ -119,7 +119,7 @@ def test_candidates_start_from_the_dense_weights(workshop: Workshop, judged: lis
     outcome = workshop.run({**WORDS, "grid_search.steps": "0"})
     dense = workshop.model()
     job = workshop.job(Outcome(dense, Compression(), 0), 0)
-    job.cut({n: torch.tensor(kept) for n, (_, kept) in outcome.state.cuts[0].sites.items()})
+    job.changes.cut({n: torch.tensor(kept) for n, (_, kept) in outcome.state.cuts[0].sites.items()})
     assert all(torch.equal(v, dense.net.state_dict()[k]) for k, v in outcome.model.net.state_dict().items())
     assert (outcome.state.steps, outcome.state.trained) == (0, False)
 
@@ -146,12 +146,14 @@ def test_a_killed_grid_goes_on_where_it_was(
 def test_the_value_is_the_primary_metric_of_the_select_split(workshop: Workshop) -> None:
     model = workshop.model()
     job = workshop.job(Outcome(model, Compression(), 0), 0)
-    samples = job.samples("select")
-    assert {s.id for s in samples}.isdisjoint(s.id for s in job.samples("train"))
+    samples = job.data.samples("select")
+    assert {s.id for s in samples}.isdisjoint(s.id for s in job.data.samples("train"))
     right = 0
     with torch.inference_mode():
         for sample in samples:
-            images = on_device(job.images.load(list(sample.images)), job.images.spec, model.device, torch.float32)
+            images = on_device(
+                job.data.images.load(list(sample.images)), job.data.images.spec, model.device, torch.float32
+            )
             logits = model.logits(model.encode(images))  # type: ignore[attr-defined]
             right += model.classes[int(logits.argmax())] == sample.target  # type: ignore[attr-defined]
     assert job.evaluate_select() == pytest.approx(100 * right / len(samples))

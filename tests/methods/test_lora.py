@@ -124,10 +124,10 @@ def test_nothing_is_pruned_where_adapters_stand_apart(workshop: Workshop) -> Non
     outcome = run(workshop, chain("lora", "unstructured", merge="false"))
     job = workshop.job(outcome, 0)
     with pytest.raises(UserError, match="nothing can be pruned where adapters stand beside weights: train them with"):
-        job.mask({}, "unstructured")
+        job.changes.mask({}, "unstructured")
     outcome.state.masks = {}
     with pytest.raises(UserError, match="nothing can be pruned"):
-        job.trial("x").cut({})
+        job.trial("x").changes.cut({})
     link = workshop.links(chain("lora", "unstructured"))[1]
     with pytest.raises(UserError, match=r"blocks.0.attn.qkv has an adapter beside its weight already"):
         link.method(link.options).apply(job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def words(name: str) -> dict[str, Any]:
 
 
 def apply(job: ToyJob, name: str, **more: Any) -> ToyJob:
-    torch.manual_seed(job.seed)
+    torch.manual_seed(job.here.seed)
     pruner(name, **words(name), **more).apply(job)
     return job
 
@@ -40,7 +41,7 @@ def apply(job: ToyJob, name: str, **more: Any) -> ToyJob:
 @pytest.mark.parametrize("sparsity", [0.5, 0.7, "2:4"])
 def test_every_method_makes_every_pattern(tmp_path: Path, name: str, sparsity: Any) -> None:
     job = apply(toy(tmp_path), name, sparsity=sparsity)
-    for matrix, mask in job.state.masks.items():
+    for matrix, mask in job.changes.state.masks.items():
         weight = job.model.net.get_parameter(matrix)
         assert torch.equal(weight == 0, ~mask)
         if sparsity == "2:4":
@@ -60,11 +61,12 @@ def test_zeros_of_a_mask_stay_under_a_second_one(tmp_path: Path, name: str, grou
     if group == "model" and (name == "sparsegpt" or target == "2:4"):
         return
     job = apply(toy(tmp_path), "random", sparsity=0.5)
-    before, job.seed = dict(job.state.masks), 1
+    before = dict(job.changes.state.masks)
+    job.here = replace(job.here, seed=1)
     more = {"propagate": "dense"} if group == "model" and name == "wanda" else {}
     apply(job, name, sparsity=target, group=group, **more)
     gone = total = 0
-    for matrix, mask in job.state.masks.items():
+    for matrix, mask in job.changes.state.masks.items():
         weight = job.model.net.get_parameter(matrix)
         assert not bool((mask & ~before[matrix]).any())
         assert torch.equal(weight == 0, ~mask)
@@ -87,7 +89,7 @@ def test_random_units_of_a_model_come_from_every_site_alike(tmp_path: Path) -> N
 
 
 def test_random_follows_the_seed(tmp_path: Path) -> None:
-    same = [apply(toy(tmp_path / str(i), seed), "random").state.masks for i, seed in enumerate((0, 0, 1))]
+    same = [apply(toy(tmp_path / str(i), seed), "random").changes.state.masks for i, seed in enumerate((0, 0, 1))]
     assert all(torch.equal(same[0][n], same[1][n]) for n in same[0])
     assert not any(torch.equal(same[0][n], same[2][n]) for n in same[0])
 
@@ -95,13 +97,13 @@ def test_random_follows_the_seed(tmp_path: Path) -> None:
 def test_taylor_of_a_unit_is_the_gradient_of_its_gate(tmp_path: Path) -> None:
     job = toy(tmp_path)
     method, net = pruner("taylor", **words("taylor")), job.model.net
-    batch = job.calibration(8, 8)[0]
-    seen = gradients(net, list(job.structure.matrices), [(lambda: job.loss(batch), 8)])
-    gates = Gates(net, job.structure)
+    batch = job.data.calibration(8, 8)[0]
+    seen = gradients(net, list(job.changes.structure.matrices), [(lambda: job.loss(batch), 8)])
+    gates = Gates(net, job.changes.structure)
     job.loss(batch).backward()
     wanted = gates.take()
     gates.remove()
-    for site in job.structure.sites:
+    for site in job.changes.structure.sites:
         found = method.importance(net, site, seen)
         assert torch.allclose(found, wanted[site.name].abs(), rtol=1e-5, atol=1e-9)
 
@@ -110,7 +112,7 @@ def test_taylor_and_obd_are_their_formulas(tmp_path: Path) -> None:
     job = toy(tmp_path)
     net, name = job.model.net, "1.fc2.weight"
     grads: list[Tensor] = []
-    for batch in job.calibration(8, 1):
+    for batch in job.data.calibration(8, 1):
         net.zero_grad()
         job.loss(batch).backward()
         grads.append(net.get_parameter(name).grad.double().clone())  # type: ignore[union-attr]
@@ -124,11 +126,11 @@ def test_taylor_and_obd_are_their_formulas(tmp_path: Path) -> None:
         lowest = score.flatten().argsort()[: score.numel() // 2]
         mask = torch.ones(score.numel(), dtype=torch.bool)
         mask[lowest] = False
-        assert torch.equal(done.state.masks[name], mask.view_as(score)), method
+        assert torch.equal(done.changes.state.masks[name], mask.view_as(score)), method
 
 
 def test_the_mean_gradient_does_not_depend_on_batches(tmp_path: Path) -> None:
-    masks = [apply(toy(tmp_path / str(b)), "taylor", gradient_batch=b).state.masks for b in (1, 3, 8)]
+    masks = [apply(toy(tmp_path / str(b)), "taylor", gradient_batch=b).changes.state.masks for b in (1, 3, 8)]
     assert all(torch.equal(masks[0][n], other[n]) for other in masks[1:] for n in masks[0])
 
 
@@ -156,7 +158,7 @@ def test_gradients_leave_no_trace(tmp_path: Path) -> None:
     first = next(job.model.net.parameters())
     first.requires_grad_(False)
     before = {k: v.clone() for k, v in job.model.net.state_dict().items()}
-    gradients(job.model.net, ["1.fc1.weight"], [(lambda: job.loss(job.calibration(2)[0]), 2)])
+    gradients(job.model.net, ["1.fc1.weight"], [(lambda: job.loss(job.data.calibration(2)[0]), 2)])
     assert all(p.grad is None for p in job.model.net.parameters())
     assert [p.requires_grad for p in job.model.net.parameters()] == [False] + [True] * 5
     assert all(torch.equal(v, before[k]) for k, v in job.model.net.state_dict().items())
@@ -164,7 +166,7 @@ def test_gradients_leave_no_trace(tmp_path: Path) -> None:
 
 def test_a_gradient_that_is_not_finite_is_told(tmp_path: Path) -> None:
     job = toy(tmp_path)
-    job.inputs = job.inputs * float("inf")
+    job.data.inputs = job.data.inputs * float("inf")
     with pytest.raises(RunFailed, match=r"gradient of 0\.fc1\.weight is not finite"):
         apply(job, "obd")
 
@@ -176,12 +178,12 @@ def test_groups_rank_where_they_say(tmp_path: Path) -> None:
         job = toy(tmp_path / group, vision=1, text=2)
         job.model.net.get_parameter("0.fc1.weight").data.mul_(1e-6)
         apply(job, "magnitude", group=group)
-        found[group] = zeros(job.model.net, job.structure)
+        found[group] = zeros(job.model.net, job.changes.structure)
     assert set(found["matrix"].values()) == {0.5}
     assert found["tower"]["0.fc1.weight"] == 1.0
     assert found["tower"]["0.fc2.weight"] == 0.0
     assert found["model"]["0.fc1.weight"] > 0.9
-    sizes = {n: s[0] * s[1] for n, s in job.structure.matrices.items()}
+    sizes = {n: s[0] * s[1] for n, s in job.changes.structure.matrices.items()}
     assert sum(found["model"][n] * sizes[n] for n in sizes) == int(0.5 * sum(sizes.values()))
 
 
@@ -191,7 +193,7 @@ def test_towers_have_their_ratios(tmp_path: Path, name: str, pattern: str) -> No
     """vision=0 leaves vision alone, bit for bit."""
     job = toy(tmp_path, vision=1, text=2)
     before = job.model.net.get_parameter("0.fc1.weight").detach().clone()
-    size = job.structure.size
+    size = job.changes.structure.size
     apply(job, name, pattern=pattern, vision=0, language=0.5)
     assert torch.equal(job.model.net.get_parameter("0.fc1.weight"), before)
     left = sum(int(p.count_nonzero()) for p in job.model.net.parameters())
@@ -201,9 +203,9 @@ def test_towers_have_their_ratios(tmp_path: Path, name: str, pattern: str) -> No
 @pytest.mark.parametrize("allocation", ["ecoflap", "ecoflap-zeroth"])
 def test_ecoflap_moves_ratios_and_keeps_the_target(tmp_path: Path, allocation: str) -> None:
     job = apply(toy(tmp_path), "wanda", allocation=allocation, sparsity=0.5)
-    found = zeros(job.model.net, job.structure)
-    sizes = {n: s[0] * s[1] for n, s in job.structure.matrices.items()}
-    told = job.state.log["wanda"]["ratios"]
+    found = zeros(job.model.net, job.changes.structure)
+    sizes = {n: s[0] * s[1] for n, s in job.changes.structure.matrices.items()}
+    told = job.changes.state.log["wanda"]["ratios"]
     assert len({round(found[f"{i}.fc1.weight"], 2) for i in range(3)}) > 1
     assert all(abs(found[n] - told[n]) < 1 / 8 for n in sizes)  # a row's count is whole
     assert sum(told[n] * sizes[n] for n in sizes) == pytest.approx(0.5 * sum(sizes.values()), abs=1)
@@ -212,7 +214,7 @@ def test_ecoflap_moves_ratios_and_keeps_the_target(tmp_path: Path, allocation: s
 
 def test_damaged_inputs_and_missing_samples_are_told(tmp_path: Path) -> None:
     job = toy(tmp_path)
-    job.inputs = job.inputs * float("nan")
+    job.data.inputs = job.data.inputs * float("nan")
     with pytest.raises(RunFailed, match=r"the inputs of 0\.fc1\.weight \(block 0\) are not finite"):
         apply(job, "wanda")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vlbench.images.pipeline import ImageStore
-from vlbench.job import Job
+from vlbench.job import Job, Surroundings
 from vlbench.mini.world import mini_root
 from vlbench.model import Model
 from vlbench.plugins.table import table
@@ -45,13 +45,13 @@ def prune(job: Job, name: str, words: dict[str, Any]) -> None:
 
 def counted(job: Job, pattern: str, size: int) -> None:
     """Half of the prunable set is gone, the way the pattern says."""
-    net, structure = job.model.net, job.structure
+    net, structure = job.model.net, job.changes.structure
     if pattern == "structured":
-        assert not job.state.masks
+        assert not job.changes.state.masks
         assert structure.size == pytest.approx(size / 2, rel=0.05)  # whole units of narrow heads
         return
-    assert set(job.state.masks) == set(structure.matrices)
-    for name, mask in job.state.masks.items():
+    assert set(job.changes.state.masks) == set(structure.matrices)
+    for name, mask in job.changes.state.masks.items():
         assert torch.equal(net.get_parameter(name) == 0, ~mask)
         if pattern == "n:m":
             assert bool((mask.reshape(-1, 4).sum(1) == 2).all())
@@ -68,9 +68,9 @@ def test_every_method_and_pattern(tmp_path: Path, name: str) -> None:
         for pattern in table("methods").get(method).facts["patterns"]:
             fresh = copy.copy(model)
             fresh.net = copy.deepcopy(model.net)
-            job = Job(fresh, task, seed=0, folder=tmp_path / f"{method}-{pattern[0]}", store=store)
+            job = Job(fresh, task, store, Surroundings(0, tmp_path / f"{method}-{pattern[0]}"))
             job._samples["train"] = train  # parsed once
             prune(job, method, TARGETS[pattern])
             counted(job, pattern, size)
-            loss = job.loss(job.calibration(2, 2)[0])
+            loss = job.loss(job.data.calibration(2, 2)[0])
             assert bool(torch.isfinite(loss)), (method, pattern)

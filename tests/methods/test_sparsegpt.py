@@ -44,7 +44,7 @@ def test_two_blocks_of_the_original(shared: Path, tmp_path: Path, pattern: str, 
     net, structure = two_blocks(arrays)
     job = ToyJob(net, structure, torch.from_numpy(arrays["X"]).view(16, 8, 64), tmp_path)
     pruner("sparsegpt", recipe, sparsity=PATTERNS[pattern], calibration_samples=16).apply(job)
-    for name, mask in job.state.masks.items():
+    for name, mask in job.changes.state.masks.items():
         block, part, _ = name.split(".")
         wanted = torch.from_numpy(arrays[f"sgpt_b{block}_{part}"])
         assert torch.equal(mask, wanted != 0)

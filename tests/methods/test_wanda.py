@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_ressa_code_equals_the_original(
     job = run(arrays, tmp_path, method, {"vision": 2})
     for i, part in PARTS:
         wanted = torch.from_numpy(arrays[f"{key}_keep_b{i}_{part}"])
-        assert torch.equal(job.state.masks[f"{i}.{part}.weight"], wanted)
+        assert torch.equal(job.changes.state.masks[f"{i}.{part}.weight"], wanted)
 
 
 @pytest.mark.parametrize(("recipe", "gone"), [("ressa-code", 96), ("ecoflap-code", 97)])
@@ -63,7 +64,7 @@ def test_the_language_tower_of_those_recipes_is_compared_by_rows(tmp_path: Path,
     net, structure = random_blocks((16, 12), (16, 12), towers={"vision": 1, "text": 1})
     job = ToyJob(net, structure, torch.randn(8, 3, 16, generator=torch.Generator().manual_seed(1)), tmp_path)
     pruner("wanda", recipe, calibration_samples=8, allocation="uniform").apply(job)
-    away = {name: (~mask).sum(1) for name, mask in job.state.masks.items()}
+    away = {name: (~mask).sum(1) for name, mask in job.changes.state.masks.items()}
     assert int(away["0.fc1.weight"].sum()) == gone
     assert len(away["0.fc1.weight"].unique()) > 1
     assert away["1.fc1.weight"].tolist() == [8] * 12
@@ -103,7 +104,7 @@ def test_a_killed_calibration_goes_on_after_the_last_block(tmp_path: Path) -> No
         pruner(name, calibration_samples=6, **words).apply(whole)
         method, seen = pruner(name, calibration_samples=6, **words), []
         broken = job(folder / "broken")
-        plain = broken.progress
+        plain = broken.here.progress
 
         def progress(
             what: str, done: int, total: int, text: str = "", seen: list[int] = seen, plain: Any = plain
@@ -113,12 +114,12 @@ def test_a_killed_calibration_goes_on_after_the_last_block(tmp_path: Path) -> No
                 raise KeyboardInterrupt
             plain(what, done, total, text)
 
-        broken.progress = progress  # type: ignore[method-assign]
+        broken.here = replace(broken.here, progress=progress)
         with pytest.raises(KeyboardInterrupt):
             method.apply(broken)
         again = job(folder / "broken")
         blocks: list[int] = []
-        again.progress = lambda what, done, total, text="", blocks=blocks: blocks.append(done)  # type: ignore[method-assign]
+        again.here = replace(again.here, progress=lambda what, done, total, text, blocks=blocks: blocks.append(done))  # type: ignore[misc]
         pruner(name, calibration_samples=6, **words).apply(again)
         assert blocks == [4]
         for key, value in whole.model.net.state_dict().items():
@@ -145,7 +146,7 @@ def test_an_allocation_is_not_looked_for_again_after_a_kill(tmp_path: Path, name
         if what == "calibrate" and done == 1:
             raise KeyboardInterrupt
 
-    broken.progress = progress  # type: ignore[method-assign]
+    broken.here = replace(broken.here, progress=progress)
     with pytest.raises(KeyboardInterrupt):
         method().apply(broken)
     left = tmp_path / "broken" / "checkpoint" / name / "activations-killed"
@@ -154,7 +155,7 @@ def test_an_allocation_is_not_looked_for_again_after_a_kill(tmp_path: Path, name
     method().apply(again)
     assert not left.exists()
     assert again.losses <= 7  # six samples, and the first of them once more
-    assert again.state.log == whole.state.log
+    assert again.changes.state.log == whole.changes.state.log
     for key, value in whole.model.net.state_dict().items():
         assert torch.equal(again.model.net.state_dict()[key], value)
 
@@ -166,13 +167,13 @@ def test_dead_columns_go_first_from_the_left(tmp_path: Path) -> None:
     inputs[:, :, [0, 3, 15]] = 0
     job = ToyJob(net, structure, inputs, tmp_path)
     pruner("wanda", sparsity=0.25, calibration_samples=8).apply(job)
-    mask = job.state.masks["0.fc1.weight"]
+    mask = job.changes.state.masks["0.fc1.weight"]
     assert not bool(mask[:, [0, 3, 15]].any())
     assert (~mask).sum(1).tolist() == [4] * 12
     inputs[:, :, :12] = 0
     job = ToyJob(random_blocks((16, 12))[0], structure, inputs, tmp_path / "more")
     pruner("wanda", sparsity=0.5, calibration_samples=8).apply(job)
-    assert torch.equal(job.state.masks["0.fc1.weight"], (torch.arange(16) >= 8).expand(12, 16))
+    assert torch.equal(job.changes.state.masks["0.fc1.weight"], (torch.arange(16) >= 8).expand(12, 16))
 
 
 def test_structured_wanda_cuts_what_it_silenced(tmp_path: Path) -> None:
@@ -181,10 +182,10 @@ def test_structured_wanda_cuts_what_it_silenced(tmp_path: Path) -> None:
     job = ToyJob(net, structure, torch.randn(6, 3, 16, generator=torch.Generator().manual_seed(1)), tmp_path)
     pruner("wanda", pattern="structured", sparsity=0.5, calibration_samples=6).apply(job)
     assert [tuple(p.shape) for p in job.model.net.parameters()] == [(6, 16), (16, 6)] * 2
-    assert job.state.pattern == "structured"
-    first = job.state.cuts[0].sites["mlp.0"][1]
+    assert job.changes.state.pattern == "structured"
+    first = job.changes.state.cuts[0].sites["mlp.0"][1]
     fresh, _ = random_blocks((16, 12), (16, 12))
-    x = job.inputs
+    x = job.data.inputs
     hidden = torch.relu(fresh[0].fc1(x))  # type: ignore[index]
     score = [
         (fresh[0].fc1.weight.abs() * x.reshape(-1, 16).norm(dim=0)).square().sum(1),  # type: ignore[index]

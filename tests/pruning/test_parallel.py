@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ BLOCKS = random_blocks((16, 12), (16, 12), (16, 8), towers={"vision": 1, "langua
 def toy(folder: Path, world: World) -> ToyJob:
     net, structure = deepcopy(BLOCKS)
     job = ToyJob(net.double(), structure, INPUTS, folder)
-    job.world = world
+    job.here = replace(job.here, world=world)
     return job
 
 
@@ -50,7 +51,7 @@ def test_the_workers_prune_what_one_process_prunes(tmp_path: Path, name: str, wo
     def work(world: World) -> tuple[dict[str, Tensor], dict[str, Any]]:
         job = toy(tmp_path / f"{world.size}", world)
         pruner(name, sparsity=0.5, **given).apply(job)
-        return {n: p.detach() for n, p in job.model.net.named_parameters()}, job.state.log
+        return {n: p.detach() for n, p in job.model.net.named_parameters()}, job.changes.state.log
 
     alone, log = work(ALONE)
     found = together(size, work)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlbench.job import Job
+from vlbench.job import Job, Surroundings
 from vlbench.plugins.table import table
 from vlbench.structure import Block, Structure, Tower, ffn_site
+from vlbench.training.data import LearningData
 
 
 class Residual(nn.Module):
@@ -66,6 +67,19 @@ def random_blocks(
     return chain_of(pairs, towers)
 
 
+class ToyData(LearningData):
+    """Rows of `inputs` in the place of a task's samples."""
+
+    inputs: Tensor
+
+    def calibration(self, count: int, batch_size: int = 32) -> list[Any]:
+        parts = self.inputs[:count].split(batch_size)
+        return [
+            SimpleNamespace(x=x, samples=[SimpleNamespace(id=f"{n}.{i}") for i in range(len(x))])
+            for n, x in enumerate(parts)
+        ]
+
+
 class ToyJob(Job):
     """A job whose calibration samples are the rows of `inputs` (samples, tokens, width); the loss is a mean square."""
 
@@ -74,15 +88,9 @@ class ToyJob(Job):
             net=net, structure=lambda: structure, device=torch.device("cpu"), image_tokens=lambda batch: None
         )
         task: Any = SimpleNamespace(capability="toy")
-        super().__init__(model, task, seed=seed, folder=folder, store=None, identity={"toy": 1})  # type: ignore[arg-type]
-        self.inputs, self.losses = inputs, 0
-
-    def calibration(self, count: int, batch_size: int = 32) -> list[Any]:
-        parts = self.inputs[:count].split(batch_size)
-        return [
-            SimpleNamespace(x=x, samples=[SimpleNamespace(id=f"{n}.{i}") for i in range(len(x))])
-            for n, x in enumerate(parts)
-        ]
+        super().__init__(model, task, cast(Any, None), Surroundings(seed, folder, identity={"toy": 1}))
+        self.data, self.losses = ToyData(model, task, cast(Any, None), seed), 0
+        self.data.inputs = inputs
 
     def loss(self, batch: Any) -> Tensor:
         self.losses += 1

@@ -22,7 +22,7 @@ from vlbench.errors import UserError
 from vlbench.evaluation.loop import Evaluator
 from vlbench.evaluation.predictions import Predictions
 from vlbench.images.pipeline import ImageStore
-from vlbench.job import Job
+from vlbench.job import Job, Surroundings
 from vlbench.model import Card
 from vlbench.structure import check_structure
 from vlbench.task import Sample
@@ -68,7 +68,7 @@ def test_real_weights_on_real_photos(shared: Path, photos: Any, tmp_path: Path) 
     dense = accuracy(model, photos, tmp_path)
     assert dense["top1"] == pytest.approx(81.1, abs=6)
     assert dense["top5"] == pytest.approx(95.6, abs=4)
-    job = Job(model, photos, seed=0, folder=tmp_path, store=ImageStore(model.card.image))
+    job = Job(model, photos, ImageStore(model.card.image), Surroundings(0, tmp_path))
     magnitude.Magnitude(magnitude.Magnitude.Options(sparsity=0.5)).apply(job)
     pruned = accuracy(model, photos, tmp_path / "pruned")
     assert 20 < pruned["top1"] < 55, "36.0 on every second photo"

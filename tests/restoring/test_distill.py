@@ -14,7 +14,7 @@ from tests.training.families import FAMILIES, batch_of, capability, loss, open_m
 from vlbench.capability import Batch
 from vlbench.cell.resolve import resolve
 from vlbench.errors import UserError
-from vlbench.job import Job
+from vlbench.job import Job, Surroundings
 from vlbench.restoring.distill import Distillation, divergence
 
 
@@ -193,11 +193,11 @@ def test_the_teacher_is_made_once_and_frozen() -> None:
 
     nothing: Any = None
     model = open_model("deit-mini")
-    job = Job(model, nothing, seed=0, folder=nothing, store=nothing, dense=dense)
+    job = Job(model, nothing, nothing, Surroundings(0, nothing), dense=dense)
     assert job.teacher() is job.teacher() is made[0]
     assert len(made) == 1
     assert not made[0].net.training
     assert not any(p.requires_grad for p in made[0].net.parameters())
     assert all(p.requires_grad for p in model.net.parameters())
     with pytest.raises(UserError, match="no dense model to distil from"):
-        Job(model, nothing, seed=0, folder=nothing, store=nothing).teacher()
+        Job(model, nothing, nothing, Surroundings(0, nothing)).teacher()

@@ -20,7 +20,7 @@ from vlbench.cell.resolve import resolve
 from vlbench.compression.gates import Gates
 from vlbench.compression.state import Compression
 from vlbench.images.pipeline import ImageStore
-from vlbench.job import Job
+from vlbench.job import Job, Surroundings
 from vlbench.restoring.momentum import NOBODY, MomentumOptions, Queue, contrast, twin_of
 from vlbench.task import Sample
 from vlbench.training.loop import Loop
@@ -137,10 +137,8 @@ class Pictures:
 
 def job_of(model: Any, samples: list[Sample], folder: Path, precision: Literal["fp32", "bf16"] = "fp32") -> Job:
     task: Any = Pictures(samples)
-    return Job(
-        model, task, seed=0, folder=folder, store=ImageStore(model.card.image), checkpoint_seconds=0.0,
-        precision=precision,
-    )  # fmt: skip
+    here = Surroundings(0, folder, checkpoint_seconds=0.0, precision=precision)
+    return Job(model, task, ImageStore(model.card.image), here)
 
 
 @pytest.mark.parametrize("name", MATCHERS)
@@ -172,7 +170,7 @@ def test_the_twin_follows_what_is_trained_and_the_ramp_ends_with_the_epoch(
         assert torch.allclose(value.double(), expected[key], rtol=0, atol=1e-6), key
         assert not value.requires_grad
     assert torch.equal(momentum.twin.net.get_parameter(frozen), model.net.get_parameter(frozen))
-    assert job.batches(4).batches_per_epoch == 2
+    assert job.data.batches(4).batches_per_epoch == 2
     assert alphas == pytest.approx([0, 0.2, 0.4, 0.4, 0.4])
     assert len(momentum.queue.numbers) == 5
 
@@ -187,7 +185,7 @@ def test_the_twin_has_no_gates_and_is_made_before_them(samples: list[Sample], tm
     """A copy of a gated module would go on computing with the model's weights and gates."""
     model = open_model("clip-mini")
     momentum: Any = options().objective(job := job_of(model, samples, tmp_path))
-    batch = job.batches(4).at(0)
+    batch = job.data.batches(4).at(0)
     with torch.no_grad():
         before = model.match_momentum(batch, momentum.twin)
         gates = Gates(model.net, model.structure())
@@ -229,7 +227,7 @@ def chain(model: Any, samples: list[Sample], folder: Path, search: str = "upop_s
     state = Compression()
     for link in spec.links:
         job = job_of(model, samples, folder)
-        job.state = state
+        job.changes.state = state
         torch.manual_seed(0)
         link.method(link.options).apply(job)
     return state

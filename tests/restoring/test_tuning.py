@@ -65,32 +65,32 @@ def test_the_best_on_select_stays(
     tuned(job, "stage", options("0.01,2e-2,0.03"), train)
     assert seen == [(rate, "", start) for rate in rates]
     assert job.model.net.head.bias[0].item() == pytest.approx(best)  # type: ignore[union-attr, index, arg-type]
-    assert (job.state.steps, job.state.samples_seen, job.state.trained) == (2, 16, True)
-    log = job.state.log["stage"]
+    assert (job.changes.state.steps, job.changes.state.samples_seen, job.changes.state.trained) == (2, 16, True)
+    log = job.changes.state.log["stage"]
     assert (log["n_tuned"], log["lr"]) == (3, best)
     assert log["select"] == dict(zip(("0.01", "2e-2", "0.03"), values, strict=True))
     assert len(log["loss"]) == 2
-    assert job.state.n_tuned == 3
-    assert [p.name for p in (job.folder / "checkpoint").iterdir()] == ["stage-tuned"]
+    assert job.changes.state.n_tuned == 3
+    assert [p.name for p in (job.here.folder / "checkpoint").iterdir()] == ["stage-tuned"]
 
 
 def test_where_lower_is_better_the_lowest_stays(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job.task, "metrics", {job.task.metric: "lower"})
     _, train = judged(monkeypatch, {0.01: 2.0, 0.02: 1.0, 0.03: 3.0})
     tuned(job, "stage", options("0.01,0.02,0.03"), train)
-    assert job.state.log["stage"]["lr"] == 0.02
+    assert job.changes.state.log["stage"]["lr"] == 0.02
 
 
 def test_without_rates_the_job_itself_is_trained(job: Job) -> None:
     tuned(job, "stage", options(""), lambda own, chosen: own.train("stage", chosen) if own is job else None)
-    assert (job.state.steps, job.state.n_tuned) == (2, 1)
+    assert (job.changes.state.steps, job.changes.state.n_tuned) == (2, 1)
 
 
 def test_the_select_split_decides(job: Job) -> None:
     """The value that is told is that of the weights that stay."""
     tuned(job, "stage", options("1e-3,3e-2"), lambda trial, chosen: trial.train("stage", chosen))
-    log = job.state.log["stage"]
-    assert len(job.samples("select")) == 8
+    log = job.changes.state.log["stage"]
+    assert len(job.data.samples("select")) == 8
     assert job.evaluate_select() == max(log["select"].values())
 
 
@@ -110,7 +110,7 @@ def test_a_rate_that_diverges_loses(job: Job, monkeypatch: pytest.MonkeyPatch) -
         plain(trial, chosen)
 
     tuned(job, "stage", options("0.02,0.01,0.03"), train)
-    log = job.state.log["stage"]
+    log = job.changes.state.log["stage"]
     assert (log["lr"], log["select"]) == (0.01, {"0.02": None, "0.01": 1.0, "0.03": 0.5})
 
 

@@ -12,7 +12,7 @@ from tests.training.families import FAMILIES, batch_of, capability, gradients, l
 from vlbench.capability import Batch
 from vlbench.cell.resolve import resolve
 from vlbench.errors import UserError
-from vlbench.job import Job
+from vlbench.job import Job, Surroundings
 from vlbench.training.batches import Batches
 from vlbench.training.loop import Hook, Loop, Schedule
 
@@ -42,7 +42,7 @@ class One:
 def trained(model: Any, accumulate: int) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of one step of the loop."""
     task: Any = type("Task", (), {"capability": capability(model)})
-    job = Job(model, task, seed=0, folder=cast(Any, None), store=cast(Any, None))
+    job = Job(model, task, cast(Any, None), Surroundings(0, cast(Any, None)))
     schedule = Schedule(steps=1, lr=1e-3, accumulate=accumulate)
     taken = Taken(model.net)
     stream = cast(Batches, One(batch_of(model)))
@@ -76,7 +76,7 @@ def test_parts_without_a_label_are_left_out_and_a_batch_without_one_is_told() ->
     assert not torch.isfinite(model_loss)
     batch.maps[4, 0, 0] = 1
     task: Any = type("Task", (), {"capability": "segment"})
-    job = Job(model, task, seed=0, folder=cast(Any, None), store=cast(Any, None))
+    job = Job(model, task, cast(Any, None), Surroundings(0, cast(Any, None)))
     schedule = Schedule(steps=1, lr=1e-3, accumulate=6)
     loop = Loop(model.net, lambda b: loss(model, b), cast(Batches, One(batch)), schedule, seed=0, terms=job._terms)
     assert [share for _, share in loop._parts(batch)] == [1.0]

@@ -18,7 +18,7 @@ from tests.workers import together
 from vlbench.capability import Batch
 from vlbench.compression.gates import Gates
 from vlbench.errors import RunFailed
-from vlbench.job import Job
+from vlbench.job import Job, Surroundings
 from vlbench.machine import stopping
 from vlbench.machine.stopping import Stopped
 from vlbench.machine.workers import ALONE, World
@@ -71,7 +71,7 @@ def test_the_workers_gradients_are_those_of_the_whole_batch(name: str, size: int
 
     def work(world: World, accumulate: int = 1) -> tuple[list[float], dict[str, Tensor]]:
         own = copies[world.rank] if world.size > 1 else model
-        job = Job(own, task, seed=0, folder=cast(Any, None), store=cast(Any, None))
+        job = Job(own, task, cast(Any, None), Surroundings(0, cast(Any, None)))
         schedule, taken = Schedule(steps=1, lr=1e-3, accumulate=accumulate), Taken(own.net)
         stream = cast(Batches, Stream(lambda step: batch_of(own)))
         loop = Loop(

@@ -209,7 +209,7 @@ def _check_pattern(entry: Entry, target: Target, outcome: Outcome) -> str:
         if told not in target.patterns:
             raise _failure(
                 entry,
-                f"{target}: the job was told the pattern {told!r} (by job.mask() and job.cut()), "
+                f"{target}: the job was told the pattern {told!r} (by job.changes.mask() and job.changes.cut()), "
                 f"and the decorator says {', '.join(target.patterns)}",
             )
         return f"{target}: the pattern is {told}"
@@ -270,7 +270,9 @@ def _check_zeros(workshop: Workshop, target: Target, outcome: Outcome) -> str:
     _attempt(entry, f"finetuning after {target}", lambda: job.train("contract", schedule))
     for name, weight in _weights(outcome).items():
         if not bool((weight[zeros[name]] == 0).all()):
-            raise _failure(entry, f"{target}: zeros of {name} do not survive finetuning: set them with job.mask()")
+            raise _failure(
+                entry, f"{target}: zeros of {name} do not survive finetuning: set them with job.changes.mask()"
+            )
     return f"{target}: the zeros survive finetuning"
 
 

@@ -20,7 +20,7 @@ from ..compression.masks import keep_fraction
 from ..compression.state import Compression
 from ..errors import UserError
 from ..images.pipeline import ImageStore
-from ..job import Job
+from ..job import Job, Surroundings
 from ..machine.ui import Screen
 from ..model import Card, Model
 from ..plugins.entry import Entry
@@ -98,15 +98,15 @@ class Workshop:
     def job(self, outcome: Outcome, seed: int) -> Job:
         """A job in a folder of its own: no two runs meet in a checkpoint."""
         self.runs += 1
-        return Job(
-            outcome.model, self.task, seed=seed, folder=self.folder / f"run-{self.runs}", store=self.store,
-            state=outcome.state, identity={"check": self.runs}, progress=self.screen.progress, dense=self.model,
-        )  # fmt: skip
+        here = Surroundings(
+            seed, self.folder / f"run-{self.runs}", identity={"check": self.runs}, progress=self.screen.progress
+        )
+        return Job(outcome.model, self.task, self.store, here, state=outcome.state, dense=self.model)
 
     def outputs(self, model: Model) -> Tensor:
         """Logits of one batch."""
         model.net.eval()
-        batch = self.job(Outcome(model, Compression(), 0), 0).calibration(8)[0]
+        batch = self.job(Outcome(model, Compression(), 0), 0).data.calibration(8)[0]
         with torch.inference_mode():
             logits: Tensor = model.logits(model.encode(batch.images))  # type: ignore[attr-defined]
         return logits.float().cpu().clone()
@@ -136,8 +136,8 @@ def _baseline() -> str:
 def _mask_half(job: Job) -> None:
     """Half of every matrix to zero, by magnitude: what a restorer is tried on."""
     net = job.model.net
-    scores = {name: net.get_parameter(name).detach().abs() for name in job.structure.matrices}
-    job.mask({name: keep_fraction(score, 0.5) for name, score in scores.items()}, "unstructured")
+    scores = {name: net.get_parameter(name).detach().abs() for name in job.changes.structure.matrices}
+    job.changes.mask({name: keep_fraction(score, 0.5) for name, score in scores.items()}, "unstructured")
 
 
 def _noise(root: Path, classes: Sequence[str], size: int) -> Path:

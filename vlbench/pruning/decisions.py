@@ -87,7 +87,7 @@ class MaskDecisions(Decisions):
 
     def _gone(self, name: str) -> Tensor | None:
         """Zeros of links before, which stay."""
-        mask = self.job.state.masks.get(name)
+        mask = self.job.changes.state.masks.get(name)
         return None if mask is None else ~mask.to(self.net.get_parameter(name).device)
 
     def _seen_by_vision(self) -> set[str]:
@@ -119,7 +119,7 @@ class MaskDecisions(Decisions):
         masks = parts["mask"]
         for part, ratio in self.groups() if options.over_towers else ():
             masks.update(keep_over({n: parts["score"][n] for n in part.matrices}, ratio, options.rule))
-        self.job.mask(masks, str(options.sparsity) if options.n_m else "unstructured")
+        self.job.changes.mask(masks, str(options.sparsity) if options.n_m else "unstructured")
 
 
 class CutDecisions(Decisions):
@@ -146,11 +146,11 @@ class CutDecisions(Decisions):
 
     def finish(self) -> None:
         if not self.options.over_towers:
-            return self.job.cut({name: self._uniform(name) for name in self.taken}, self.structure)
+            return self.job.changes.cut({name: self._uniform(name) for name in self.taken}, self.structure)
         keep: Kept = {}
         for part, ratio in self.groups():
             keep.update(self._unified(part, ratio))
-        return self.job.cut(keep, self.structure)
+        return self.job.changes.cut(keep, self.structure)
 
     def _unified(self, part: Structure, ratio: float) -> Kept:
         importance = {site.name: self.taken[site.name] for site in part.sites}

@@ -92,7 +92,7 @@ class ScorePruner(Method):
 
     def apply(self, job: Job) -> None:
         options: ScoreOptions = self.options
-        structure = job.structure
+        structure = job.changes.structure
         self.check(structure)
         towers = tower_ratios(structure, options)
         job.model.net.eval()
@@ -117,22 +117,22 @@ class ScorePruner(Method):
                 with numbers_apart(job.model.device):  # what follows draws the same, found or read
                     found = self._ecoflap(job, structure, options)
                 store.save(0, {}, found)
-            job.state.log.setdefault(self.name, {})["ratios"] = {n: round(r, 6) for n, r in found.items()}
+            job.changes.state.log.setdefault(self.name, {})["ratios"] = {n: round(r, 6) for n, r in found.items()}
             return found
         return {n: towers[t.name] for t in structure.towers for n in Structure((t,)).matrices}
 
     def _ecoflap(self, job: Job, structure: Structure, options: SampledOptions) -> dict[str, float]:
         count = min(options.allocation_samples, options.calibration_samples)
-        batches = job.calibration(count, ECOFLAP_BATCH)
+        batches = job.data.calibration(count, ECOFLAP_BATCH)
         losses = [partial(job.loss, batch) for batch in batches]
         net, names = job.model.net, list(structure.matrices)
         if options.allocation == "ecoflap":
             sizes = [len(batch.samples) for batch in batches]
-            scores = first_order(net, names, list(zip(losses, sizes, strict=True)), job.world)
+            scores = first_order(net, names, list(zip(losses, sizes, strict=True)), job.here.world)
         else:
             scores = zeroth_order(
-                net, names, losses, seeds_from(job.seed),
-                progress=lambda done, total: job.progress("allocate", done, total), world=job.world,
+                net, names, losses, seeds_from(job.here.seed),
+                progress=lambda done, total: job.here.progress("allocate", done, total, ""), world=job.here.world,
             )  # fmt: skip
         return block_ratios(structure, scores, options.fraction, code=options.group == "code")
 
@@ -146,35 +146,34 @@ class ScorePruner(Method):
         return AtOnce(structure, {})
 
     def _gradients(self, job: Job, parameters: list[str], options: GradientOptions) -> Seen:
-        batches = job.calibration(options.calibration_samples, options.samples_a_gradient(compared=job.compares()))
+        batches = job.data.calibration(options.calibration_samples, options.samples_a_gradient(compared=job.compares()))
         self._log_samples(job, batches)
         return gradients(
             job.model.net, parameters, [(partial(job.loss, b), len(b.samples)) for b in batches],
             dtype=getattr(torch, options.statistics),
-            progress=lambda done, total: job.progress("gradients", done, total), world=job.world,
+            progress=lambda done, total: job.here.progress("gradients", done, total, ""), world=job.here.world,
         )  # fmt: skip
 
     def _block_by_block(self, job: Job, structure: Structure, options: CalibratedOptions) -> Walk:
-        folder = job.folder / "checkpoint" / self.name
-        if job.world.leads:
+        folder = job.here.folder / "checkpoint" / self.name
+        if job.here.world.leads:
             remove_left(folder)
-        job.world.barrier()
-        batches = job.calibration(options.calibration_samples, 1)
+        job.here.world.barrier()
+        batches = job.data.calibration(options.calibration_samples, 1)
         self._log_samples(job, batches)
         return BlockByBlock(
             job.model.net, structure, [partial(job.loss, batch) for batch in batches],
             [job.model.image_tokens(batch) for batch in batches],
             Looking(options.calibration_samples, self.gram, options.statistics, options.propagate),
-            store=lambda number, path: self._store(job, f"{number:04d}", path), folder=folder, world=job.world,
-            shared=job.common, progress=partial(job.progress, "calibrate"),
+            store=lambda number, path: self._store(job, f"{number:04d}", path), folder=folder, world=job.here.world,
+            shared=job.here.shared, progress=partial(job.here.progress, "calibrate"),
         )  # fmt: skip
 
     def _store(self, job: Job, name: str, what: str) -> CheckpointStore:
-        folder = job.folder / "checkpoint" / self.name / name
-        return CheckpointStore(folder, {**job.identity, "stage": self.name, "block": what}, 0.0, job.world)
+        return job.here.store(self.name, name, every_seconds=0.0, block=what)
 
     def _log_samples(self, job: Job, batches: list[Any]) -> None:
-        log = job.state.log.setdefault(self.name, {})
+        log = job.changes.state.log.setdefault(self.name, {})
         ids = [sample.id for batch in batches for sample in batch.samples]
         log["calibration"] = {"samples": len(ids), "ids": digest(ids)[:12]}
 
@@ -230,13 +229,13 @@ class UnitPruner(Method):
 
     def apply(self, job: Job) -> None:
         options: UnitOptions = self.options
-        structure = job.structure
+        structure = job.changes.structure
         importance = {site.name: self.importance(job, site) for site in structure.sites}
         if options.allocation == "uniform":
             keep = allocation.uniform(importance, options.fraction, options.multiple_of)
         else:
             keep = ranked_units(structure, importance, options.fraction, options.multiple_of, additive=False)
-        job.cut(keep)
+        job.changes.cut(keep)
 
     def importance(self, job: Job, site: Site) -> Tensor:
         """(units,) root of the summed squared scores of the matrix entries that a unit owns."""

@@ -198,7 +198,7 @@ def restore(job: Job, stage: str, options: RestoreOptions) -> None:
         job.train(stage, options, loss=options.objective(job))
 
     tuned(job, stage, options, train)
-    job.state.log[stage] = {**job.state.log[stage], "parameters": count}
+    job.changes.state.log[stage] = {**job.changes.state.log[stage], "parameters": count}
 
 
 @contextmanager

@@ -72,8 +72,10 @@ class MomentumOptions(Schedule):
         """The loss of a batch for Job.train; None for the task's own. Asked for before gates are put on the model."""
         if self.loss == "task":
             return None
-        epoch = job.batches(self.batch_size).batches_per_epoch
-        return Momentum(job.model, job.task.capability, self, job.samples("train"), epoch=epoch, seed=job.seed)
+        epoch = job.data.batches(self.batch_size).batches_per_epoch
+        return Momentum(
+            job.model, job.task.capability, self, job.data.samples("train"), epoch=epoch, seed=job.here.seed
+        )
 
 
 @dataclass

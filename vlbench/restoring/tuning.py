@@ -75,18 +75,25 @@ def tuned(job: Job, stage: str, options: T, train: Callable[[Job, T], Any]) -> N
     if not options.rates:
         train(job, options)
         return
-    folder = job.folder / "checkpoint" / f"{stage}-tuned"
-    store = CheckpointStore(folder, {**job.identity, "stage": stage}, 0, job.world)
-    start = job.world.share(digest([weights_digest(job.model.net), options.told(), job.seed, job.precision]))
+    store = CheckpointStore(
+        job.here.folder / "checkpoint" / f"{stage}-tuned", {**job.here.identity, "stage": stage}, 0, job.here.world
+    )
+    start = job.here.world.share(
+        digest([weights_digest(job.model.net), options.told(), job.here.seed, job.here.precision])
+    )
     trials, kept = _resumed(store, start)
     for number in range(len(trials.values), len(options.rates)):
         trial = job.trial(f"{stage}-{number}")
         if _is_best(trial, train, options.model_copy(update={"lr": options.rates[number], "tune": ""}), trials):
             kept = distinct_tensors(trial.model.net)
-            trials.best, trials.steps, trials.samples_seen = number, trial.state.steps, trial.state.samples_seen
-            trials.log = trial.state.log.get(stage, {})
+            trials.best, trials.steps, trials.samples_seen = (
+                number,
+                trial.changes.state.steps,
+                trial.changes.state.samples_seen,
+            )
+            trials.log = trial.changes.state.log.get(stage, {})
         store.save(number + 1, kept, asdict(trials))
-        shutil.rmtree(trial.folder, ignore_errors=True)
+        shutil.rmtree(trial.here.folder, ignore_errors=True)
     _keep(job, stage, options, trials, kept)
 
 
@@ -117,7 +124,7 @@ def _keep(job: Job, stage: str, options: TuneOptions, trials: Trials, kept: Mapp
     if trials.best < 0:
         raise Diverged(f"the loss is not finite at any of tune={options.tune}: try lower learning rates.")
     load_into(job.model.net, dict(kept))
-    state, names = job.state, options.tune.split(",")
+    state, names = job.changes.state, options.tune.split(",")
     state.trained = True
     state.steps += trials.steps
     state.samples_seen += trials.samples_seen

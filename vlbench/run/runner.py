@@ -27,7 +27,7 @@ from ..errors import RunFailed
 from ..evaluation.loop import Evaluator
 from ..evaluation.predictions import PASSES, Line, Predictions, discard
 from ..images.pipeline import ImageStore
-from ..job import Job
+from ..job import Job, Surroundings
 from ..machine.device import refuse_precision
 from ..machine.memory import keep_heap, refuse_second_copy, return_heap
 from ..machine.ui import Screen
@@ -192,12 +192,15 @@ class Runner:
     ) -> None:
         words = cell.spec.words
         first = link is cell.spec.links[0]
-        job = Job(
-            model, cell.task, seed=words.seed, folder=folder, store=store, state=state, identity=_described(cell),
-            precision=words.precision, dense=partial(self._second, cell, model),
+        here = Surroundings(
+            words.seed, folder, identity=_described(cell), precision=words.precision,
             checkpoint_seconds=self.checkpoint_seconds, progress=self._progress,
-            source=cell.sources.get(link.entry.name), world=self.world if link.method.parallel else ALONE,
-            common=SharedWith(self.runs / "calibration", cell.shared_identity()) if first else None,
+            world=self.world if link.method.parallel else ALONE,
+            shared=SharedWith(self.runs / "calibration", cell.shared_identity()) if first else None,
+        )  # fmt: skip
+        job = Job(
+            model, cell.task, store, here,
+            state=state, dense=partial(self._second, cell, model), source=cell.sources.get(link.entry.name),
         )  # fmt: skip
         _seed(words.seed)
         link.method(link.options).apply(job)

@@ -70,7 +70,7 @@ def refuse_drift(state: Mapping[str, Tensor], world: World) -> None:
         if abs(own - told) > DRIFT * max(abs(own), abs(told)):
             raise RunFailed(
                 f"{name} is another in worker {world.rank} than in worker 0: the method keeps what its worker alone "
-                "has seen or drawn. Run it in one process, or sum that with job.world."
+                "has seen or drawn. Run it in one process, or sum that with job.here.world."
             )
 
 

@@ -1,0 +1,61 @@
+"""The verbs by which a method changes a model for good, and the state in which they are written down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy, deepcopy
+
+from torch import Tensor
+
+from ..errors import UserError
+from ..model import Model
+from ..structure import Structure
+from .cut import Cut, Kept, cut
+from .masks import apply_masks
+from .state import Compression
+
+
+class Changes:
+    """A model and what has been done to it: only what is done here (and by training) is saved with it."""
+
+    def __init__(self, model: Model, state: Compression | None = None) -> None:
+        self.model, self.state = model, state or Compression()
+
+    @property
+    def structure(self) -> Structure:
+        """Where the model can be cut, as it is now."""
+        return self.model.structure()
+
+    def cut(self, keep: Kept, structure: Structure | None = None, *, kept_scale: bool = False) -> None:
+        """Remove units for good. keep: units of the model as it is now, in the units of `structure` (the default one
+        of every site where it is left out). kept_scale: see `compression.cut.cut`."""
+        if self.state.masks:
+            raise UserError("a structured pruner cannot follow an unstructured one: put it first in the chain.")
+        self._refuse_adapters()
+        structure = structure or self.structure
+        self.state.cuts.append(Cut.of(structure, keep, kept_scale=kept_scale))
+        cut(self.model.net, structure, keep, kept_scale=kept_scale)
+        self.state.pattern = "structured"
+
+    def mask(self, masks: Mapping[str, Tensor], pattern: str) -> None:
+        """Set weights to zero for good: later links keep them zero, those that mask more weights among them."""
+        self._refuse_adapters()
+        before = self.state.masks
+        masks = {k: v.cpu() & before[k] if k in before else v.cpu() for k, v in masks.items()}
+        apply_masks(self.model.net, masks)
+        before.update(masks)
+        structured = self.state.pattern == "structured"
+        self.state.pattern = f"structured+{pattern}" if structured else pattern
+
+    def trial(self) -> Changes:
+        """The same model and state once more, to be tried out and thrown away: what is done to it enters no record."""
+        model = copy(self.model)
+        model.net = deepcopy(self.model.net)
+        state = Compression(
+            masks=dict(self.state.masks), pattern=self.state.pattern, adapters=self.state.adapters
+        )  # fmt: skip
+        return Changes(model, state)
+
+    def _refuse_adapters(self) -> None:
+        if self.state.adapters:
+            raise UserError("nothing can be pruned where adapters stand beside weights: train them with merge=true.")
