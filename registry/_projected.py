@@ -77,6 +77,8 @@ class Projected(Prompted):
         if cls.mark not in model.tokenizer.get_vocab():  # a place in the prompt, which is never embedded
             model.tokenizer.add_tokens([cls.mark], special_tokens=True)
         model.images = image_processor(config["processor"], cls.processor)
+        if model.end is None and {"answer", "caption"} & set(card.capabilities):
+            raise UserError(f"neither the tokenizer in {folder} nor config.json says which token ends an answer.")
         return model
 
     @classmethod
@@ -132,9 +134,14 @@ class Projected(Prompted):
 
     @property
     def language(self) -> Stream:
-        end = self.tokenizer.eos_token_id
-        end = self.net.config.text_config.eos_token_id if end is None else end
-        return Stream(self.net.model.language_model, self.net.lm_head, int(end))
+        return Stream(self.net.model.language_model, self.net.lm_head, -1 if self.end is None else self.end)
+
+    @property
+    def end(self) -> int | None:
+        """The token that ends an answer, of the tokenizer, or else of the configuration."""
+        own: int | None = self.tokenizer.eos_token_id
+        other: int | None = self.net.config.text_config.eos_token_id
+        return other if own is None else own
 
     def structure(self) -> Structure:
         """Both towers, all of their blocks."""
