@@ -181,3 +181,8 @@ def realworldqa(text: str, answer: str) -> bool:
     if truth.upper() in ("A", "B", "C", "D"):
         return lmms_letter(text, "ABCD") == truth.upper()
     return text.lower().strip().rstrip(".") == truth.lower()
+
+
+def lines(options: Options) -> str:
+    """The options as they are asked: a line "A. text" each."""
+    return "\n".join(f"{letter}. {text}" for letter, text in options.items())

@@ -163,7 +163,7 @@ class Job:
     def evaluate_select(self) -> float:
         """The task's primary metric on the select split, of the model as it is now; nothing of it stays on disk. Raises
         UserError where files of the split are missing, and RunFailed where a sample of it fails."""
-        task, split = self.task, self.task.roles()["select"]
+        task, split = self.task, self.task.split_for("select")
         if missing := task.missing(split):
             raise UserError("\n".join([f"{task.name} lacks data of the split {split}, which is chosen on:", *missing]))
         samples = self.data.samples("select")

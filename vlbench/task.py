@@ -95,7 +95,20 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def roles(cls) -> dict[Role, str]:
-        """Role -> split name."""
+        """Role -> split name. A benchmark without data to learn from has neither train nor select."""
+
+    @classmethod
+    def split_for(cls, role: Role) -> str:
+        """The split of a role. Raises UserError, which says what to do, where the task has none."""
+        roles = cls.roles()
+        if role in roles:
+            return roles[role]
+        if role == "select":
+            raise UserError(f"task={cls.name} has no split to choose settings on: give the settings themselves.")
+        raise UserError(
+            f"task={cls.name} has no training data: name a task or a file of captions with calibration=TASK or "
+            "calibration=FILE, or take a method that learns from nothing."
+        )
 
     @classmethod
     def report_splits(cls) -> tuple[str, ...]:
@@ -109,6 +122,10 @@ class Task(ABC):
     @abstractmethod
     def samples(self, split: str) -> list[Sample]:
         """The samples of a split, in the file's order, without decoding images."""
+
+    def prepare(self, split: str, say: Callable[[str], None]) -> None:  # noqa: B027 - most tasks have nothing packed
+        """Unpack once what lies packed in `root` (images inside a table), for `vlbench data prepare`. say: takes a
+        line of progress. Raises UserError where `root` cannot be written, or what is packed is damaged."""
 
     def score(self, sample: Sample, prediction: Mapping[str, Any]) -> Score:
         """The per-sample score, or the sufficient statistics that `aggregate` sums; see `scores`."""

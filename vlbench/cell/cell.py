@@ -122,8 +122,8 @@ class Cell:
             return self._world
         from ..task import refuse_report_ids
 
-        roles = self.task.roles()
-        splits = [roles["train"], *([] if self.task.missing(roles["select"]) else [roles["select"]])]
+        select = self.task.roles().get("select")
+        splits = [self.task.split_for("train"), *([select] if select and not self.task.missing(select) else [])]
         samples = [s for split in splits for s in self.task.samples(split)]
         refuse_report_ids(self.task, samples)
         return digest_samples(samples)

@@ -18,7 +18,7 @@ def open_task(spec: Spec, progress: BuildProgress | None = None) -> Task:
     """The task on its data folder, with nothing missing of what this cell reads."""
     root = data_root(spec, progress)
     task = spec.task_class(root, spec.task_options)
-    wanted = [spec.split, *([task.roles()["train"]] if spec.learns else ())]
+    wanted = [spec.split, *([task.split_for("train")] if spec.learns else ())]
     missing = list(dict.fromkeys(line for split in wanted for line in task.missing(split)))
     if missing:
         lines = [f"{spec.task.name} lacks data in {root}:", *missing, f"Put the files there, or {_remedy(spec)}"]

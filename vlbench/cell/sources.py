@@ -56,7 +56,8 @@ def refuse_too_few(spec: Spec, task: Task, sources: Mapping[str, Source]) -> Non
     """Raise UserError where a link asks for more calibration samples than its data show images."""
     for link in spec.links:
         if isinstance(link.options, SampledOptions):
-            source, train = sources.get(link.entry.name), task.roles()["train"]
+            source = sources.get(link.entry.name)
+            train = "" if source else task.split_for("train")
             name = f"calibration={source.text}" if source else f"the split {train} of {task.name}"
             refuse_few(source.samples if source else task.samples(train), link.options.calibration_samples, name)
 
@@ -70,10 +71,10 @@ def _task_source(spec: Spec, task: Task, name: str, open_task: Callable[[Spec], 
     mini = spec.words.suite == "mini"
     options = cls.Options.model_validate(dict(cls.mini) if mini else {})
     _refuse_other(cls.capability, task, f"calibration={name}")
-    other = open_task(replace(spec, task=entry, task_class=cls, task_options=options, split=cls.roles()["train"]))
+    other = open_task(replace(spec, task=entry, task_class=cls, task_options=options, split=cls.split_for("train")))
 
     def read() -> list[Sample]:
-        samples = other.samples(other.roles()["train"])
+        samples = other.samples(other.split_for("train"))
         found = adapted(samples, other.capability, task, f"calibration={other.name}")
         refuse_shown(found, task, f"calibration={other.name}")
         return found

@@ -23,7 +23,7 @@ def flags_of(cell: Cell, card: Card, bad: list[str], parameters: Parameters, n_t
     if bad:
         flags.append(f"{len(bad)} errors")
     split = f"{cell.spec.task.name}/{cell.split}"
-    selected = n_tuned > 1 and cell.split == cell.task.roles()["select"]
+    selected = n_tuned > 1 and cell.split == cell.task.roles().get("select")
     if cell.spec.words.label or cell.spec.words.checkpoint:
         flags.append("own checkpoint")
     elif split in card.trained_on:

@@ -27,7 +27,7 @@ class LearningData:
     def samples(self, role: Literal["train", "select"]) -> Sequence[Sample]:
         """Samples a method may learn from. Raises UserError where one of them is in the report split."""
         if role not in self._samples:
-            split = self.task.roles()[role]
+            split = self.task.split_for(role)
             samples = self.task.samples(split)
             if not samples:
                 raise UserError(f"the split {split} of {self.task.name} is empty, and this method needs it.")

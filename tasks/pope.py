@@ -1,0 +1,179 @@
+"""POPE: does a model see objects that are not there (Li et al., EMNLP 2023, arXiv 2305.10355; RUCAIBox/POPE).
+
+Half of the questions are about objects that are in the photograph, half about others: drawn at random, the most
+frequent ones, or those that most often stand beside what is there. The number of tables is F1 or accuracy, each the
+mean over these three subsets (LLaVA's 85.9 is F1). What a rule cannot read is nobody's "yes": see _yes_no.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vlbench.errors import UserError
+from vlbench.task import Sample, Score, task
+
+from . import _yes_no
+from ._asked import UNPARSED, Asked, AskedOptions, lacking, located, unique
+from ._files import inside
+
+SUBSETS = ("random", "popular", "adversarial")
+COUNTS = 5  # of each subset: TP, FP, TN, FN, and answers that count for none of these
+RATES = ("accuracy", "f1", "precision", "recall", "yes")
+RULES: Mapping[str, Callable[[str], str]] = {
+    "official": _yes_no.pope_official, "lmms": _yes_no.exact, "vlmevalkit": _yes_no.one_word,
+}  # fmt: skip
+
+Array = NDArray[np.float64]
+
+
+class Question(NamedTuple):
+    """One line of a list."""
+
+    subset: str
+    image: Path
+    text: str
+    yes: bool
+
+
+class PopeOptions(AskedOptions):
+    """Options of `task=pope`."""
+
+    rule: Literal["official", "lmms", "vlmevalkit"] = Field(
+        "official",
+        description="how an answer is read: official takes all but no and not for yes; lmms wants exactly yes or no; "
+        "vlmevalkit one of the two among the words",
+    )
+    max_length: int = Field(128, ge=1, description="tokens of an answer at most")
+
+
+@task("pope", title="POPE, object hallucination", capability="answer", metric="f1", version=1, chance=66.67)
+class POPE(Asked):
+    """`root` holds coco_pope_random.json, coco_pope_popular.json and coco_pope_adversarial.json (JSON lines; or has
+    them in coco/ or output/coco/), and the images of COCO val2014 in val2014/ or images/."""
+
+    Options: ClassVar[type[AskedOptions]] = PopeOptions
+    metrics: ClassVar[Mapping[str, Literal["higher", "lower"]]] = {
+        "f1": "higher", "accuracy": "higher", "precision": "higher", "recall": "higher", "yes": "higher",
+        **{f"{rate}/{subset}": "higher" for subset in SUBSETS for rate in ("f1", "accuracy")}, UNPARSED: "lower",
+    }  # fmt: skip
+    titles: ClassVar[Mapping[str, str]] = {"f1": "mean F1", "accuracy": "mean accuracy", "yes": "yes ratio"}
+    corpus: ClassVar[bool] = True
+    splits: ClassVar[tuple[str, ...]] = ("test", *SUBSETS)
+    options: PopeOptions
+
+    def missing(self, split: str) -> list[str]:
+        files = {self._list(subset): f"the {subset} questions" for subset in self._subsets(split)}
+        return lacking({**files, self._images: "the images of COCO val2014"})
+
+    def rows(self, split: str) -> Mapping[str, Question]:
+        return unique((pair for subset in self._subsets(split) for pair in self._lines(subset)), f"{self.root}")
+
+    def sample(self, number: str, row: Question) -> Sample:
+        answer = {"yes" if row.yes else "no": 1.0}
+        return Sample(number, (row.image,), row.text, answer, row.image.stem, candidates=("yes", "no"))
+
+    def score(self, sample: Sample, prediction: Mapping[str, Any]) -> Score:
+        """COUNTS for each subset, of which one is 1, and whether the answer says neither yes nor no."""
+        row: Question = self.row(sample)
+        said = RULES[self.options.rule](prediction["answer"])
+        counts = [0.0] * (COUNTS * len(SUBSETS) + 1)
+        counts[COUNTS * SUBSETS.index(row.subset) + _place(said, row.yes, self.options.rule)] = 1.0
+        counts[-1] = float(not said if self.options.rule != "official" else not _yes_no.asserted(prediction["answer"]))
+        return counts
+
+    def corpus_metric(self, sums: Array) -> Array:
+        """Mean F1 in percent over the subsets that have questions, of sums (B, statistics)."""
+        return 100 * _mean(_rates(sums)["f1"], _sizes(sums))
+
+    def aggregate(self, samples: Sequence[Sample], scores: Sequence[Score]) -> dict[str, float]:
+        sums = np.asarray(scores, dtype=np.float64).sum(axis=0, keepdims=True)
+        rates, sizes = _rates(sums), _sizes(sums)
+        found = {rate: 100 * float(_mean(rates[rate], sizes)[0]) for rate in RATES}
+        for number, subset in enumerate(SUBSETS):
+            if sizes[0, number]:
+                found |= {f"{rate}/{subset}": 100 * float(rates[rate][0, number]) for rate in ("f1", "accuracy")}
+        found[UNPARSED] = 100 * float(sums[0, -1]) / len(samples)
+        return {metric: found[metric] for metric in self.metrics if metric in found}
+
+    def _subsets(self, split: str) -> tuple[str, ...]:
+        return SUBSETS if split == "test" else (split,)
+
+    def _list(self, subset: str) -> Path:
+        name = f"coco_pope_{subset}.json"
+        return located(self.root, name, f"coco/{name}", f"output/coco/{name}")
+
+    @property
+    def _images(self) -> Path:
+        return located(self.root, "val2014", "images", "images/val2014")
+
+    def _lines(self, subset: str) -> Iterator[tuple[str, Question]]:
+        """(id, question) of a list. Ids start again in each list, and have the subset's name before them here."""
+        path, images = self._list(subset), self._images
+        for number, line in enumerate(_text(path).splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                name, text, label = str(row["image"]), str(row["text"]), str(row["label"]).strip().lower()
+                key = f"{subset}/{int(row['question_id'])}"
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path}, line {number}, is no question of POPE: {error!r}.") from None
+            if label not in ("yes", "no"):
+                raise UserError(f"{path}, line {number}: the label should be yes or no, not {row['label']!r}.")
+            inside(name, path)
+            yield key, Question(subset, images / name, text, label == "yes")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from None
+
+
+def _place(said: str, truth: bool, rule: str) -> int:
+    """Which of COUNTS an answer counts for. VLMEvalKit counts an answer that says neither among the missed objects."""
+    if said == "yes":
+        return 0 if truth else 1
+    if said == "no":
+        return 3 if truth else 2
+    return 3 if truth and rule == "vlmevalkit" else 4
+
+
+def _counts(sums: Array) -> Array:
+    """(B, subsets, COUNTS)"""
+    return sums[:, :-1].reshape(len(sums), len(SUBSETS), COUNTS)
+
+
+def _sizes(sums: Array) -> Array:
+    """(B, subsets) questions."""
+    found: Array = _counts(sums).sum(axis=2)
+    return found
+
+
+def _rates(sums: Array) -> dict[str, Array]:
+    """Rate -> (B, subsets). Where the original divides by zero (no "yes" at all) it is 0."""
+    tp, fp, tn, fn, _ = np.moveaxis(_counts(sums), 2, 0)
+    precision, recall = _ratio(tp, tp + fp), _ratio(tp, tp + fn)
+    return {
+        "accuracy": _ratio(tp + tn, _sizes(sums)), "precision": precision, "recall": recall,
+        "f1": _ratio(2 * precision * recall, precision + recall), "yes": _ratio(tp + fp, _sizes(sums)),
+    }  # fmt: skip
+
+
+def _ratio(parts: Array, wholes: Array) -> Array:
+    return np.divide(parts, wholes, out=np.zeros(parts.shape), where=wholes > 0)
+
+
+def _mean(rates: Array, sizes: Array) -> Array:
+    """(B,) over the subsets that have questions."""
+    present = sizes > 0
+    found: Array = (rates * present).sum(axis=1) / np.maximum(present.sum(axis=1), 1)
+    return found

@@ -1,0 +1,115 @@
+"""ScienceQA-IMG: school questions with two to five options, those that show a picture (Lu et al., NeurIPS 2022, arXiv
+2209.09513; scienceqa.github.io).
+
+The number of tables is the accuracy over the 2,017 questions of test that have an image. Of the rules, official is
+LLaVA's, whose numbers the field compares with. train, minival and their images are the benchmark's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
+
+from vlbench.errors import UserError
+from vlbench.task import Role, Sample, task
+
+from . import _choice
+from ._asked import LETTER, Asked, AskedOptions, directions, lacking, located
+from ._choice import LETTERS, Options
+from ._files import inside, read_json, refuse
+
+SUBJECTS = {"natural science": "nat", "social science": "soc", "language science": "lan"}
+FOLDER = {"minival": "val", "minitest": "test", "minitrain": "train"}  # split -> the one whose images it shows
+RULES: Mapping[str, Callable[[str, Options], str]] = {
+    "official": _choice.scienceqa_llava, "lmms": _choice.scienceqa_lmms,
+}  # fmt: skip
+
+
+class Problem(NamedTuple):
+    """One question. cluster: its skill, as questions of one skill are made by one template and share diagrams."""
+
+    image: Path
+    hint: str
+    question: str
+    options: Options
+    answer: str
+    subject: str
+    cluster: str
+
+
+class ScienceQAOptions(AskedOptions):
+    """Options of `task=scienceqa`."""
+
+    rule: Literal["official", "lmms"] = Field(
+        "official",
+        description="how an answer is asked for and read: official is LLaVA's, which strips nothing; lmms writes "
+        "Context: before the hint, and takes letters in any case",
+    )
+
+
+@task("scienceqa", title="ScienceQA, questions with an image", capability="answer", metric="accuracy", version=1)
+class ScienceQA(Asked):
+    """`root` holds problems.json and pid_splits.json (or has them in data/scienceqa/), and images/SPLIT/ID/image.png
+    (or SPLIT/ID/image.png)."""
+
+    Options: ClassVar[type[AskedOptions]] = ScienceQAOptions
+    asked: ClassVar[str] = LETTER
+    kinds: ClassVar[tuple[str, ...]] = tuple(SUBJECTS.values())
+    metrics: ClassVar[Mapping[str, Literal["higher", "lower"]]] = directions("accuracy", kinds)
+    splits: ClassVar[tuple[str, ...]] = ("test", "val", "minitest", "minival")
+    learned: ClassVar[Mapping[Role, str]] = {"train": "train", "select": "minival"}
+    options: ScienceQAOptions
+
+    def missing(self, split: str) -> list[str]:
+        images = f"the images of {FOLDER.get(split, split)}, as ID/image.png"
+        names = {self._file("problems.json"): "the problems", self._file("pid_splits.json"): "the ids of each split"}
+        return lacking({**names, self._images(split): images})
+
+    def rows(self, split: str) -> Mapping[str, Problem]:
+        path = self._file("pid_splits.json")
+        ids, problems = read_json(path), read_json(self._file("problems.json"))
+        if not isinstance(ids, dict) or not isinstance(ids.get(split), list) or not isinstance(problems, dict):
+            raise UserError(f"{path} should map {split} to a list of ids, and problems.json ids to problems.")
+        wanted = [str(number) for number in ids[split]]
+        refuse(set(wanted) - problems.keys(), f"{self._file('problems.json')} lacks problems of {split}")
+        return {i: self._problem(i, problems[i], self._images(split)) for i in wanted if problems[i].get("image")}
+
+    def _problem(self, number: str, row: Mapping[str, Any], images: Path) -> Problem:
+        place = f"{self._file('problems.json')}: problem {number}"
+        try:
+            options, answer = _choice.lettered([str(text) for text in row["choices"]]), int(row["answer"])
+            hint, question, name = str(row.get("hint") or ""), str(row["question"]), str(row["image"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{place} is not valid: {error!r}.") from None
+        if not 0 <= answer < len(options):
+            raise UserError(f"{place} has {len(options)} choices, and answer {answer}: correct it.")
+        image = images / inside(number, place) / inside(name, place)
+        cluster = str(row.get("skill") or row.get("topic") or "")
+        subject = SUBJECTS.get(str(row.get("subject")), "")
+        return Problem(image, hint, question, options, LETTERS[answer], subject, cluster)
+
+    def sample(self, number: str, row: Problem) -> Sample:
+        return Sample(
+            number, (row.image,), self._text(row), {row.answer: 1.0}, row.cluster, candidates=tuple(row.options)
+        )
+
+    def _text(self, row: Problem) -> str:
+        hint = f"{'Context: ' if self.options.rule == 'lmms' else ''}{row.hint}\n" if row.hint else ""
+        return f"{hint}{row.question}\n" + _choice.lines(row.options)
+
+    def judged(self, row: Problem, said: str) -> tuple[float, bool]:
+        letter = RULES[self.options.rule](said, row.options)
+        return float(letter == row.answer), letter in row.options
+
+    def kind(self, row: Problem) -> str:
+        return row.subject
+
+    def _file(self, name: str) -> Path:
+        return located(self.root, name, f"data/scienceqa/{name}")
+
+    def _images(self, split: str) -> Path:
+        folder = FOLDER.get(split, split)
+        return located(self.root, f"images/{folder}", folder)

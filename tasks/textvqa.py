@@ -1,0 +1,126 @@
+"""TextVQA: questions that ask to read what stands in a photograph (Singh et al., CVPR 2019, arXiv 1904.08920;
+textvqa.org).
+
+The metric is the soft accuracy over ten answers (see _vqa_accuracy.py). LLaVA-1.5's published 58.2 was asked with the
+words that Rosetta's OCR had read (ocr=true); later models are asked without. test has no public answers: a run on it
+writes the file that EvalAI takes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
+
+from vlbench.errors import UserError
+from vlbench.task import Role, Sample, held_out, task
+
+from . import _vqa_accuracy
+from ._asked import Asked, AskedOptions, directions, lacking, located, unique
+from ._files import inside, read_json, refuse
+
+SELECT_PERCENT = 5  # of the training images
+VERSION = "TextVQA_0.5.1"
+OCR = "TextVQA_Rosetta_OCR_v0.2"
+UPLOAD = "textvqa_results.json"
+RULES: Mapping[str, Callable[[str], str]] = {
+    "official": _vqa_accuracy.normalise_tokens, "lmms": _vqa_accuracy.normalise_tokens,
+    "vlmevalkit": _vqa_accuracy.normalise_repaired,
+}  # fmt: skip
+
+
+class Question(NamedTuple):
+    """One question; answers: none where they are not public."""
+
+    image: Path
+    text: str
+    answers: tuple[str, ...]
+
+
+class TextVQAOptions(AskedOptions):
+    """Options of `task=textvqa`."""
+
+    rule: Literal["official", "lmms", "vlmevalkit"] = Field(
+        "official",
+        description="how answers are normalised: official is mmf's, as is lmms, which asks with a capital first "
+        "letter and small ones behind; vlmevalkit keeps a period beside a digit",
+    )
+    ocr: bool = Field(False, description="ask with the words that Rosetta read, as LLaVA-1.5's published number was")
+
+
+@task("textvqa", title="TextVQA, reading in photographs", capability="answer", metric="accuracy", version=1)
+class TextVQA(Asked):
+    """`root` holds TextVQA_0.5.1_{train,val,test}.json, the images in train_images/ and test_images/, and, for
+    ocr=true, TextVQA_Rosetta_OCR_v0.2_{train,val,test}.json."""
+
+    Options: ClassVar[type[AskedOptions]] = TextVQAOptions
+    metrics: ClassVar[Mapping[str, Literal["higher", "lower"]]] = directions("accuracy")
+    splits: ClassVar[tuple[str, ...]] = ("val", "test", "select")
+    learned: ClassVar[Mapping[Role, str]] = {"train": "train", "select": "select"}
+    options: TextVQAOptions
+
+    def labelled(self, split: str) -> bool:
+        return split != "test"
+
+    def missing(self, split: str) -> list[str]:
+        files = {self._file(VERSION, split): f"the questions of {split}", self._images(split): "the images"}
+        words = {self._file(OCR, split): "the words that Rosetta read, or leave ocr=true out"}
+        return lacking({**files, **(words if self.options.ocr else {})})
+
+    def rows(self, split: str) -> Mapping[str, Question]:
+        path, images = self._file(VERSION, split), self._images(split)
+        words = self._words(split) if self.options.ocr else None
+        content = read_json(path)
+        if not isinstance(content, dict) or not isinstance(content.get("data"), list):
+            raise UserError(f"{path} is not a file of TextVQA: it has no list 'data'.")
+        found = unique((self._question(row, path, images, words) for row in content["data"]), str(path))
+        if split not in ("train", "select"):
+            return found
+        return {i: q for i, q in found.items() if held_out(q.image.stem, SELECT_PERCENT) is (split == "select")}
+
+    def _question(
+        self, row: Any, path: Path, images: Path, words: Mapping[str, list[str]] | None
+    ) -> tuple[str, Question]:
+        try:
+            number, image, text = str(int(row["question_id"])), str(row["image_id"]), str(row["question"])
+            answers = tuple(str(answer) for answer in row.get("answers", ()))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{path} has an entry that is no question: {error!r}.") from None
+        inside(image, path)
+        if self.options.rule == "lmms":
+            text = text.capitalize()
+        if words is not None:
+            refuse([] if image in words else [image], f"{self._file(OCR, 'val').name} lacks images")
+            text += f"\nReference OCR token: {', '.join(words[image])}"
+        return number, Question(images / f"{image}.jpg", text, answers)
+
+    def sample(self, number: str, row: Question) -> Sample:
+        target = {a: n / len(row.answers) for a, n in Counter(row.answers).items()} or None
+        return Sample(number, (row.image,), row.text, target, row.image.stem)
+
+    def judged(self, row: Question, said: str) -> tuple[float, bool]:
+        return _vqa_accuracy.soft_accuracy(said, row.answers, RULES[self.options.rule]), bool(said.strip())
+
+    def write_upload(self, samples: Sequence[Sample], predictions: Sequence[Mapping[str, Any]], folder: Path) -> Path:
+        pairs = zip(samples, predictions, strict=True)
+        path = folder / UPLOAD
+        path.write_text(json.dumps([{"question_id": int(s.id), "answer": p["answer"]} for s, p in pairs]))
+        return path
+
+    def _words(self, split: str) -> dict[str, list[str]]:
+        path = self._file(OCR, split)
+        content = read_json(path)
+        try:
+            return {str(row["image_id"]): [str(word) for word in row["ocr_tokens"]] for row in content["data"]}
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} is not a file of OCR words: {error!r}.") from None
+
+    def _file(self, kind: str, split: str) -> Path:
+        return self.root / f"{kind}_{'train' if split == 'select' else split}.json"
+
+    def _images(self, split: str) -> Path:
+        return located(self.root, "test_images" if split == "test" else "train_images", "images")
