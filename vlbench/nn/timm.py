@@ -36,10 +36,12 @@ def adopt(module: nn.Module) -> nn.Module:
     return module
 
 
-def vision_tower(module: nn.Module, prefix: str = "blocks", name: str = "vision") -> Tower:
-    """The blocks of a timm VisionTransformer."""
+def vision_tower(module: nn.Module, prefix: str = "blocks", name: str = "vision", count: int | None = None) -> Tower:
+    """The first `count` blocks (all where it is left out) of a timm VisionTransformer."""
     blocks = []
     for index, path, block in blocks_named(module, prefix):
+        if count is not None and index >= count:
+            break
         attn: Any = block.attn
         _refuse_others(path, attn, block.mlp)
         rows = int(attn.qkv.weight.shape[0]) // 3

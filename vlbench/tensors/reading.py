@@ -122,6 +122,9 @@ def _load_torch(file: Path) -> dict[str, Tensor]:
         found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
     if not isinstance(found, dict):
         raise ValueError(f"it is a {type(found).__name__}, not a state dict")
+    if not any(isinstance(v, Tensor) for v in found.values()):  # a state dict for each part of the model
+        parts = {k: v for k, v in found.items() if isinstance(v, dict)}
+        found = {f"{part}.{k}": v for part, own in parts.items() for k, v in own.items()}
     return {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
 
 
