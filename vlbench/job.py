@@ -189,9 +189,9 @@ class Job:
         folder = self.here.folder / "checkpoint" / "select"
         if self.here.world.leads:
             shutil.rmtree(folder, ignore_errors=True)  # a killed run's
-        self.here.world.barrier()
+        self.here.world.barrier("select begins")
         yield folder
-        self.here.world.barrier()
+        self.here.world.barrier("select ends")
         if self.here.world.leads:
             shutil.rmtree(folder, ignore_errors=True)
 

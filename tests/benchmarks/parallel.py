@@ -42,7 +42,7 @@ def evaluated(bench: Bench, work: Slice, workers: World, shared: Path) -> None:
     store = ImageStore(model.card.image, keep_bytes=0)
     loop = Evaluator(model, work.task, store, settings=work.settings, batch_size=BATCH)
     loop.run(work.samples, Predictions(file, workers))
-    workers.barrier()
+    workers.barrier("bench")
     if workers.leads:
         file.unlink()
 
@@ -71,11 +71,11 @@ def ratio(work: Callable[[World], Any], workers: World) -> float:
     for _ in range(REPEATS):
         took = []
         for who in (ALONE, workers):
-            workers.barrier()
+            workers.barrier("bench")
             start = time.perf_counter()
             if who is workers or workers.leads:
                 work(who)
-            workers.barrier()
+            workers.barrier("bench")
             took.append(time.perf_counter() - start)
         found.append(took[0] / took[1])
     return statistics.median(found)
@@ -86,7 +86,7 @@ def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 32
     on_gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory(prefix="vlbench-bench-") as own:
-        bench, shared = Bench(torch.device("cuda" if on_gpu else "cpu"), Path(own)), Path(workers.share(own))
+        bench, shared = Bench(torch.device("cuda" if on_gpu else "cpu"), Path(own)), Path(workers.share("folder", own))
         work = imagenet(bench, count)  # the same pictures in every worker
         if workers.leads:
             print(f"{workers.size} workers, {count} images, {loaded()}, {os.uname().machine}", flush=True)
@@ -95,7 +95,7 @@ def main() -> None:
             found = ratio(partial(what, bench, work), workers)
             if workers.leads:
                 print(f"{name:12}{found:6.2f}", flush=True)
-        workers.barrier()
+        workers.barrier("bench")
     leave()
 
 

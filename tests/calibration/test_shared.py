@@ -124,7 +124,7 @@ def test_other_data_and_other_workers_take_their_own(tmp_path: Path) -> None:
     sums = {"weight": Statistics(torch.ones(2, dtype=torch.float64), 3)}
 
     def found(workers: int, **told: Any) -> bool:
-        world = cast(World, SimpleNamespace(size=workers, leads=True, rank=0, share=lambda text: text))
+        world = cast(World, SimpleNamespace(size=workers, leads=True, rank=0, share=lambda at, text: text))
         common = shared.SharedWith(tmp_path, {"weights": "w", "calibration": None, **told})
         with shared.shared_statistics(common, {"samples": 3}, net, world, lambda text: None) as had:
             if had.statistics is None:

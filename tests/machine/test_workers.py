@@ -14,17 +14,17 @@ from safetensors.torch import load_file
 
 from tests.lab import make_data, make_weights, write_toml
 from tests.workers import together
-from vlbench.errors import UserError
+from vlbench.errors import RunFailed, UserError
 from vlbench.machine.workers import ALONE, World, world
 
 
 def test_all_hear_the_leader() -> None:
-    assert together(3, lambda w: [w.share(f"{w.rank}/{i}") for i in range(3)]) == [["0/0", "0/1", "0/2"]] * 3
+    assert together(3, lambda w: [w.share("talk", f"{w.rank}/{i}") for i in range(3)]) == [["0/0", "0/1", "0/2"]] * 3
 
 
 def test_the_leader_works_first() -> None:
     order: list[int] = []
-    together(3, lambda w: w.first(lambda: order.append(w.rank)))
+    together(3, lambda w: w.first("work", lambda: order.append(w.rank)))
     assert order[0] == 0
     assert sorted(order) == [0, 1, 2]
 
@@ -34,7 +34,7 @@ def test_a_barrier_waits_for_the_last() -> None:
 
     def work(world: World) -> int:
         here.append(world.rank)
-        world.barrier()
+        world.barrier("all")
         return len(here)
 
     assert together(3, work) == [3, 3, 3]
@@ -42,17 +42,38 @@ def test_a_barrier_waits_for_the_last() -> None:
 
 def test_all_hear_all_and_have_one_sum() -> None:
     def work(world: World) -> tuple[list[str], list[float]]:
-        told, tensor = world.gather(f"{world.rank}!"), torch.tensor([1.0, 10.0**world.rank])
+        told, tensor = world.gather("hear", f"{world.rank}!"), torch.tensor([1.0, 10.0**world.rank])
         world.sum(tensor)
         return told, tensor.tolist()
 
     assert together(3, work) == [(["0!", "1!", "2!"], [3.0, 111.0])] * 3
 
 
+def test_a_worker_that_comes_to_another_meeting_is_told_both_names() -> None:
+    """Until now it waited for a year, or was given what was meant for another place."""
+
+    def work(world: World) -> str:
+        world.barrier("begin")
+        with pytest.raises(RunFailed) as error:
+            world.gather("save the mask" if world.rank == 1 else "evaluate", "x")
+        return str(error.value)
+
+    heard = together(3, work)
+    assert len(set(heard)) == 1
+    assert "'save the mask'" in heard[0]
+    assert "'evaluate'" in heard[0]
+    assert "meeting 2" in heard[0]
+
+
 def test_alone_nobody_is_waited_for() -> None:
-    ALONE.barrier()
+    ALONE.barrier("x")
     ALONE.sum(torch.ones(1))
-    assert (ALONE.share("x"), ALONE.gather("y"), ALONE.first(lambda: 5), ALONE.leads) == ("x", ["y"], 5, True)
+    assert (ALONE.share("at", "x"), ALONE.gather("at", "y"), ALONE.first("at", lambda: 5), ALONE.leads) == (
+        "x",
+        ["y"],
+        5,
+        True,
+    )
 
 
 def test_more_workers_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

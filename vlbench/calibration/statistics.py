@@ -105,7 +105,9 @@ def joined(found: Mapping[str, Statistics], world: World) -> Mapping[str, Statis
         name: [numbers.setdefault(id(seen), len(numbers)), seen.samples, seen.vision and seen.vision.samples]
         for name, seen in found.items()
     }
-    tables: list[dict[str, list[Any]]] = [json.loads(text) for text in world.gather(json.dumps(told))]
+    tables: list[dict[str, list[Any]]] = [
+        json.loads(text) for text in world.gather("statistics of a block", json.dumps(told))
+    ]
     groups: dict[tuple[int, ...], Statistics] = {}
     result: dict[str, Statistics] = {}
     for name, seen in found.items():

@@ -48,7 +48,7 @@ def run(
         from ..run.runner import Runner, Uploaded
 
         refuse_precision(spec.words.precision)
-        cell = workers.first(lambda: open_cell(spec, screen.building))
+        cell = workers.first("open the cell", lambda: open_cell(spec, screen.building))
         _ = (
             cell.id
         )  # reads what the identity is made of: what is wrong with the data is told before anything is written

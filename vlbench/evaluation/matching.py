@@ -46,7 +46,7 @@ def matched(evaluator: Evaluator, samples: Sequence[Sample], predictions: Predic
         for i, prediction in zip(good, _predictions(shown, image, text), strict=True):
             if lines[i]["status"] == "ok":
                 lines[i] = {**lines[i], "prediction": prediction}
-        predictions.world.barrier()
+        predictions.world.barrier("all pairs are ranked")
         pairs.discard()
     embeddings.discard()
     return lines

@@ -42,7 +42,7 @@ class Predictions:
         elif self.file.is_file():
             (checksums.take if world.leads else checksums.check)(self.file.parent, self.file.name)
             self._keep(read_predictions(self.file))
-        world.barrier()  # nobody writes before everybody has read
+        world.barrier(f"read {file.name}")  # nobody writes before everybody has read
         if self.part in parts:  # without what was torn
             write_text(self.part, "".join(self._row(line) for line in _whole_lines(self.part)))
 
@@ -82,10 +82,10 @@ class Predictions:
     def gather(self, samples: Sequence[Sample]) -> list[Line]:
         """All workers' lines, when all are done: one a sample, in the order of `samples`, the same in each worker."""
         if self.world.size > 1:
-            self.world.barrier()
+            self.world.barrier(f"{self.file.name} is predicted")
             for part in self._parts():
                 self.lines.update((line["id"], line) for line in _whole_lines(part))
-            self.world.barrier()  # nobody removes parts before everybody has read
+            self.world.barrier(f"parts of {self.file.name} are read")  # nobody removes parts before everybody has read
         return [self.lines[s.id] for s in samples]
 
     def finish(self, lines: Sequence[Line]) -> list[Line]:

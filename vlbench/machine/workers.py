@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PATIENCE = timedelta(days=365)
+BROKEN = "\0broken: "  # how the words of a meeting begin that nobody can go on from
 
 T = TypeVar("T")
 
@@ -35,9 +36,10 @@ class Store(Protocol):
 
 
 class World:
-    """`size` workers, of which this is number `rank`. All of them call these functions in the same order.
+    """`size` workers, of which this is number `rank`. All of them come to the same meetings in the same order.
 
-    add: sums a tensor over all workers, in place.
+    A meeting has a name, `at`: whoever comes to another meeting than the first worker there raises RunFailed with both
+    names (torchrun then stops the others), instead of waiting for a year. add: sums a tensor over all, in place.
     """
 
     def __init__(
@@ -50,49 +52,67 @@ class World:
         """Whether this worker writes what all of them found."""
         return self.rank == 0
 
-    def share(self, text: str = "") -> str:
+    def share(self, at: str, text: str = "") -> str:
         """The text that the leading worker gives, in every worker."""
         if self._store is None:
             return text
-        key = self._next()
+        key = self._meet(self._store, at)
         if self.leads:
             self._store.set(key, text)
-        return self._store.get(key).decode()
+        return self._heard(self._store, key)
 
-    def gather(self, text: str) -> list[str]:
+    def gather(self, at: str, text: str) -> list[str]:
         """The texts of all workers, in order of their ranks, in every worker."""
         if self._store is None:
             return [text]
-        key = self._next()
+        key = self._meet(self._store, at)
         self._store.set(f"{key}/{self.rank}", text)
-        return [self._store.get(f"{key}/{rank}").decode() for rank in range(self.size)]
+        return [self._heard(self._store, f"{key}/{rank}") for rank in range(self.size)]
 
     def sum(self, tensor: Tensor) -> None:
         """Replace a contiguous tensor by its sum over all workers, the same bits in each."""
         if self._add is not None:
             self._add(tensor)
 
-    def first(self, work: Callable[[], T]) -> T:
+    def first(self, at: str, work: Callable[[], T]) -> T:
         """What `work` gives; the leading worker does it before the others, who find its files."""
         if self.leads:
-            found = work()
-            self.barrier()
-            return found
-        self.barrier()
+            result = work()
+            self.barrier(at)
+            return result
+        self.barrier(at)
         return work()
 
-    def barrier(self) -> None:
+    def barrier(self, at: str) -> None:
         """Wait until every worker is here."""
         if self._store is None:
             return
-        key = self._next()
+        key = self._meet(self._store, at)
         if self._store.add(f"{key}/here", 1) == self.size:
             self._store.set(key, "go")
-        self._store.get(key)
+        self._heard(self._store, key)
 
-    def _next(self) -> str:
+    def _meet(self, store: Store, at: str) -> str:
+        """The key of this worker's next meeting. Raises RunFailed where another worker calls it otherwise."""
         self._turn += 1
-        return f"vlbench/{self._turn}"
+        key = f"vlbench/{self._turn}"
+        if store.add(f"{key}/arrived", 1) == 1:
+            store.set(f"{key}/name", at)
+        elif (theirs := store.get(f"{key}/name").decode()) != at:
+            why = (
+                f"worker {self.rank} came to {at!r} where another came to {theirs!r} (meeting {self._turn}): a method "
+                "does something in one worker that the others do not do."
+            )
+            for place in (key, *(f"{key}/{rank}" for rank in range(self.size))):
+                store.set(place, BROKEN + why)  # those who wait there are told, too
+            raise RunFailed(why)
+        return key
+
+    def _heard(self, store: Store, key: str) -> str:
+        text = store.get(key).decode()
+        if text.startswith(BROKEN):
+            raise RunFailed(text.removeprefix(BROKEN))
+        return text
 
 
 ALONE = World()

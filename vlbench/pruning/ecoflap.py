@@ -155,7 +155,7 @@ def zeroth_order(
             finally:
                 weight.copy_(original)
             progress(len(found), len(names))
-    parts = [json.loads(text) for text in world.gather(json.dumps(found))]
+    parts = [json.loads(text) for text in world.gather("losses of ECoFLaP", json.dumps(found))]
     return {name: _added([parts[i % world.size][name][i // world.size] for i in drawn]) for name in names}
 
 

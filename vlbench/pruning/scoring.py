@@ -158,7 +158,7 @@ class ScorePruner(Method):
         folder = job.here.folder / "checkpoint" / self.name
         if job.here.world.leads:
             remove_left(folder)
-        job.here.world.barrier()
+        job.here.world.barrier(f"{self.name} calibrates")
         batches = job.data.calibration(options.calibration_samples, 1)
         self._log_samples(job, batches)
         return BlockByBlock(

@@ -62,7 +62,7 @@ class Runner:
         if (folder / "result.json").is_file():
             checksums.check(folder, "result.json")
         found = finished(folder)
-        self.world.share(DONE if found else "")
+        self.world.share(f"is {cell.id} done", DONE if found else "")
         if found is not None:
             return found
         self._check(cell)
@@ -70,7 +70,7 @@ class Runner:
         self._lost.clear()
         try:
             with lease(folder, lambda: (folder / "result.json").is_file(), self.screen.say, self._lost) as mine:
-                self.world.share("" if mine else DONE)
+                self.world.share(f"who works on {cell.id}", "" if mine else DONE)
                 return self._work(cell, folder, dense) if mine else read_record(folder / "result.json")
         except LeaseLost as told:
             if self.world.size > 1:
@@ -97,18 +97,18 @@ class Runner:
 
     def _follow(self, cell: Cell, folder: Path) -> Record:
         """What the other workers do of a cell: their share of the compression and of the evaluation."""
-        if self.world.share() == DONE:
+        if self.world.share(f"is {cell.id} done") == DONE:
             return read_record(folder / "result.json")
         if _has_baseline(cell):
             self._follow(cell.dense(), self.runs / cell.dense().id)
-        if self.world.share() != DONE:
+        if self.world.share(f"who works on {cell.id}") != DONE:
             model, state = self._build(cell)
             store = ImageStore(model.card.image, model.views)
             model, state = self._compress(cell, folder, model, state, store)
             self._evaluate(cell, folder, model, store)
             if not cell.settings["labelled"]:
                 raise Uploaded(folder)
-            self.world.share()  # the record is there
+            self.world.share(f"the record of {cell.id} is written")
         return read_record(folder / "result.json")
 
     def _work(self, cell: Cell, folder: Path, dense: Record | None) -> Record:
@@ -135,7 +135,7 @@ class Runner:
         )  # fmt: skip
         checksums.announce(folder, "result.json", json_text(record.model_dump(mode="json")))
         write_record(folder / "result.json", record)
-        self.world.share()
+        self.world.share(f"the record of {cell.id} is written")
         return record
 
     def _build(self, cell: Cell) -> tuple[Model, Compression]:
@@ -161,7 +161,7 @@ class Runner:
         stages[-1] = folder / "model"
         leads = self.world.leads
         found = max((i + 1 for i, stage in enumerate(stages) if is_saved(stage)), default=0) if leads else 0
-        done = int(self.world.share(str(found)))
+        done = int(self.world.share("links that are done", str(found)))
         names = [stage.relative_to(folder).as_posix() for stage in stages]
         if done and leads:
             checksums.take(folder, names[done - 1])
@@ -177,12 +177,12 @@ class Runner:
                 checksums.forget(folder, name)
                 save_model(stage, model, state)
                 checksums.note(folder, name)
-            self.world.barrier()
+            self.world.barrier(f"{name} is saved")
             # Go on from what was saved, killed or not: what a link leaves behind besides (frozen parameters, hooks)
             # would be there in an undisturbed run only.
             model.net.to("meta")  # its memory is free, though others still hold the object
             model, state = _loaded(stage, cell.spec.words.precision)
-        self.world.barrier()  # nobody removes what another still reads
+        self.world.barrier("the chain is applied")  # nobody removes what another still reads
         if leads:
             shutil.rmtree(folder / "checkpoint", ignore_errors=True)
         return model, state

@@ -140,7 +140,7 @@ class Loop:
 
     def run(self) -> list[float]:
         """Train to the end and return the loss of every step. Raises Diverged on a loss that is not finite."""
-        self._start = self.world.share(self._fingerprint()) if self.store is not None else ""
+        self._start = self.world.share("training begins", self._fingerprint()) if self.store is not None else ""
         start = self._resume()
         self._refuse_drift()
         # What a method's own backward left would be added to the first step, which after a kill is another one.
@@ -157,7 +157,7 @@ class Loop:
                 if due or stop:
                     self.save(step + 1)
                 if stop:
-                    self.world.barrier()  # the state is on disk before any worker ends
+                    self.world.barrier("training stops")  # the state is on disk before any worker ends
                     raise Stopped
         self._refuse_drift()
         self.net.train(was_training)
