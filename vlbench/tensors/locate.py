@@ -22,6 +22,9 @@ PATTERNS = [
     "qformer_tokenizer/*",
     "chat_template.*",
     "processor_config.json",
+    "preprocessor_config.json",
+    "generation_config.json",
+    *(f"{part}/*" for part in ("llm", "vision_tower", "mm_projector")),
 ]
 
 

@@ -67,8 +67,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def declared_elements(source: Path) -> int:
-    """How many elements the weights of a model folder, or of one file, declare. Allocates nothing."""
-    files = [source] if source.is_file() else sorted(source.glob("*.safetensors"))
+    """How many elements the weights of a model folder (those of its parts in folders of their own, too), or of one
+    file, declare. Allocates nothing."""
+    files = [source] if source.is_file() else sorted(source.rglob("*.safetensors"))
     return sum(sum(_elements(file).values()) for file in files)
 
 

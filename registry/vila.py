@@ -1,0 +1,206 @@
+"""VILA 1.5 (Lin et al. 2024, arXiv 2312.07533): SigLIP, a projector that joins neighbouring patches, Llama or Qwen2.
+
+A checkpoint is a folder of folders (llm/, vision_tower/, mm_projector/), each of a stock class. Image tokens come from
+the vision block that `mm_vision_select_layer` names, and the embedding of a line break follows them. What reads an
+image at several scales (S2) or in tiles is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jinja2 import TemplateError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, SiglipVisionConfig, SiglipVisionModel
+from transformers.initialization import no_init_weights
+
+from vlbench.errors import UserError
+from vlbench.images.view import View
+from vlbench.model import Card, family, read_config
+from vlbench.nn import library
+from vlbench.nn.stock import Stock
+from vlbench.structure import Structure
+from vlbench.tensors.reading import load_into, read_weights
+
+from ._chat import TURN, image_processor, processor_of
+from ._projected import Projected
+from ._prompted import Config, constructed, read_tokenizer
+from ._stream import ImageState, Stream
+
+PARTS = {"llm": "language.", "vision_tower": "vision.", "mm_projector": "projector."}
+SCALES = ("s2", "dynamic_s2", "ps3")
+
+
+class Joined(nn.Module):
+    """(I, N, D) -> (I, N / side^2, D side^2): side x side patches become one, row by row. A grid that is not a multiple
+    of `side` has zeros below and to the right."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, side = round(x.shape[1] ** 0.5), self.side
+        grid = F.pad(x.unflatten(1, (rows, rows)), (0, 0, 0, -rows % side, 0, -rows % side))
+        grid = grid.unflatten(2, (-1, side)).unflatten(1, (-1, side))  # (I, h, side, w, side, D)
+        found: Tensor = grid.transpose(2, 3).flatten(3).flatten(1, 2)
+        return found
+
+
+class Projector(nn.Module):
+    """layers: as mm_projector/ numbers them."""
+
+    def __init__(self, kind: str, wide: int, narrow: int) -> None:
+        super().__init__()
+        self.layers: nn.Module
+        if kind == "linear":
+            self.layers = nn.Linear(wide, narrow)
+        elif kind == "mlp2x_gelu":
+            self.layers = nn.Sequential(nn.Linear(wide, narrow), nn.GELU(), nn.Linear(narrow, narrow))
+        elif kind in ("mlp_downsample", "mlp_downsample_2x2_fix"):
+            first = (Joined(2), nn.LayerNorm(4 * wide), nn.Linear(4 * wide, narrow))
+            self.layers = nn.Sequential(*first, nn.GELU(), nn.Linear(narrow, narrow))
+        elif kind == "mlp_downsample_3x3_fix":
+            first = (Joined(3), nn.LayerNorm(9 * wide), nn.Linear(9 * wide, 3 * wide))
+            last = (nn.LayerNorm(3 * wide), nn.Linear(3 * wide, narrow), nn.GELU(), nn.Linear(narrow, narrow))
+            self.layers = nn.Sequential(*first, nn.GELU(), *last)
+        else:
+            raise ValueError(f"mm_projector_type {kind!r} is not one that vlbench knows")
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layers(x)
+        return found
+
+
+class Network(nn.Module):
+    """vision: a SiglipVisionModel; projector; language: a model of transformers that writes."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.vision = SiglipVisionModel(SiglipVisionConfig(**{**config["vision_config"], "vision_use_head": False}))
+        text = {**config["text_config"]}
+        self.language = AutoModelForCausalLM.from_config(AutoConfig.for_model(text.pop("model_type"), **text))
+        self.projector = Projector(config["projector"], self.vision.config.hidden_size, text["hidden_size"])
+
+    def selected(self, pixels: Tensor, blocks: int) -> Tensor:
+        """(I, 3, S, S) -> (I, N, D) after the first `blocks` blocks; the rest is not computed."""
+        hidden: Tensor = self.vision.embeddings(pixels)
+        for layer in self.vision.encoder.layers[:blocks]:
+            hidden = layer(hidden, None)
+        return hidden
+
+
+@family("vila.json")
+class Vila(Projected):
+    """Its configuration is ours: vision_config, text_config, projector (its kind), layer, processor, prompts."""
+
+    processor = "SiglipImageProcessor"
+    mark = "<image>"
+    vision = "vision.encoder.layers"
+    text = "language.model.layers"
+
+    @classmethod
+    def network(cls, config: Config) -> Any:
+        return Network(config)
+
+    @classmethod
+    def build(cls, card: Card, config: Config, folder: Path) -> Vila:
+        net = constructed(card, cls.network, config).eval()
+        model = cls(card, config, library.adopt(net))
+        home = folder / "llm" if (folder / "llm").is_dir() else folder
+        model.tokenizer = read_tokenizer(home, int(config["text_config"]["vocab_size"]) + 1)
+        if cls.mark not in model.tokenizer.get_vocab():  # a place in the prompt, which is never embedded
+            model.tokenizer.add_tokens([cls.mark], special_tokens=True)
+        model.images = image_processor(config["processor"], cls.processor)
+        return model
+
+    @classmethod
+    def open(cls, card: Card, folder: Path) -> Vila:
+        """A folder with config.json, llm/, vision_tower/ and mm_projector/. What its config.json has of `prompts` comes
+        before the chat template of llm/."""
+        told = read_config(folder)
+        _refuse_scales(told)
+        tensors: dict[str, Tensor] = {}
+        for part, name in PARTS.items():
+            if not (folder / part).is_dir():
+                raise UserError(f"{folder} has no folder {part}: put that of the checkpoint there.")
+            tensors |= {f"{name}{_plain(key)}": value for key, value in read_weights(folder / part).items()}
+        text, vision = read_config(folder / "llm"), read_config(folder / "vision_tower")
+        config = {
+            "text_config": {**told.get("llm_cfg", {}), **text}, "vision_config": vision,
+            "projector": read_config(folder / "mm_projector").get("mm_projector_type", ""),
+            "layer": told.get("mm_vision_select_layer", -2), "processor": processor_of(folder / "vision_tower"),
+            "prompts": told.get("prompts") or _chat(folder / "llm", int(text["vocab_size"])),
+        }  # fmt: skip
+        with no_init_weights():
+            model = cls.build(card, config, folder)
+        own = model.net.state_dict()
+        unused = [k for k in tensors if k not in own and re.search(rf"^vision\.head\.|{cls.dropped}", k)]
+        load_into(model.net, {k: v for k, v in tensors.items() if k not in unused})
+        return model
+
+    @property
+    def end(self) -> int | None:
+        own: int | None = self.tokenizer.eos_token_id
+        other = self.net.language.config.eos_token_id
+        return other if own is None else own
+
+    @property
+    def language(self) -> Stream:
+        end = -1 if self.end is None else self.end
+        return Stream(self.net.language.model, self.net.language.lm_head, end)
+
+    @property
+    def blocks(self) -> int:
+        """Vision blocks that are read."""
+        layer, count = int(self.config["layer"]), len(self.net.vision.encoder.layers)
+        return layer if layer >= 0 else count + 1 + layer
+
+    def structure(self) -> Structure:
+        vision = library.tower(self.net, self.vision, "vision", blocks=self.blocks)
+        return Structure((vision, library.tower(self.net, self.text, "language")))
+
+    def stock(self) -> Stock | None:  # type: ignore[override]
+        return None
+
+    def encode(self, images: Sequence[View]) -> list[ImageState]:
+        """An image's tokens, and those of a line break after them."""
+        found = self.net.projector(self.net.selected(torch.cat([view.pixels for view in images]), self.blocks))
+        line = self.language.embed(torch.tensor(self.words("\n"), dtype=torch.long, device=found.device))
+        return [ImageState(torch.cat([tokens, line.to(tokens)])) for tokens in found]
+
+
+def _plain(key: str) -> str:
+    return key.removeprefix("vision_model.")
+
+
+def _refuse_scales(told: Config) -> None:
+    """Raise UserError for checkpoints that read an image in another way than whole."""
+    used = [name for name in SCALES if told.get(name)]
+    if used or "s2" in str(told.get("vision_tower_cfg", {}).get("model_type", "")).lower():
+        raise UserError(
+            f"this VILA reads images at several scales ({', '.join(used) or 'S2'}), which is not supported."
+        )
+    ratio = told.get("image_aspect_ratio", "resize")
+    if ratio != "resize":
+        raise UserError(f"this VILA prepares images by image_aspect_ratio={ratio}, and only resize is supported.")
+
+
+def _chat(folder: Path, vocabulary: int) -> dict[str, str]:
+    """By the template of the language model's tokenizer. Raises UserError where it has none."""
+    tokenizer = read_tokenizer(folder, vocabulary + 1)
+    try:
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": TURN}], tokenize=False, add_generation_prompt=True
+        )
+    except (ValueError, TypeError, TemplateError) as error:
+        raise UserError(
+            f"the tokenizer in {folder} has no chat template that can be filled in ({str(error)[:80]}): write "
+            '"prompts": {"chat": "... {} ...", "image": "<image>"} into config.json.'
+        ) from None
+    return {"chat": str(chat), "image": Vila.mark}
