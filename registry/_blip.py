@@ -162,12 +162,25 @@ class Blip(Model):
         sizes = torch.tensor([len(one) for one in ids], device=self.device)
         return rows, (torch.arange(length, device=self.device) < sizes[:, None]).long()
 
+    def added_mask(self, ids: Sequence[Sequence[int]], mask: Tensor) -> Tensor | None:
+        """The mask (n, 1, L, L) that the library would make of that of `padded` and add to its logits; None where
+        nothing is padded. Given its own, the library looks at the values, and waits for the device."""
+        if not uneven(ids):
+            return None
+        added = torch.zeros_like(mask, dtype=self.dtype).masked_fill(mask == 0, torch.finfo(self.dtype).min)
+        return added[:, None, None, :].expand(-1, -1, mask.shape[1], -1)
+
     def shown(self, ids: Tensor) -> str:
         """The text of token ids, with the spaces before punctuation gone (the default of transformers 4.15, by which
         the published captions were written)."""
         words = [i for i in ids.tolist() if i < self.bos]
         text: str = self.tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=True)
         return text
+
+
+def uneven(ids: Sequence[Sequence[int]]) -> bool:
+    """Whether texts differ in length, so that some are padded."""
+    return len(set(map(len, ids))) > 1
 
 
 def _refuse_others(weights: Mapping[str, Tensor]) -> None:

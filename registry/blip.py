@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import BlipForQuestionAnswering, BlipTextLMHeadModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from vlbench.capability import Answerer, Batch, Outputs, Prediction, offered
+from vlbench.capability import Answerer, Awaited, Batch, Outputs, Prediction, offered
 from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, family
 from vlbench.nn import blip
@@ -21,7 +21,7 @@ from vlbench.nn.beam import beam_search
 from vlbench.nn.caches import with_cache
 from vlbench.structure import Structure
 
-from ._blip import Blip, Config, blip_config
+from ._blip import Blip, Config, blip_config, uneven
 from ._blip_text import by_length, clean_question
 
 LABEL_SMOOTHING = 0.1  # of BLIP's decoder, in training and in ranking (med.py)
@@ -78,13 +78,15 @@ class BlipVQA(Blip, Answerer):
             )
         )
 
-    def answer(self, states: Any, batch: Batch) -> list[Prediction]:
-        questions, mask = self.question_states(states, [s.text for s in batch.samples], batch.owner[:, 0])
+    def answer(self, states: Any, batch: Batch) -> Sequence[Prediction]:
+        ids = self.question_ids([s.text for s in batch.samples])
+        questions, mask = self._asked(states, ids, batch.owner_on_host[:, 0])
         if batch.options.get("decoding", "rank") == "generate":
             return [{"answer": self.shown(ids)} for ids in self.generate(questions)[0]]
         offer = offered(batch)
-        best = offer.best(self.rank(questions, mask, self.candidate_ids(offer.texts), offer.k))
-        return [{"answer": offer.texts[i]} for i in best.tolist()]
+        score = self.rank(questions, mask, self.candidate_ids(offer.texts), offer.k, uneven=uneven(ids))
+        texts = offer.texts
+        return Awaited(len(ids), [offer.best(score)], lambda best: [{"answer": texts[i]} for i in best.tolist()])
 
     def answer_outputs(self, batch: Batch) -> Outputs:
         """sum over answers of weight * nll (summed over tokens), a question's mean: BLIP's VQA loss."""
@@ -102,37 +104,49 @@ class BlipVQA(Blip, Answerer):
 
     def question_states(self, states: Tensor, texts: list[str], owner: Tensor) -> tuple[Tensor, Tensor]:
         """(Q, L, H) states of the questions after attending to their images, and their mask (Q, L)."""
-        cleaned = [clean_question(text, MAX_WORDS) for text in texts]
-        ids, mask = self.padded(self.token_ids(cleaned, MAX_QUESTION, self.enc))
-        context = Shared.among(states, owner, cache=False)
-        out = self.net.text_encoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=context, use_cache=False)
+        return self._asked(states, self.question_ids(texts), owner)
+
+    def question_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each question: [ENC] words [SEP]."""
+        return self.token_ids([clean_question(text, MAX_WORDS) for text in texts], MAX_QUESTION, self.enc)
+
+    def _asked(self, states: Tensor, asked: list[list[int]], owner: Tensor) -> tuple[Tensor, Tensor]:
+        ids, mask = self.padded(asked)
+        added, context = self.added_mask(asked, mask), Shared.among(states, owner, cache=False)
+        out = self.net.text_encoder(input_ids=ids, attention_mask=added, encoder_hidden_states=context, use_cache=False)
         return out.last_hidden_state, mask
 
     def candidate_ids(self, answers: list[str]) -> list[list[int]]:
         """Token ids of each answer: [DEC] words [SEP]."""
         return self.token_ids(answers, MAX_QUESTION, self.bos)
 
-    def rank(self, questions: Tensor, mask: Tensor, candidates: list[list[int]], k: int) -> Tensor:
-        """(Q, candidates) log-likelihood of the k candidates whose first token is likeliest, -inf elsewhere."""
+    def rank(
+        self, questions: Tensor, mask: Tensor, candidates: list[list[int]], k: int, *, uneven: bool | None = None
+    ) -> Tensor:
+        """(Q, candidates) log-likelihood of the k candidates whose first token is likeliest, -inf elsewhere. uneven:
+        whether the mask hides anything, where that is known. The host waits once, to hear which k those are."""
         count, total = len(questions), len(candidates)
-        context = Shared(questions, torch.arange(count, device=self.device), mask)
+        context = Shared(questions, torch.arange(count), mask, uneven=uneven)
         logits, begun = self._begin(context)
         first = torch.tensor([c[1] for c in candidates], device=self.device)
-        chosen = torch.arange(total, device=self.device).expand(count, -1)
+        chosen = torch.arange(total).expand(count, -1)
         if k < total:
-            chosen = logits.float().softmax(-1)[:, first].topk(k, dim=1).indices
+            chosen = logits.float().softmax(-1)[:, first].topk(k, dim=1).indices.cpu()
         log = logits.log_softmax(-1)
         told = (1 - LABEL_SMOOTHING) * log[:, first] + LABEL_SMOOTHING * log.mean(-1, keepdim=True)
         score = torch.full_like(told, float("-inf"))
-        length = torch.tensor([len(c) for c in candidates], device=self.device)
+        length = torch.tensor([len(c) for c in candidates])
         padded = nn.utils.rnn.pad_sequence([torch.tensor(c) for c in candidates], batch_first=True).to(self.device)
-        row = torch.arange(count, device=self.device)[:, None].expand_as(chosen).flatten()
-        column = chosen.flatten()
         # Candidates of one length together: nothing is padded, and no position is computed that is not read.
-        for size in length[column].unique().tolist():
-            same = length[column] == size
-            for r, c in zip(row[same].split(ROWS), column[same].split(ROWS), strict=True):
-                rest = self._rest(padded[c, 1:size], context.read_by(r), begun, r)
+        pairs = torch.stack([torch.arange(count)[:, None].expand_as(chosen).flatten(), chosen.flatten()])
+        pairs = pairs[:, length[pairs[1]].argsort(stable=True)]
+        sizes, counts = length[pairs[1]].unique_consecutive(return_counts=True)
+        there = pairs.to(self.device)
+        for size, here, same in zip(
+            sizes.tolist(), pairs.split(counts.tolist(), 1), there.split(counts.tolist(), 1), strict=True
+        ):
+            for owner, (r, c) in zip(here[0].split(ROWS), same.split(ROWS, 1), strict=True):
+                rest = self._rest(padded[c, 1:size], context.read_by(owner), begun, r)
                 score[r, c] = told[r, c] - rest.to(told.dtype)
         return score
 
@@ -179,7 +193,7 @@ class BlipVQA(Blip, Answerer):
     def generate(self, questions: Tensor) -> tuple[list[Tensor], list[float]]:
         """Token ids of the answers, from [DEC] on, and their scores. Beam search as the original does: 3 beams, 1 to 10
         tokens, and the question's padding is attended to."""
-        context = Shared(questions, torch.arange(len(questions), device=self.device))
+        context = Shared(questions, torch.arange(len(questions)))
         cache = DynamicCache()
 
         def step(tokens: Tensor, rows: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
-from vlbench.capability import Batch, Matcher, Outputs, Prediction, both_ways
+from vlbench.capability import Batch, Matcher, Outputs, Prediction, both_ways, embedded, in_order
 from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, family
 from vlbench.nn import blip2_vision, qformer
@@ -79,24 +79,19 @@ class Blip2Retrieval(Blip2Folder, Matcher):
         """(I, 3, H, W) -> (I, N, D) image tokens."""
         return self.vision(images)
 
-    def embed(self, states: Any, batch: Batch) -> list[Prediction]:
-        images = self.image_features(states)[batch.owner[:, 0]]
-        counts = [len(s.texts) for s in batch.samples]
-        texts = self.text_features([text for s in batch.samples for text in s.texts]).split(counts)
-        return [{"image": image, "texts": text} for image, text in zip(images, texts, strict=True)]
+    def embed(self, states: Any, batch: Batch) -> Sequence[Prediction]:
+        texts = self.text_features([text for s in batch.samples for text in s.texts])
+        return embedded(batch, self.image_features(states), texts)
 
-    def match(self, states: Any, batch: Batch) -> list[Tensor]:
+    def match(self, states: Any, batch: Batch) -> Sequence[Tensor]:
         """The matching head's second logit, its mean over the queries, for each pair."""
         gallery: Sequence[str] = batch.options["gallery"]
         texts = [torch.as_tensor(batch.options["pairs"][s.id], dtype=torch.long).tolist() for s in batch.samples]
         wanted = {text: number for number, text in enumerate(sorted({t for of in texts for t in of}))}
         ids = self.text_ids([gallery[text] for text in wanted])
-        owner = [row for row, of in zip(batch.owner[:, 0].tolist(), texts, strict=True) for _ in of]
+        owner = [row for row, of in zip(batch.rows, texts, strict=True) for _ in of]
         pairs = list(zip(owner, [ids[wanted[text]] for of in texts for text in of], strict=True))
-        found = states.new_empty(len(pairs))
-        for index, logits in self._pairs(states, pairs):
-            found[index] = logits.to(found.dtype)
-        return list(found.split([len(of) for of in texts]))
+        return in_order(self._pairs(states, pairs), [len(of) for of in texts], states)
 
     def _pairs(self, states: Tensor, pairs: Sequence[tuple[int, Sequence[int]]]) -> Iterator[tuple[list[int], Tensor]]:
         """(indices, logits) of all pairs (image, token ids): a few images at a time, of their pairs those of one length
@@ -105,11 +100,11 @@ class Blip2Retrieval(Blip2Folder, Matcher):
         for start in range(0, len(images), IMAGES):
             group = images[start : start + IMAGES]
             slot = {image: i for i, image in enumerate(group)}
-            context = Shared(states[group], torch.arange(len(group), device=states.device))
+            context = Shared(states[group] if len(group) < len(states) else states, torch.arange(len(group)))
             own = [i for i, (image, _) in enumerate(pairs) if image in slot]
             for index, ids in by_length([pairs[i][1] for i in own], ROWS):
                 rows = [own[i] for i in index]
-                owner = torch.tensor([slot[pairs[i][0]] for i in rows], device=states.device)
+                owner = torch.tensor([slot[pairs[i][0]] for i in rows])
                 yield rows, self.matching_logits(ids.to(states.device), None, context.read_by(owner))[:, 1]
 
     def match_outputs(self, batch: Batch) -> Outputs:

@@ -73,9 +73,9 @@ class BlipCaption(Blip, Captioner):
     def caption(self, states: Any, batch: Batch) -> list[Prediction]:
         options = {**DEFAULTS, **batch.options}
         prompt = self.prompt_ids(options["prompt"])
-        used, row = batch.owner[:, 0].unique(return_inverse=True)  # an image has one caption
+        used, row = batch.owner_on_host[:, 0].unique(return_inverse=True)  # an image has one caption
         ids, _ = self.generate(
-            states[used], prompt,
+            states if len(used) == len(states) else states[used.to(states.device)], prompt,
             beams=options["beams"], max_length=options["max_length"], min_length=options["min_length"],
         )  # fmt: skip
         captions = [self.after_prompt(one, prompt) for one in ids]
@@ -127,7 +127,7 @@ class BlipCaption(Blip, Captioner):
 
         The image's keys and values are computed once, for all beams and steps.
         """
-        context = Shared(states, torch.arange(len(states), device=self.device))
+        context = Shared(states, torch.arange(len(states)))
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
 
         def step(tokens: Tensor, rows: Tensor | None) -> Tensor:

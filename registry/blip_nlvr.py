@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from vlbench.capability import Batch, Judge, Outputs, Prediction
+from vlbench.capability import Awaited, Batch, Judge, Outputs, Prediction
 from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, family
 from vlbench.nn import blip
@@ -79,10 +79,10 @@ class BlipNlvr(Blip, Judge):
         facts = {"attention": blip.told(self.net)}
         return Stock.of(facts, LOADERS / "blip_nlvr.py", LOADERS / "blip_nlvr_network.py")
 
-    def judge(self, states: Any, batch: Batch) -> list[Prediction]:
+    def judge(self, states: Any, batch: Batch) -> Sequence[Prediction]:
         """A sentence is true where the second logit is the larger one."""
-        logits = self.logits(states, [s.text for s in batch.samples], batch.owner)
-        return [{"answer": answer == 1} for answer in logits.argmax(1).tolist()]
+        logits = self.logits(states, [s.text for s in batch.samples], batch.owner_on_host)
+        return Awaited(len(logits), [logits.argmax(1)], lambda best: [{"answer": i == 1} for i in best.tolist()])
 
     def judge_outputs(self, batch: Batch) -> Outputs:
         logits = self.logits(self.encode(batch.images), [s.text for s in batch.samples], batch.owner)
@@ -98,9 +98,11 @@ class BlipNlvr(Blip, Judge):
     def text_states(self, states: Tensor, texts: list[str], owner: Tensor) -> tuple[Tensor, Tensor]:
         """(n, L, H) states of the sentences after attending to both images, and their mask (n, L)."""
         cleaned = [clean_caption(text, MAX_WORDS) for text in texts]
-        ids, mask = self.padded(self.token_ids(cleaned, MAX_TOKENS, self.enc))
+        texts_ids = self.token_ids(cleaned, MAX_TOKENS, self.enc)
+        ids, mask = self.padded(texts_ids)
         sides = tuple(Shared.among(states, owner[:, side], cache=False) for side in (0, 1))
-        out = self.net.text_encoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=sides, use_cache=False)
+        added = self.added_mask(texts_ids, mask)
+        out = self.net.text_encoder(input_ids=ids, attention_mask=added, encoder_hidden_states=sides, use_cache=False)
         return out.last_hidden_state, mask
 
 

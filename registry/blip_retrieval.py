@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BlipForImageTextRetrieval
 
-from vlbench.capability import Batch, Matcher, Outputs, Pairs, Prediction, Views, both_ways
+from vlbench.capability import Batch, Matcher, Outputs, Pairs, Prediction, Views, both_ways, embedded, in_order
 from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, family
 from vlbench.nn import blip
@@ -100,22 +100,17 @@ class BlipRetrieval(Blip, Matcher):
         text = blip.text_tower(self.net, "text_encoder.encoder.layer", "text")
         return Structure((blip.vision_tower(self.net), text))
 
-    def embed(self, states: Any, batch: Batch) -> list[Prediction]:
-        images = self.image_features(states)[batch.owner[:, 0]]
-        counts = [len(s.texts) for s in batch.samples]
-        texts = self.text_features([text for s in batch.samples for text in s.texts]).split(counts)
-        return [{"image": image, "texts": text} for image, text in zip(images, texts, strict=True)]
+    def embed(self, states: Any, batch: Batch) -> Sequence[Prediction]:
+        texts = self.text_features([text for s in batch.samples for text in s.texts])
+        return embedded(batch, self.image_features(states), texts)
 
-    def match(self, states: Any, batch: Batch) -> list[Tensor]:
+    def match(self, states: Any, batch: Batch) -> Sequence[Tensor]:
         """The second logit of the matching head for each pair: ITM[1], to which the ranking adds the similarity."""
         gallery = self.gallery_ids(batch.options["gallery"])
         texts = [torch.as_tensor(batch.options["pairs"][s.id], dtype=torch.long).tolist() for s in batch.samples]
-        owner = [row for row, of in zip(batch.owner[:, 0].tolist(), texts, strict=True) for _ in of]
+        owner = [row for row, of in zip(batch.rows, texts, strict=True) for _ in of]
         pairs = list(zip(owner, [gallery[text] for of in texts for text in of], strict=True))
-        found = states.new_empty(len(pairs))
-        for index, logits in self._pairs(states, pairs):
-            found[index] = logits.to(found.dtype)
-        return list(found.split([len(of) for of in texts]))
+        return in_order(self._pairs(states, pairs), [len(of) for of in texts], states)
 
     def match_outputs(self, batch: Batch) -> Outputs:
         """Contrastive loss plus matching loss, each over the batch alone."""
@@ -196,11 +191,13 @@ class BlipRetrieval(Blip, Matcher):
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """(n, d) of length one, of the texts alone."""
-        found = torch.empty(len(texts), self.net.text_proj.out_features, device=self.device, dtype=self.dtype)
+        order: list[int] = []
+        parts: list[Tensor] = []
         for index, ids in by_length(self.text_ids(texts), ROWS):
             hidden = blip.first_states(self.net.text_encoder, ids.to(self.device))
-            found[index] = F.normalize(self.net.text_proj(hidden), dim=-1).to(found.dtype)
-        return found
+            parts.append(F.normalize(self.net.text_proj(hidden), dim=-1).to(self.dtype))
+            order += index
+        return torch.cat(parts)[torch.tensor(order).argsort().to(self.device)]
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """[CLS] words [SEP] of each text."""
@@ -221,10 +218,10 @@ class BlipRetrieval(Blip, Matcher):
         for start in range(0, len(images), IMAGES):
             group = images[start : start + IMAGES]
             slot = {image: i for i, image in enumerate(group)}
-            context = Shared(states[group], torch.arange(len(group), device=states.device))
+            context = Shared(states[group] if len(group) < len(states) else states, torch.arange(len(group)))
             own = [i for i in order if pairs[i][0] in slot]
             for index, ids in by_length([pairs[i][1] for i in own], ROWS):
                 rows = [own[i] for i in index]
-                owner = torch.tensor([slot[pairs[i][0]] for i in rows], device=states.device)
+                owner = torch.tensor([slot[pairs[i][0]] for i in rows])
                 hidden = blip.first_states(self.net.text_encoder, ids.to(states.device), context.read_by(owner))
                 yield rows, self.net.itm_head(hidden)[:, 1]

@@ -14,7 +14,7 @@ from open_clip.transformer import text_global_pool
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from vlbench.capability import Batch, Matcher, Outputs, Pairs, Prediction, Views, both_ways
+from vlbench.capability import Batch, Matcher, Outputs, Pairs, Prediction, Views, both_ways, embedded
 from vlbench.compression.shapes import fit_to, narrow
 from vlbench.errors import UserError
 from vlbench.images.spec import ImageSpec
@@ -133,14 +133,10 @@ class CLIP(Model, Matcher):
         states: Tensor = visual.ln_post(visual.transformer(visual._embeds(images)))
         return states
 
-    def embed(self, states: Tensor, batch: Batch) -> list[Prediction]:
-        images = _directions(self.image_features(states))[batch.owner[:, 0]]
-        counts = [len(s.texts) for s in batch.samples]
-        texts = self.text_features(self.tokens([t for s in batch.samples for t in s.texts]))
-        found = images, _directions(texts)
-        if self.device.type != "cpu":  # at once: the loop writes them down, and would wait for it twice a sample
-            found = found[0].cpu(), found[1].cpu()
-        return [{"image": one, "texts": its} for one, its in zip(found[0], found[1].split(counts), strict=True)]
+    def embed(self, states: Tensor, batch: Batch) -> Sequence[Prediction]:
+        images = _directions(self.image_features(states))
+        texts = _directions(self.text_features(self.tokens([t for s in batch.samples for t in s.texts])))
+        return embedded(batch, images, texts)
 
     def match_outputs(self, batch: Batch) -> Outputs:
         """Cross entropy over the batch in both directions. The texts of one image are right for one another."""

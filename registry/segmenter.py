@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlbench.capability import Batch, Outputs, Prediction, Segmenter
+from vlbench.capability import Awaited, Batch, Outputs, Prediction, Segmenter
 from vlbench.compression.shapes import fit_to, narrow
 from vlbench.evaluation.windows import Sliding, best, class_maps
 from vlbench.images.maps import IGNORED, pack_map
@@ -131,17 +131,24 @@ class MaskSegmenter(Model, Segmenter):
         """A list of images: itself. (I, 3, S, S) crops: their tokens (I, 1 + patches, D), the class token first."""
         return images if isinstance(images, Sequence) else self.net.tokens(images)
 
-    def segment(self, states: Any, batch: Batch) -> list[Prediction]:
+    def segment(self, states: Any, batch: Batch) -> Sequence[Prediction]:
         """Maps at the files' own sizes; of crops at the crops' size, which is all that is known of them."""
         if isinstance(states, Tensor):
             size = self._size(batch)
             logits = self.net.spread(self.net.decode(states, size), size)
-            found = iter([best(one, size) for one in logits])
+            found = [best(one, size) for one in logits]
         else:
-            found = class_maps(self.net, states, batch.sizes, self.sliding(batch.options))
-        with ThreadPoolExecutor(PACKING, thread_name_prefix="pack") as pool:
-            packed = list(pool.map(pack_map, (one.cpu().numpy() for one in found)))
-        return [{"map": packed[row]} for row in batch.owner[:, 0].tolist()]
+            found = list(class_maps(self.net, states, batch.sizes, self.sliding(batch.options)))
+        sizes, rows = [one.shape for one in found], batch.rows
+
+        def packed(pixels: Tensor) -> list[Prediction]:
+            parts = pixels.split([size.numel() for size in sizes])
+            maps = (part.view(size).numpy() for part, size in zip(parts, sizes, strict=True))
+            with ThreadPoolExecutor(PACKING, thread_name_prefix="pack") as pool:
+                texts = list(pool.map(pack_map, maps))
+            return [{"map": texts[row]} for row in rows]
+
+        return Awaited(len(rows), [torch.cat([one.flatten() for one in found])], packed)  # one copy for all maps
 
     def segment_outputs(self, batch: Batch) -> Outputs:
         assert batch.maps is not None

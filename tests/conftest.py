@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from tests.lab import Lab, workspace
+from tests.simulated import register
+
+register()
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared"
 

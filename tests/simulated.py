@@ -33,13 +33,16 @@ COPIES = {"aten._to_copy.default", "aten.copy_.default"}
 
 @dataclass
 class Counts:
-    """waits: what the host waited for, by operation and line; sent: tensors that the host sent, by line."""
+    """waits: what the host waited for, by operation and line; fetched: copies to the host that it did not wait for;
+    sent: tensors that the host sent, by line."""
 
+    fetched: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)
     sent: Counter[str] = field(default_factory=Counter)
 
     def clear(self) -> None:
         self.waits.clear()
+        self.fetched.clear()
         self.sent.clear()
 
 
@@ -116,7 +119,8 @@ def _run(func: Any, *args: Any, **kwargs: Any) -> Any:
     if name == "aten.copy_.default":
         target, source = args[0], args[1]
         if isinstance(source, Simulated) != isinstance(target, Simulated):
-            _count(*((COUNTS.waits, "copy_") if isinstance(source, Simulated) else (COUNTS.sent, "copy_")))
+            ahead = COUNTS.fetched if True in args[2:] or kwargs.get("non_blocking") else COUNTS.waits
+            _count(ahead if isinstance(source, Simulated) else COUNTS.sent, "copy_")
         return target
     wanted = kwargs.get("device")
     there = bool(sims) if wanted is None else torch.device(wanted).type == NAME
@@ -230,10 +234,25 @@ RESIZED = (
 )  # fmt: skip
 
 
-def _register() -> None:
+def register() -> None:
+    """Before the first backward pass of the process: autograd counts the devices there, once. tests/conftest.py calls
+    it; the device stays unavailable until `simulated()`."""
+    if missing() or _STATE["registered"]:
+        return
     from torch.utils import backend_registration
 
-    backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
+    class Hook(torch._C._acc.PrivateUse1Hooks):  # type: ignore[name-defined,misc]
+        def is_available(self) -> bool:
+            return _STATE["on"]
+
+        def has_primary_context(self, device: int) -> bool:
+            return True
+
+        def is_built(self) -> bool:
+            return True
+
+    _KEPT.append(hook := Hook())
+    backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module(), hook=hook)
     everything = torch.library.Library("_", "IMPL")
     everything.fallback(_run, dispatch_key="PrivateUse1")
     everything.fallback(torch.library.fallthrough_kernel, dispatch_key="AutocastPrivateUse1")
@@ -292,8 +311,7 @@ def simulated() -> Iterator[Counts]:
     """The device is there, and the default, inside the with-statement. Skips the test where it cannot be."""
     if why := missing():
         pytest.skip(f"no simulated device: {why}")
-    if not _STATE["registered"]:
-        _register()
+    register()
     _STATE["on"] = True
     COUNTS.clear()
     with pytest.MonkeyPatch.context() as patch:

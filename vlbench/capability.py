@@ -12,21 +12,24 @@ A capability with momentum encoders has `<capability>_momentum(batch, twin)`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import UserError
+from .machine.device import begin_fetch
 from .task import Sample
 
 Json = Any
 
 
 Prediction = dict[str, Json]
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -40,7 +43,7 @@ class Batch:
     options: the task's evaluation settings for
     this capability (answer candidates, beams ...). sizes: (height, width) of the I files before preprocessing. maps:
     int64 (n, H, W), classes of the pixels of `images`, 255 ignored; in training batches of segmentation alone, whose
-    images are crops of one size, (I, 3, size, size).
+    images are crops of one size, (I, 3, size, size). host_owner: `owner` as the loop made it, on the CPU.
     """
 
     samples: Sequence[Sample]
@@ -49,6 +52,51 @@ class Batch:
     options: Mapping[str, Any] = field(default_factory=dict)
     sizes: Sequence[tuple[int, int]] = ()
     maps: Tensor | None = None
+    host_owner: Tensor | None = None
+
+    @property
+    def owner_on_host(self) -> Tensor:
+        """`owner` on the CPU, without a wait for the device where the loop has made it there."""
+        return self.owner.cpu() if self.host_owner is None else self.host_owner
+
+    @property
+    def rows(self) -> list[int]:
+        """The image that each sample shows first, as numbers."""
+        found: list[int] = self.owner_on_host[:, 0].tolist()
+        return found
+
+
+class Awaited(Sequence[T]):
+    """What a second stage may return in the place of a list: predictions whose numbers are still on their way.
+
+    tensors: of the device, whose copies to the host begin at once. finish: makes the predictions, `count` of them, of
+    those copies when somebody looks, which the loop does after it has given the device the next batch. It must keep
+    nothing that lies on the device.
+    """
+
+    def __init__(self, count: int, tensors: Sequence[Tensor], finish: Callable[..., Sequence[T]]) -> None:
+        self._count, self._fetched, self._finish = count, begin_fetch(tensors), finish
+        self._found: list[T] | None = None
+
+    def _all(self) -> list[T]:
+        if self._found is None:
+            self._found = list(self._finish(*self._fetched()))
+        return self._found
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        return self._all()[index]
+
+    def __eq__(self, other: object) -> bool:
+        return self._all() == (other._all() if isinstance(other, Awaited) else other)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def owners(rows: Sequence[Sequence[int]], device: torch.device) -> Any:
@@ -106,12 +154,16 @@ class Classifier(Capability, ABC):
     def logits(self, states: Any) -> Tensor:
         """(I, classes)."""
 
-    def classify(self, states: Any, batch: Batch) -> list[Prediction]:
+    def classify(self, states: Any, batch: Batch) -> Sequence[Prediction]:
         """The five best class names of each sample, best first; ties go to the lower class index."""
         logits = self.logits(states).float()
-        best = logits.sort(dim=1, descending=True, stable=True).indices[:, :5].tolist()
-        rows = batch.owner[:, 0].tolist()
-        return [{"top5": [self.classes[i] for i in best[row]]} for row in rows]
+        best, rows = logits.sort(dim=1, descending=True, stable=True).indices[:, :5], batch.rows
+
+        def named(best: Tensor) -> list[Prediction]:
+            numbers = best.tolist()
+            return [{"top5": [self.classes[i] for i in numbers[row]]} for row in rows]
+
+        return Awaited(len(rows), [best], named)
 
     def classify_outputs(self, batch: Batch) -> Outputs:
         """Cross entropy; sample.target is the class name."""
@@ -134,7 +186,7 @@ class Answerer(Capability, ABC):
     """
 
     @abstractmethod
-    def answer(self, states: Any, batch: Batch) -> list[Prediction]:
+    def answer(self, states: Any, batch: Batch) -> Sequence[Prediction]:
         """[{"answer": text}] for each sample; sample.text is the question."""
 
     @abstractmethod
@@ -177,7 +229,7 @@ class Judge(Capability, ABC):
     """Capability `judge`: is a sentence about two images true? Both columns of batch.owner count: left, right."""
 
     @abstractmethod
-    def judge(self, states: Any, batch: Batch) -> list[Prediction]:
+    def judge(self, states: Any, batch: Batch) -> Sequence[Prediction]:
         """[{"answer": bool}] for each sample; sample.text is the sentence."""
 
     @abstractmethod
@@ -192,7 +244,7 @@ class Captioner(Capability, ABC):
     """Capability `caption`. options: `beams`; `max_length`, `min_length` in tokens, the prompt's included; `prompt`."""
 
     @abstractmethod
-    def caption(self, states: Any, batch: Batch) -> list[Prediction]:
+    def caption(self, states: Any, batch: Batch) -> Sequence[Prediction]:
         """[{"caption": text}] for each sample, the prompt's words left out."""
 
     @abstractmethod
@@ -219,11 +271,11 @@ class Matcher(Capability, ABC):
     reranks: ClassVar[bool] = False
 
     @abstractmethod
-    def embed(self, states: Any, batch: Batch) -> list[Prediction]:
+    def embed(self, states: Any, batch: Batch) -> Sequence[Prediction]:
         """[{"image": (d,) tensor, "texts": (len(sample.texts), d) tensor}] for each sample, of length one each. An
         image may have several vectors, (v, d): its similarity is that of the most alike."""
 
-    def match(self, states: Any, batch: Batch) -> list[Tensor]:
+    def match(self, states: Any, batch: Batch) -> Sequence[Tensor]:
         """For each sample, the logits (len(pairs),) that its image and each of its candidate texts belong together. A
         ranking adds them to the similarities (BLIP: the second of its matching head's two logits).
 
@@ -252,7 +304,7 @@ class Segmenter(Capability, ABC):
     """
 
     @abstractmethod
-    def segment(self, states: Any, batch: Batch) -> list[Prediction]:
+    def segment(self, states: Any, batch: Batch) -> Sequence[Prediction]:
         """[{"map": text}] for each sample: class numbers at the file's own size, as vlbench.images.maps packs them."""
 
     @abstractmethod
@@ -265,6 +317,33 @@ class Segmenter(Capability, ABC):
 
     def segment_loss(self, batch: Batch) -> Tensor:
         return self.segment_outputs(batch).loss()
+
+
+def embedded(batch: Batch, images: Tensor, texts: Tensor) -> Awaited[Prediction]:
+    """What `embed` returns, of vectors of the batch's images (I, ..., d) and of all its texts in order (T, d)."""
+    rows, counts = batch.rows, [len(s.texts) for s in batch.samples]
+
+    def parted(images: Tensor, texts: Tensor) -> list[Prediction]:
+        return [{"image": images[r], "texts": its} for r, its in zip(rows, texts.split(counts), strict=True)]
+
+    return Awaited(len(rows), [images, texts], parted)
+
+
+def in_order(parts: Iterable[tuple[Sequence[int], Tensor]], counts: Sequence[int], like: Tensor) -> Awaited[Tensor]:
+    """What `match` returns, of (places, numbers) of all pairs in any order. counts: pairs of each sample; like: of the
+    device and type."""
+    places: list[int] = []
+    numbers: list[Tensor] = [like.new_empty(0)]
+    for index, logits in parts:
+        places += index
+        numbers.append(logits.to(like.dtype))
+
+    def parted(numbers: Tensor) -> list[Tensor]:
+        found = torch.empty_like(numbers)
+        found[places] = numbers
+        return list(found.split(list(counts)))
+
+    return Awaited(len(counts), [torch.cat(numbers)], parted)
 
 
 def both_ways(similarity: Tensor) -> list[tuple[Tensor, Tensor | float]]:

@@ -261,6 +261,9 @@ class Pictures:
     def roles(self) -> dict[str, str]:
         return {"train": "train", "select": "select", "report": "report"}
 
+    def split_for(self, role: str) -> str:
+        return role
+
     def samples(self, split: str) -> list[Sample]:
         return self.all if split == "train" else []
 

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..capability import Batch, Prediction, owners
+from ..capability import Awaited, Batch, Prediction, owners
 from ..disk.storage import canonical
 from ..errors import RunFailed, UserError
 from ..images.pipeline import ImageStore, on_device
 from ..images.view import View
-from ..machine.device import empty_cache
+from ..machine.device import empty_cache, pinned
 from ..model import Model
 from ..nn.precision import plain_float32
 from ..task import Sample, Task
@@ -31,6 +32,40 @@ MAX_ERRORS = 100  # failing samples after which the data set is taken to be brok
 # Images failing one after another, each alone, after which the program is taken to be wrong: with a batch of 256 that
 # is known after some 16 attempts, instead of the 500 that it takes to halve it down to every sample.
 MAX_STREAK = 8
+AHEAD = 2  # batches that are decoded before the device asks for them
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """images: every distinct image of a batch, or why it does not decode. together: all of them in one tensor, in that
+    order and ready to be sent, where they have one size and all decode."""
+
+    images: Mapping[Path, Tensor | View | OSError]
+    together: Tensor | None = None
+
+    def of(self, paths: Sequence[Path]) -> Sequence[Tensor | View] | Tensor:
+        """Those images, which decode."""
+        if self.together is not None and paths == list(self.images):
+            return self.together
+        return [one for path in paths if not isinstance(one := self.images[path], OSError)]
+
+    def shows(self, sample: Sample) -> bool:
+        """Whether all images of the sample decode."""
+        return not any(isinstance(self.images[path], OSError) for path in sample.images)
+
+
+Found = Sequence[Prediction] | Exception
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A batch that the device has been given. good: those of its samples whose images decode; part: those that the
+    device has; found: their predictions, which may be on their way, or why there are none."""
+
+    samples: Sequence[Sample]
+    good: Sequence[Sample]
+    part: Sequence[Sample]
+    found: Found
 
 
 class Evaluator:
@@ -91,13 +126,26 @@ class Evaluator:
         self.model.net.eval()
         self._method, self._options = method, options
         self._fits, self._limit = predictions.fits, predictions.limit
-        for batch, images in self._prefetched(todo):
-            lines = self._batch(batch, images)
+        for batch, decoded in self._in_turn(todo):
+            lines = self._finish(batch, decoded)
             with self._phase("write"):
                 predictions.add(lines)
-            done += len(batch)
+            done += len(batch.samples)
             self.progress(done, total, f"{self.errors} errors" if self.errors else "")
         return predictions.gather(samples)
+
+    def _in_turn(self, plan: Sequence[list[Sample]]) -> Iterator[tuple[Begun, Decoded]]:
+        """The batches, begun. One whose results are on their way from a device comes after the next was begun, so that
+        the device has work while the host waits for them."""
+        waiting: list[tuple[Begun, Decoded]] = []
+        for samples, decoded in self._prefetched(plan):
+            begun = self._begin(samples, decoded)
+            yield from waiting
+            late = isinstance(begun.found, Awaited) and self.model.device.type != "cpu"
+            waiting = [(begun, decoded)] if late else []
+            if not late:
+                yield begun, decoded
+        yield from waiting
 
     def _scored(self, samples: Sequence[Sample], lines: Sequence[Line]) -> list[Line]:
         """The lines with their scores. A score that JSON cannot say (NaN, a tensor) is an error of its sample."""
@@ -117,39 +165,51 @@ class Evaluator:
                 scored[i] = self._error(samples[i], _without_frames(error))
         return scored
 
-    def _prefetched(self, plan: Sequence[list[Sample]]) -> Iterator[tuple[list[Sample], dict[Path, Tensor | OSError]]]:
-        """Batches with their decoded images; the next batch is decoded while this one runs."""
+    def _prefetched(self, plan: Sequence[list[Sample]]) -> Iterator[tuple[list[Sample], Decoded]]:
+        """Batches with their decoded images; the next ones are decoded, put together and pinned while this one runs."""
         with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as ahead:
-            waiting: Future[dict[Path, Tensor | OSError]] | None = None
+            waiting: deque[Future[Decoded]] = deque()
             for index, batch in enumerate(plan):
-                now = waiting or ahead.submit(self._decode, batch)
-                waiting = ahead.submit(self._decode, plan[index + 1]) if index + 1 < len(plan) else None
+                while len(waiting) <= AHEAD and index + len(waiting) < len(plan):
+                    waiting.append(ahead.submit(self._decode, plan[index + len(waiting)]))
                 with self._phase("decode"):
-                    images = now.result()
+                    images = waiting.popleft().result()
                 yield batch, images
 
-    def _decode(self, batch: Sequence[Sample]) -> dict[Path, Tensor | OSError]:
+    def _decode(self, batch: Sequence[Sample]) -> Decoded:
         """Every distinct image of the batch, or why it does not decode."""
         paths = list(dict.fromkeys(p for s in batch for p in s.images))
-        return dict(zip(paths, self.store.try_load(paths), strict=True))
+        images = dict(zip(paths, self.store.try_load(paths), strict=True))
+        good = [one for one in images.values() if isinstance(one, Tensor)]
+        together = self.store.spec.resize != "keep" and len(good) == len(images) and len({o.shape for o in good}) == 1
+        return Decoded(images, pinned(torch.stack(good), self.model.device) if together else None)
 
-    def _batch(self, batch: Sequence[Sample], images: Mapping[Path, Tensor | OSError]) -> list[Line]:
-        failed = {p: e for p, e in images.items() if isinstance(e, OSError)}
-        good = [s for s in batch if not any(p in failed for p in s.images)]
-        lines = self._predict(good, images) if good else []
-        for sample in batch:
-            cause = next((failed[p] for p in sample.images if p in failed), None)
-            if cause is not None:
-                lines.append(self._error(sample, cause))
+    def _begin(self, samples: Sequence[Sample], decoded: Decoded) -> Begun:
+        """Give the device the batch, or the part of it that fits into memory."""
+        good = [s for s in samples if decoded.shows(s)]
+        part = good[: self._fits or len(good)]
+        return Begun(samples, good, part, self._launch(part, decoded) if good else [])
+
+    def _finish(self, batch: Begun, decoded: Decoded) -> list[Line]:
+        """The lines of all of the batch, those of images that do not decode last."""
+        lines = self._predict(batch.good, decoded, (batch.part, batch.found))
+        for sample in batch.samples:
+            failed = [e for p in sample.images if isinstance(e := decoded.images[p], OSError)]
+            if failed:
+                lines.append(self._error(sample, failed[0]))
         return lines
 
-    def _predict(self, samples: Sequence[Sample], images: Mapping[Path, Any]) -> list[Line]:
-        """Predict in parts that fit into memory; a part that raises is halved until the sample at fault is alone."""
+    def _predict(
+        self, samples: Sequence[Sample], images: Decoded, begun: tuple[Sequence[Sample], Found] | None = None
+    ) -> list[Line]:
+        """Predict in parts that fit into memory; a part that raises is halved until the sample at fault is alone.
+        begun: the first part, where it was given to the device already."""
         lines: list[Line] = []
         while len(lines) < len(samples):
             rest = samples[len(lines) :]
-            part = rest[: self._fits or len(rest)]
-            found = self._attempt(part, images)
+            part, launched = begun or (rest[: self._fits or len(rest)], None)
+            found = self._lines(part, self._launch(part, images) if launched is None else launched)
+            begun = launched = None
             if isinstance(found, list):
                 self._streak.clear()
                 lines += found
@@ -162,11 +222,24 @@ class Evaluator:
                 lines += self._predict(part[:half], images) + self._predict(part[half:], images)
         return lines
 
-    def _attempt(self, samples: Sequence[Sample], images: Mapping[Path, Any]) -> list[Line] | Exception:
-        """The samples' lines, or why not. Returned and not handled here: while an exception is handled, its traceback
-        keeps the failed batch's tensors, and the next attempt would run out of memory by them."""
+    def _launch(self, samples: Sequence[Sample], images: Decoded) -> Found:
+        """The samples' predictions, which may be on their way still, or why there are none. An error is returned and
+        not handled here: while it is handled, its traceback keeps the failed batch's tensors, and the next attempt
+        would run out of memory by them."""
         try:
-            found = self._forward(samples, images)
+            return self._forward(samples, images)
+        except (UserError, RunFailed):
+            raise
+        except Exception as error:
+            return _without_frames(error)
+
+    def _lines(self, samples: Sequence[Sample], found: Found) -> list[Line] | Exception:
+        """The samples' lines, or why not."""
+        if isinstance(found, Exception):
+            return found
+        try:
+            with self._phase("predict"):
+                found = list(found)
             if len(found) == len(samples):
                 return [self._line(s, p) for s, p in zip(samples, found, strict=True)]
         except (UserError, RunFailed):
@@ -190,7 +263,7 @@ class Evaluator:
         self._limit(self._fits)
         empty_cache(self.model.device)
 
-    def _forward(self, samples: Sequence[Sample], images: Mapping[Path, Tensor]) -> list[Prediction]:
+    def _forward(self, samples: Sequence[Sample], decoded: Decoded) -> Sequence[Prediction]:
         model, device = self.model, self.model.device
         with (
             torch.inference_mode(),
@@ -198,20 +271,22 @@ class Evaluator:
         ):
             with self._phase("transfer"):
                 paths = {p: i for i, p in enumerate(dict.fromkeys(p for s in samples for p in s.images))}
+                owner = owners([[paths[p] for p in s.images] for s in samples], torch.device("cpu"))
                 batch = Batch(
                     samples,
-                    self._images([images[p] for p in paths], device),
-                    owners([[paths[p] for p in s.images] for s in samples], device),
+                    self._images(decoded.of(list(paths)), device),
+                    owner.to(device) if isinstance(owner, Tensor) else owner,
                     self._options,
                     [self.store.sizes[p] for p in paths],
+                    host_owner=owner if isinstance(owner, Tensor) else None,
                 )
             with self._phase("encode"):
                 states = model.encode(batch.images)
             with self._phase("predict"):
-                found: list[Prediction] = getattr(model, self._method)(states, batch)
+                found: Sequence[Prediction] = getattr(model, self._method)(states, batch)
                 return found
 
-    def _images(self, images: Sequence[Tensor], device: torch.device) -> Any:
+    def _images(self, images: Sequence[Any] | Tensor, device: torch.device) -> Any:
         """Batch.images; of a blind evaluation all of them of the mean colour, which is 0 when it is normalised."""
         found = on_device(images, self.store.spec, device, self.model.dtype)
         if not self.settings.get("blind"):

@@ -132,18 +132,15 @@ def kept_size(height: int, width: int, size: int) -> list[int]:
     return [max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))]
 
 
-def on_device(images: Sequence[Any], spec: ImageSpec, device: torch.device, dtype: torch.dtype) -> Any:
+def on_device(images: Sequence[Any] | Tensor, spec: ImageSpec, device: torch.device, dtype: torch.dtype) -> Any:
     """Batch.images: uint8 images -> one normalised tensor (I, 3, H, W), or a list where they keep their shapes; of
     views, a list of normalised ones."""
-    if images and isinstance(images[0], View):
+    if not isinstance(images, Tensor) and images and isinstance(images[0], View):
         return [view.on(device, dtype) for view in images]
     if spec.resize == "keep":
-        return [normalise(_moved(image, device), spec, dtype) for image in images]
-    return normalise(_moved(torch.stack(list(images)), device), spec, dtype)
-
-
-def _moved(pixels: Tensor, device: torch.device) -> Tensor:
-    return pinned(pixels, device).to(device, non_blocking=True)
+        return [normalise(pinned(image, device).to(device, non_blocking=True), spec, dtype) for image in images]
+    pixels = images if isinstance(images, Tensor) else pinned(torch.stack(list(images)), device)
+    return normalise(pixels.to(device, non_blocking=True), spec, dtype)
 
 
 def normalise(images: Tensor, spec: ImageSpec, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -14,6 +14,7 @@ import contextlib
 import os
 import platform
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 VARIABLE = "VLBENCH_DEVICE"
 HELP = "cpu, cuda, cuda:1, xpu, mps ...; by default the accelerator where there is one"
 ONLY_BY_NAME = ("mps",)
+PINNED = ("cuda", "xpu")  # kinds that copy from and to pinned host memory by themselves
 _WORD = re.compile(r"([a-z][a-z0-9_]*)(?::(\d+))?")
 
 
@@ -157,7 +159,33 @@ def synchronise(device: torch.device) -> None:
 
 def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The host tensor in memory that the device copies from by itself, where it has that."""
-    return tensor.pin_memory() if device.type in ("cuda", "xpu") else tensor
+    return tensor.pin_memory() if device.type in PINNED else tensor
+
+
+def begin_fetch(tensors: Sequence[torch.Tensor]) -> Callable[[], list[torch.Tensor]]:
+    """Begin to copy tensors to the host, behind the work that their device has; the function that is returned waits for
+    them and gives them. What the device is given in between does not wait, and is not waited for."""
+    import torch
+
+    device = next((one.device for one in tensors if one.device.type != "cpu"), None)
+    if device is None:
+        return lambda: list(tensors)
+    pin = device.type in PINNED
+    copies = [torch.empty(one.shape, dtype=one.dtype, pin_memory=pin) for one in tensors]
+    for copy, one in zip(copies, tensors, strict=True):
+        copy.copy_(one, non_blocking=True)
+    event = torch.Event(device) if pin else None
+    if event is not None:
+        event.record()
+
+    def fetched() -> list[torch.Tensor]:
+        if event is not None:
+            event.synchronize()
+        else:  # its copies end with everything else that it was given
+            synchronise(device)
+        return copies
+
+    return fetched
 
 
 def _call(device: torch.device, name: str, *arguments: Any) -> Any:

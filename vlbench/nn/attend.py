@@ -56,12 +56,17 @@ class Shared:
     wherever a library expects `encoder_hidden_states`.
 
     owner: int64 (R,), in any order. mask: (I, N), True = visible, or None. A batch of R * b rows (beam search) is
-    read as b consecutive rows per owner entry.
+    read as b consecutive rows per owner entry. An owner on the CPU is looked at there, where that of a device would be
+    waited for. uneven: whether the mask hides anything, for the same reason, where the caller knows.
     """
 
-    def __init__(self, states: Tensor, owner: Tensor, mask: Tensor | None = None, *, cache: bool = True) -> None:
+    def __init__(
+        self, states: Tensor, owner: Tensor, mask: Tensor | None = None, *, cache: bool = True,
+        uneven: bool | None = None,
+    ) -> None:  # fmt: skip
         self.states, self.cache = states, cache
-        self.mask = None if mask is None or bool(mask.all()) else mask.bool()[:, None, None, :]
+        hides = mask is not None and (not bool(mask.all()) if uneven is None else uneven)
+        self.mask = mask.bool()[:, None, None, :] if mask is not None and hides else None
         self._keys: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         self._read_by(owner)
 
@@ -69,7 +74,10 @@ class Shared:
     def among(cls, states: Tensor, owner: Tensor, mask: Tensor | None = None, *, cache: bool = True) -> Shared:
         """Of the states only those that `owner` names: one that no row reads costs no keys."""
         used, index = owner.unique(return_inverse=True)
-        return cls(states[used], index, None if mask is None else mask[used], cache=cache)
+        if len(used) < len(states):
+            there = used.to(states.device)
+            states, mask = states[there], None if mask is None else mask[there]
+        return cls(states, index, mask, cache=cache)
 
     def _read_by(self, owner: Tensor) -> None:
         """Find the slot of each row where the rows of one state stand together, as many slots a state as the most
@@ -83,7 +91,7 @@ class Shared:
             first = counts.cumsum(0) - counts
             rank = torch.empty_like(owner)
             rank[order] = torch.arange(len(owner), device=owner.device) - first[owner[order]]
-            self._slot = owner * self._per_state + rank
+            self._slot = (owner * self._per_state + rank).to(self.states.device)
 
     def read_by(self, owner: Tensor) -> Shared:
         """The same states and their remembered keys, read by other rows."""

@@ -18,19 +18,33 @@ Step = Callable[[Tensor, Tensor | None], Tensor]
 
 
 @dataclass
-class _Finished:
-    """The best `beams` finished hypotheses of one sentence."""
+class _Sentence:
+    """One sentence on the host: the tokens of its running beams, and its best `beams` finished hypotheses."""
 
     beams: int
     penalty: float
-    found: list[tuple[float, Tensor]] = field(default_factory=list)
+    running: list[list[int]]
+    found: list[tuple[float, list[int]]] = field(default_factory=list)
     closed: bool = False
 
-    def add(self, tokens: Tensor, total: float) -> None:
+    def add(self, tokens: list[int], total: float) -> None:
         self.found.append((total / len(tokens) ** self.penalty, tokens))
         self.found = sorted(self.found, key=lambda f: -f[0])[: self.beams]
 
-    def close_if_done(self, best_total: float, length: int) -> None:
+    def choose(self, totals: list[float], flat: list[int], vocabulary: int, end: int) -> list[int]:
+        """Which of the 2 * beams candidates go on. totals: their sums, best first; flat: beam * vocabulary + token."""
+        length, chosen = len(self.running[0]), list[int]()
+        for rank, (total, index) in enumerate(zip(totals, flat, strict=True)):
+            if index % vocabulary == end:
+                if rank < self.beams and not self.closed:
+                    self.add(self.running[index // vocabulary], total)
+            elif len(chosen) < self.beams:
+                chosen.append(rank)
+        self._close_if_done(max(totals), length)
+        self.running = [[*self.running[flat[r] // vocabulary], flat[r] % vocabulary] for r in chosen]
+        return chosen
+
+    def _close_if_done(self, best_total: float, length: int) -> None:
         """Done when the best running hypothesis cannot beat the worst finished one any more."""
         if len(self.found) == self.beams and self.found[-1][0] >= best_total / length**self.penalty:
             self.closed = True
@@ -46,56 +60,46 @@ def beam_search(
     end: int,
     length_penalty: float = 1.0,
 ) -> tuple[list[Tensor], list[float]]:
-    """start (B, L) prompts -> the best token row of each (prompt included, end excluded) and its score.
+    """start (B, L) prompts -> the best token row of each (on the CPU; prompt included, end excluded) and its score.
 
-    max_length and min_length count the prompt.
+    max_length and min_length count the prompt. The host hears of the candidates once a step, which it must to know the
+    end, and says once which of them go on.
     """
-    count = len(start)
-    ids = start.repeat_interleave(beams, 0)
+    count, prompts = len(start), start.tolist()
+    sentences = [_Sentence(beams, length_penalty, [list(prompt)] * beams) for prompt in prompts]
     total = start.new_full((count, beams), -1e9, dtype=torch.float32)
     total[:, 0] = 0.0  # all beams of a sentence start equal: only one may speak
-    finished = [_Finished(beams, length_penalty) for _ in range(count)]
-    logits = step(start, None).repeat_interleave(beams, 0)
+    logits = step(start, None).repeat_interleave(beams, 0, output_size=count * beams)
+    first = torch.arange(count, device=start.device)[:, None] * beams  # row of each sentence's first beam
     copies = beams  # of each row that the caller's cache holds
+    length = start.shape[1]
     while True:
         score = logits.float().log_softmax(-1)
-        if ids.shape[1] < min_length:
+        if length < min_length:
             score[:, end] = float("-inf")
         vocabulary = score.shape[1]
         best = (score + total.view(-1, 1)).view(count, -1).topk(2 * beams, dim=1)
-        rows, tokens, total = _choose(best, ids, finished, beams, vocabulary, end)
-        ids = torch.cat([ids[rows], tokens[:, None]], 1)
-        if all(f.closed for f in finished) or ids.shape[1] >= max_length:
+        totals, flat = _heard(best.values, best.indices)
+        heard = zip(sentences, totals, flat, strict=True)
+        ranks = [one.choose(sums, places, vocabulary, end) for one, sums, places in heard]
+        length += 1
+        if all(one.closed for one in sentences) or length >= max_length:
             break
+        chosen = torch.tensor(ranks, device=start.device)
+        total, index = best.values.gather(1, chosen), best.indices.gather(1, chosen)
+        rows, tokens = (first + index // vocabulary).flatten(), (index % vocabulary).flatten()
         logits = step(tokens[:, None], rows // copies)
         copies = 1
-    for i, one in enumerate(finished):
+    for one, of_sentence, chosen_ranks in zip(sentences, totals, ranks, strict=True):
         if not one.closed:
-            for beam in range(beams):
-                one.add(ids[i * beams + beam], float(total[i, beam]))
-    return [f.found[0][1] for f in finished], [f.found[0][0] for f in finished]
+            for tokens_of_beam, rank in zip(one.running, chosen_ranks, strict=True):
+                one.add(tokens_of_beam, of_sentence[rank])
+    return [torch.tensor(one.found[0][1]) for one in sentences], [one.found[0][0] for one in sentences]
 
 
-def _choose(
-    best: torch.return_types.topk, ids: Tensor, finished: list[_Finished], beams: int, vocabulary: int, end: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The next beams: (rows of ids they continue, their tokens, their totals (B, beams)). Ended ones are filed."""
-    totals, flat = best.values.tolist(), best.indices.tolist()
-    rows: list[int] = []
-    tokens: list[int] = []
-    kept: list[list[float]] = []
-    for i, one in enumerate(finished):
-        running: list[tuple[int, int, float]] = []
-        for rank, (total, index) in enumerate(zip(totals[i], flat[i], strict=True)):
-            row, token = i * beams + index // vocabulary, index % vocabulary
-            if token == end:
-                if rank < beams and not one.closed:
-                    one.add(ids[row], total)
-            elif len(running) < beams:
-                running.append((row, token, total))
-        one.close_if_done(max(totals[i]), ids.shape[1])
-        rows += [r for r, _, _ in running]
-        tokens += [t for _, t, _ in running]
-        kept.append([t for _, _, t in running])
-    device = ids.device
-    return torch.tensor(rows, device=device), torch.tensor(tokens, device=device), torch.tensor(kept, device=device)
+def _heard(values: Tensor, indices: Tensor) -> tuple[list[list[float]], list[list[int]]]:
+    """float32 values and int64 indices on the host, in one copy: the values' bits travel as integers."""
+    both = torch.stack([values.contiguous().view(torch.int32).long(), indices]).cpu()
+    numbers: list[list[float]] = both[0].int().view(torch.float32).tolist()
+    places: list[list[int]] = both[1].tolist()
+    return numbers, places
