@@ -7,11 +7,13 @@ ARGS ?=
 STAMP := $(VENV)/.vlbench-installed
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint types board gpu-check clean
+.PHONY: help demo test quick lint rooms types board gpu-check clean
 
 help:
 	@echo "make demo    UPop's row beside the dense model's, on VQAv2 of the mini world"
 	@echo "make test    the test suite (ARGS='tests/nn -x' passes words to pytest, JOBS=4 sets the workers)"
+	@echo "make quick   the part of it that runs no command: under two minutes on two cores"
+	@echo "make rooms   every room of vlbench/ imports only rooms below it"
 	@echo "make lint    ruff, make types: mypy --strict, make board: leaderboards against their results"
 	@echo "make gpu-check  what only a machine with a GPU can tell: one table, some minutes (ARGS='--only oom,bf16')"
 	@echo "make clean   remove .venv, build outputs and tool caches (runs/ stays)"
@@ -27,6 +29,9 @@ test: $(STAMP)
 lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+rooms: $(STAMP)
+	@$(BIN)/lint-imports
 
 types: $(STAMP)
 	@$(BIN)/mypy --strict

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .calibration.data import LearningData
 from .calibration.shared import SharedWith
 from .calibration.source import Source
 from .capability import CAPABILITIES, Batch
@@ -31,7 +32,6 @@ from .machine.workers import ALONE, World
 from .model import Model
 from .task import Task
 from .tensors.checkpoint import CheckpointStore
-from .training.data import LearningData
 from .training.loop import Hook, Loop, Schedule
 from .training.memory import recomputed
 

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlbench.calibration.data import LearningData
 from vlbench.job import Job, Surroundings
 from vlbench.plugins.table import table
 from vlbench.structure import Block, Structure, Tower, ffn_site
-from vlbench.training.data import LearningData
 
 
 class Residual(nn.Module):

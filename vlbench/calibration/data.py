@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from ..calibration.source import Source, refuse_few
 from ..capability import Batch
 from ..errors import UserError
 from ..images.pipeline import ImageStore
 from ..model import Model
 from ..task import Role, Sample, Task, refuse_report_ids
-from .batches import Batches, collate
+from ..training.batches import Batches, collate
+from .source import Source, refuse_few
 
 
 class LearningData:
