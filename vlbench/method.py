@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
+from .errors import UserError
 from .options import MethodOptions
 
 if TYPE_CHECKING:
@@ -68,6 +69,12 @@ class Method(ABC):
     @abstractmethod
     def apply(self, job: Job) -> None:
         """Change the model. Raise UserError for what the user asked wrongly."""
+
+    @classmethod
+    def replay(cls, model: Model, state: Any) -> None:
+        """Do to an opened model what `job.changes.at_run_time(name, state)` declared: for methods that act when the
+        model runs. state is JSON that lay on disk: refuse what is not as apply() wrote it."""
+        raise UserError(f"the method {cls.name} declares nothing that acts at run time: this model is of another one.")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy, deepcopy
+from typing import Any
 
 from torch import Tensor
 
@@ -46,6 +47,12 @@ class Changes:
         before.update(masks)
         structured = self.state.pattern == "structured"
         self.state.pattern = f"structured+{pattern}" if structured else pattern
+
+    def at_run_time(self, method: str, state: Any) -> None:
+        """Declare what `method` does when the model runs (a reducer's dropped tokens): JSON, from which its
+        `replay(model, state)` does the same to a model that was opened. The caller has done it to this model already.
+        """
+        self.state.at_run_time[method] = state
 
     def trial(self) -> Changes:
         """The same model and state once more, to be tried out and thrown away: what is done to it enters no record."""

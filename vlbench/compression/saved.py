@@ -28,7 +28,9 @@ from ..tensors.reading import declared_elements, load_into, read_weights, save_t
 from .cut import Cut
 from .state import Compression
 
-FORMAT = 2  # 1: without adapters, which is written where there are none, so that an older vlbench reads it
+# 1: without adapters, 2: without what acts at run time. The lowest that holds the model is written, so that an older
+# vlbench reads it.
+FORMAT = 3
 WEIGHTS = "model.safetensors"
 # Safetensors too, under names that no loader of weights takes for weights.
 MASKS, ADAPTERS = "masks.bin", "adapters.bin"
@@ -47,12 +49,13 @@ def save_model(folder: Path, model: Model, state: Compression) -> None:
         if state.masks:
             save_tensors(temporary / MASKS, {k: _pack(v) for k, v in state.masks.items()})
         manifest = {
-            "format": FORMAT if apart else 1,
+            "format": FORMAT if state.at_run_time else 2 if apart else 1,
             "model": model.card.name,
             "cuts": [made.sites for made in state.cuts],
             # Numbers of the cuts that left attention with the scale of its kept width.
             "kept_scale": [number for number, made in enumerate(state.cuts) if made.kept_scale],
             **({"adapters": state.adapters} if apart else {}),
+            **({"at_run_time": state.at_run_time} if state.at_run_time else {}),
             "pattern": state.pattern,
             "trained": state.trained,
             "steps": state.steps,
@@ -102,6 +105,7 @@ def load_model(folder: Path) -> tuple[Model, Compression]:
         samples_seen=manifest["samples_seen"],
         log=manifest["log"],
         adapters=manifest.get("adapters", {}),
+        at_run_time=manifest.get("at_run_time", {}),
     )
     for made in state.cuts:
         made.repeat(model.net, model.structure())
@@ -111,6 +115,8 @@ def load_model(folder: Path) -> tuple[Model, Compression]:
     if MASKS in manifest["files"]:
         packed = load_file(folder / MASKS)
         state.masks = {k: _unpack(v, model.net.get_parameter(k).shape) for k, v in packed.items()}
+    for name, declared in state.at_run_time.items():
+        table("methods").get(name).load().replay(model, declared)
     return model, state
 
 
@@ -128,7 +134,9 @@ def open_checkpoint(cls: type[Model], card: Card, weights: Path) -> tuple[Model,
     model, state = load_model(weights)
     if model.card.name != card.name:
         raise UserError(f"{weights} is a compressed {model.card.name}, and this cell's model is {card.name}.")
-    return model, Compression(cuts=state.cuts, masks=state.masks, adapters=state.adapters)
+    return model, Compression(
+        cuts=state.cuts, masks=state.masks, adapters=state.adapters, at_run_time=state.at_run_time
+    )
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

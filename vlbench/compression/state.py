@@ -24,6 +24,8 @@ class Compression:
     log: dict[str, Any] = field(default_factory=dict)
     # Linear -> scaling, of the low-rank adapters that stand beside their weights (nn/adapted.py)
     adapters: dict[str, float] = field(default_factory=dict)
+    # Method -> JSON: what acts when the model runs and lies in no tensor; Method.replay does it again on loading
+    at_run_time: dict[str, Any] = field(default_factory=dict)
 
     @property
     def n_tuned(self) -> int:

@@ -5,19 +5,16 @@ spec -> build model -> evaluate dense (once, shared) -> apply each link -> evalu
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from ..calibration.shared import SharedWith
 from ..cell.cell import Cell, open_cell
 from ..cell.resolve import resolve
 from ..cell.sources import refuse_too_few
-from ..cell.spec import LinkSpec
-from ..compression.saved import is_saved, open_checkpoint, save_model
+from ..compression.saved import open_checkpoint
 from ..compression.state import Compression
 from ..cost.counts import count_parameters, macs_of
 from ..disk import checksums
@@ -25,9 +22,8 @@ from ..disk.lease import LeaseLost, lease
 from ..disk.storage import json_text, write_json
 from ..errors import RunFailed
 from ..evaluation.loop import Evaluator
-from ..evaluation.predictions import PASSES, Line, Predictions, discard
+from ..evaluation.predictions import Line, Predictions
 from ..images.pipeline import ImageStore
-from ..job import Job, Surroundings
 from ..machine.device import refuse_precision
 from ..machine.memory import keep_heap, refuse_second_copy, return_heap
 from ..machine.ui import Screen
@@ -35,7 +31,7 @@ from ..machine.workers import ALONE, World
 from ..method import Method
 from ..model import Model
 from ..results.record import Record, finished, read_record, write_record
-from .compress import _described, _loaded, _seed
+from .compress import Compressor
 from .outcome import record_of
 
 DONE = "done"  # what the leading worker says of a cell that has its record
@@ -152,58 +148,10 @@ class Runner:
     def _compress(
         self, cell: Cell, folder: Path, model: Model, state: Compression, store: ImageStore
     ) -> tuple[Model, Compression]:
-        """Apply each link of the chain, resuming after the last one that was finished. All workers do this, and go on
-        from the leading one's files."""
-        links = cell.spec.links
-        if cell.is_dense:
-            return model, state
-        stages = [folder / "checkpoint" / f"after-{i}-{link.entry.name}" for i, link in enumerate(links)]
-        stages[-1] = folder / "model"
-        leads = self.world.leads
-        found = max((i + 1 for i, stage in enumerate(stages) if is_saved(stage)), default=0) if leads else 0
-        done = int(self.world.share("links that are done", str(found)))
-        names = [stage.relative_to(folder).as_posix() for stage in stages]
-        if done and leads:
-            checksums.take(folder, names[done - 1])
-        if done:
-            model, state = _loaded(stages[done - 1], cell.spec.words.precision)
-        if done < len(links) and leads:  # predictions that lie here are of a model that was deleted
-            for name in PASSES:
-                discard(folder / f"{name}.jsonl")
-        for link, stage, name in list(zip(links, stages, names, strict=True))[done:]:
-            if leads or link.method.parallel:
-                self._apply(cell, folder, link, model, state, store)
-            if leads:
-                checksums.forget(folder, name)
-                save_model(stage, model, state)
-                checksums.note(folder, name)
-            self.world.barrier(f"{name} is saved")
-            # Go on from what was saved, killed or not: what a link leaves behind besides (frozen parameters, hooks)
-            # would be there in an undisturbed run only.
-            model.net.to("meta")  # its memory is free, though others still hold the object
-            model, state = _loaded(stage, cell.spec.words.precision)
-        self.world.barrier("the chain is applied")  # nobody removes what another still reads
-        if leads:
-            shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-        return model, state
-
-    def _apply(
-        self, cell: Cell, folder: Path, link: LinkSpec, model: Model, state: Compression, store: ImageStore
-    ) -> None:
-        words = cell.spec.words
-        first = link is cell.spec.links[0]
-        here = Surroundings(
-            words.seed, folder, identity=_described(cell), precision=words.precision,
-            checkpoint_seconds=self.checkpoint_seconds, progress=self._progress,
-            world=self.world if link.method.parallel else ALONE,
-            shared=SharedWith(self.runs / "calibration", cell.shared_identity()) if first else None,
-        )  # fmt: skip
-        job = Job(
-            model, cell.task, store, here,
-            state=state, dense=partial(self._second, cell, model), source=cell.sources.get(link.entry.name),
-        )  # fmt: skip
-        _seed(words.seed)
-        link.method(link.options).apply(job)
+        return Compressor(
+            cell, folder, store, self.runs, self.world, self.checkpoint_seconds, self._progress,
+            dense=partial(self._second, cell, model),
+        ).applied(model, state)  # fmt: skip
 
     def _evaluate(
         self, cell: Cell, folder: Path, model: Model, store: ImageStore

@@ -1,0 +1,74 @@
+"""What a link leaves behind is exactly its state: a model computes the same before it is saved and after it is opened.
+
+A hook, a patched forward or a buffer that is not registered changes what the model computes and is not saved: without
+this check the run would go on with a model that the method did not make, and report its numbers as the method's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..cost.sample import STATED, train
+from ..errors import RunFailed, UserError
+from ..model import Model
+
+# Of the largest output. Measured on the mini families: 0.0 after every method; kernels may order sums otherwise where
+# a tensor lies in memory another way.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+SAMPLES = 2
+
+
+def outputs_of(model: Model, capability: str) -> list[Tensor]:
+    """Everything the model computes of the capability's stated sample (noise and fixed texts), on the CPU: the states
+    of its images and what its training-style forward pass gives. Of a model that cannot be given the sample (a family
+    without a tokenizer), the states alone."""
+    training = model.net.training
+    model.net.eval()
+    devices = [model.device] if model.device.type == "cuda" else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            torch.manual_seed(0)  # re-ranking draws its negatives
+            batch = STATED[capability].make(model, SAMPLES, True)
+            computed = [model.encode(batch.images), train(model, capability, batch)]
+    except UserError:
+        return []
+    finally:
+        model.net.train(training)
+    return [tensor.detach().float().cpu() for tensor in _tensors(computed)]
+
+
+def refuse_other(before: Sequence[Tensor], after: Sequence[Tensor], link: str, dtype: torch.dtype) -> None:
+    """Raise RunFailed, naming the link, where the model that was opened computes something else than what was saved."""
+    for one, other in zip(before, after, strict=True):
+        scale = float(one.abs().max()) if one.numel() else 0.0
+        if one.shape != other.shape:
+            difference = "other shapes"
+        else:
+            off = float((one - other).abs().max()) if one.numel() else 0.0
+            if off <= TOLERANCE.get(dtype, 1e-4) * max(scale, 1e-6):
+                continue
+            difference = f"a difference of {off:.3g} where the largest output is {scale:.3g}"
+        raise RunFailed(
+            f"{link} leaves something behind that is not saved: the model that was opened again gives {difference}. A "
+            "method changes a model by job.changes and training alone; hooks, patched forwards and buffers that are "
+            "not registered are lost. What acts at run time is declared with job.changes.at_run_time() and replayed."
+        )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Every floating-point tensor inside, in a fixed order."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            yield from _tensors(value[key])
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
+    elif hasattr(value, "__dataclass_fields__"):
+        yield from _tensors([getattr(value, name) for name in value.__dataclass_fields__])
