@@ -116,8 +116,9 @@ class Stream(Causal):
         return {"position_ids": torch.stack(rows, 1)}
 
     def _deep(self, prefixes: Sequence[Prefix], more: int) -> dict[str, Any]:
-        """What the blocks add to the images' tokens, as Qwen3-VL takes it."""
-        if not any(p.layers for p in prefixes):
+        """What the blocks add to the images' tokens, as Qwen3-VL takes it. On the meta device there are no values by
+        which it could pick these tokens, and additions cost no MACs."""
+        if self.device.type == "meta" or not any(p.layers for p in prefixes):
             return {}
         masks = [torch.cat([p.image, p.image.new_zeros(more)]) for p in prefixes]
         levels = zip(*(p.layers for p in prefixes if p.layers), strict=True)

@@ -8,6 +8,7 @@ time, so that calibration counts an image as one sample.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Qwen25VL(Projected):
     model_type = "qwen2_5_vl"
     processor = "Qwen2VLImageProcessor"
     mark = "<|image_pad|>"
-    keys = (
+    keys: ClassVar[Sequence[tuple[str, str]]] = (
         (r"^visual\.", "model.visual."),
         (r"^model\.(?!language_model\.|visual\.)", "model.language_model."),
     )

@@ -153,4 +153,31 @@ GRID = [[28, 28], [28, 56], [56, 28], [56, 56], [28, 84], [84, 28]]  # (height, 
 ONEVISION = Folder(
     "llava-onevision-0.5b", {"image_token": "<image>", "video_token": "<video>"}, _onevision, _onevision_processor
 )  # fmt: skip
-FOLDERS = (INTERNVL, QWEN, ONEVISION)
+
+
+def _qwen3(ids: dict[str, int]) -> Any:
+    vision = {
+        "hidden_size": 32, "intermediate_size": 40, "depth": 3, "num_heads": 2, "patch_size": 4,
+        "temporal_patch_size": 2, "spatial_merge_size": 2, "out_hidden_size": 32, "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0, 1],
+    }  # fmt: skip
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4, "mrope_interleaved": True}
+    names = {"image": "<|image_pad|>", "video": "<|video_pad|>", "vision_start": "<|vision_start|>"}
+    text = {**TEXT, "num_hidden_layers": 3, "head_dim": 8, "vocab_size": ids[""], "rope_parameters": rope}
+    config = hf.Qwen3VLConfig(
+        vision_config=vision, text_config=text, tie_word_embeddings=False,
+        **{f"{name}_token_id": ids[token] for name, token in names.items()},
+    )  # fmt: skip
+    return hf.Qwen3VLForConditionalGeneration(config)
+
+
+def _qwen3_processor(tokenizer: Any) -> Any:
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
+    images = hf.Qwen2VLImageProcessor(size={"shortest_edge": 64, "longest_edge": 1024}, patch_size=4)
+    template = CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
+    return hf.Qwen3VLProcessor(images, tokenizer, Qwen3VLVideoProcessor(), chat_template=template)
+
+
+QWEN3 = Folder("qwen3-vl-2b", QWEN.special, _qwen3, _qwen3_processor)
+FOLDERS = (INTERNVL, QWEN, ONEVISION, QWEN3)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tests.nn.test_kinds import close_gates, random_keep
 from tests.registry.folders import FOLDERS, Folder
+from vlbench.calibration.blocks import block_statistics
 from vlbench.calibration.capture import capture_all, replay
 from vlbench.capability import Batch, owners
 from vlbench.compression.cut import Cut, cut
@@ -231,8 +232,39 @@ def test_blocks_replay_to_what_they_gave(opened: Opened) -> None:
         for number in range(len(calls[0])):
             hidden = calls[0][number].hidden
             for block, found in zip(tower.blocks, calls, strict=True):
-                hidden = replay(model.net, block, found[number], hidden)
+                glue = found[number].glue
+                hidden = hidden if glue is None else hidden + glue
+                assert torch.allclose(hidden, found[number].hidden, rtol=0, atol=1e-6), block.path
+                hidden = replay(model.net, block, found[number], found[number].hidden)
                 assert torch.equal(hidden, found[number].output), block.path
+
+
+def _adder(total: Tensor) -> Callable[..., None]:
+    def add(_: Any, args: Any, out: Any) -> None:
+        total.add_(args[0].double().square().flatten(0, -2).sum(0))
+
+    return add
+
+
+def test_statistics_of_a_pruned_walk_are_those_of_whole_runs(opened: Opened) -> None:
+    """Of every matrix of every tower, each block pruned before the next one is looked at."""
+    model = copy(opened.model)
+    model.net = deepcopy(opened.model.net)
+    batch = batch_of(model, [picture(60, 20), picture(28, 28)], [[0], [1], [0]], ["a", "b", "c d"])
+    for block, statistics in block_statistics(model.net, model.structure(), [lambda: model.answer_loss(batch)]):
+        names = list(statistics)
+        want = {name: torch.zeros_like(statistics[name].square_sum) for name in names}
+        hooks = [
+            model.net.get_submodule(name.rpartition(".")[0]).register_forward_hook(_adder(want[name])) for name in names
+        ]
+        with torch.no_grad():
+            model.answer_loss(batch)
+            for hook in hooks:
+                hook.remove()
+            for name in names:
+                worst = float((statistics[name].square_sum - want[name]).abs().max())
+                assert worst <= 1e-5 * float(want[name].max()), (block.path, name)
+                model.net.get_parameter(name)[::2] = 0
 
 
 def test_a_cut_model_is_saved_and_opened_again_to_the_bit(opened: Opened, tmp_path: Path) -> None:

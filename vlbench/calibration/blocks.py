@@ -104,6 +104,8 @@ def _forward(
     for place, call in calls.items():
         if seen is not None and seen[1]:
             seen[0].image = seen[1][place[0]]
-        out = replay(net, block, fetched(call, sides), hidden.get(place))
+        whole = fetched(call, sides)
+        given = hidden.get(place)
+        out = replay(net, block, whole, given if whole.glue is None else given + whole.glue)
         if keep:
             hidden.put(place, out)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import RunFailed
 from ..nn.attend import Shared
 from ..nn.caches import cache_in
 from ..structure import Block, Structure, Tower
@@ -20,12 +21,14 @@ Run = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a block. hidden: its input (args[0]); the other arguments are kept by reference."""
+    """One call of a block. hidden: its input (args[0]); the other arguments are kept by reference. glue: what the model
+    added to the output of the block before to make this input; None: nothing."""
 
     hidden: Tensor
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Tensor
+    glue: Tensor | None = None
 
 
 Captured = list[list[Call]]  # of one run: a list of calls for every block
@@ -43,9 +46,10 @@ def capture_all(net: nn.Module, blocks: Sequence[Block], run: Run, *, states: in
     """The calls of several blocks in one run(): a list a block. states: of so many blocks the hidden states are kept
     (of all where it is left out): a tower's would be as much as training needs."""
     calls: Captured = [[] for _ in blocks]
+    chain = _Chain()
     hooks = [
         net.get_submodule(block.path).register_forward_hook(
-            _noter(block, found, keep=states is None or number < states), with_kwargs=True
+            _noter(block, found, number, chain, keep=states is None or number < states), with_kwargs=True
         )
         for number, (block, found) in enumerate(zip(blocks, calls, strict=True))
     ]
@@ -58,15 +62,35 @@ def capture_all(net: nn.Module, blocks: Sequence[Block], run: Run, *, states: in
     return calls
 
 
-def _noter(block: Block, calls: list[Call], *, keep: bool) -> Callable[..., None]:
+class _Chain:
+    """The output of the block that was called last, which the next one is expected to be given."""
+
+    def __init__(self) -> None:
+        self.number, self.output = -1, _NONE
+
+    def glue(self, number: int, hidden: Tensor) -> Tensor | None:
+        """What the input of block `number` has more than the output of the block before it."""
+        before = self.output
+        if self.number != number - 1 or before.shape != hidden.shape or before.data_ptr() == hidden.data_ptr():
+            return None
+        more = hidden - before.to(hidden.device)
+        return more if bool(more.any()) else None
+
+    def called(self, number: int, output: Tensor) -> None:
+        self.number, self.output = number, output
+
+
+def _noter(block: Block, calls: list[Call], number: int, chain: _Chain, *, keep: bool) -> Callable[..., None]:
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if cache_in(kwargs) is not None:
             raise ValueError(f"{block.path} is called with a key-value cache: run the model with use_cache=False")
         named = "" if args else next(iter(kwargs))
         hidden = args[0] if args else kwargs[named]
         rest = {k: _uncached(v) for k, v in kwargs.items() if k != named}
-        hidden, out = (hidden.detach(), hidden_of(output).detach()) if keep else (_NONE, _NONE)
-        calls.append(Call(hidden, tuple(map(_uncached, args[1:])), rest, out))
+        glue = chain.glue(number, hidden.detach())
+        chain.called(number, hidden_of(output).detach())
+        hidden, out = (hidden.detach(), chain.output) if keep else (_NONE, _NONE)
+        calls.append(Call(hidden, tuple(map(_uncached, args[1:])), rest, out, glue))
 
     return note
 
@@ -136,7 +160,8 @@ def _with_arguments(call: Call, kind: type, change: Callable[[Any], Any]) -> Cal
             return tuple(map(changed, value))
         return change(value) if isinstance(value, kind) else value
 
-    return replace(call, args=changed(call.args), kwargs={k: changed(v) for k, v in call.kwargs.items()})
+    kwargs = {k: changed(v) for k, v in call.kwargs.items()}
+    return replace(call, args=changed(call.args), kwargs=kwargs, glue=changed(call.glue))
 
 
 # A tower at a time --------------------------------------------------------------------------------------------------
@@ -165,28 +190,58 @@ def capture_tower(
 
     A capture needs the arguments of every block, and not what the blocks compute. So that it does not cost a forward
     pass of the whole model for each tower, blocks hand their input on, and pruned towers give out what is known of
-    them. That is only done where the first run shows that the arguments then are the same to the bit.
+    them. That is only done where the first run shows that the arguments then are the same to the bit, and where the
+    model adds nothing between the blocks. Raises RunFailed where what it does there is no addition.
     """
     blocks = tower.blocks[first:]
     after = structure.towers[structure.towers.index(tower) + 1 :]
     shortcut = _Shortcut(net, [*blocks, *(b for t in after for b in t.blocks)], finished)
     found: list[Captured] = []
-    quick = False
+    quick = checked = False
     for number, run in enumerate(runs):
         if number == 0:
             with shortcut.watched():
                 calls = capture_all(net, blocks, run, states=1)
-            quick = shortcut.possible() and shortcut.agrees(blocks, run, calls)
+            quick = not _glued(calls) and shortcut.possible() and shortcut.agrees(blocks, run, calls)
         elif quick:
             with shortcut.taken(number):
                 calls = capture_all(net, blocks, run, states=1)
+            if _glued(calls):  # the first run had none (a sample without an image): what is added is not the true one
+                quick, calls = False, capture_all(net, blocks, run, states=1)
         else:
             calls = capture_all(net, blocks, run, states=1)
+        if _glued(calls) and not checked:
+            checked = True
+            _refuse_other_glue(net, blocks, run, calls)
         for index, call in enumerate(calls[0]):
             hidden.put((number, index), call.hidden)
         bare = [[replace(call, hidden=_NONE, output=_NONE) for call in block] for block in calls]
         found.append(put_away(bare, number, sides))
     return found
+
+
+def _glued(calls: Captured) -> bool:
+    return any(call.glue is not None for block in calls for call in block)
+
+
+def _refuse_other_glue(net: nn.Module, blocks: Sequence[Block], run: Run, calls: Captured) -> None:
+    """Raise RunFailed where what lies between the blocks depends on their hidden states: then it is no addition, and
+    another after a block is pruned. Blocks that hand their input on are given other states, and the same additions."""
+    shortcut = _Shortcut(net, blocks, [])
+    with shortcut.watched():
+        run()
+    with shortcut.taken(0):
+        other = capture_all(net, blocks, run, states=1)
+    for block, ours, theirs in zip(blocks, calls, other, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            if a.glue is None and b.glue is None:
+                continue
+            x, y = (torch.zeros(1) if c.glue is None else c.glue for c in (a, b))
+            if x.shape != y.shape or float((x - y).abs().max()) > 0.02 * float(x.abs().max()):
+                raise RunFailed(
+                    f"the model does more than add to the hidden states before {block.path}: block by block, nothing "
+                    "is known of what its blocks are given after one is pruned."
+                )
 
 
 class _Shortcut:

@@ -1,0 +1,38 @@
+"""Oracle: sizes of the published models, counted from their configurations: billions, as their cards say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vlbench.cost.architecture import with_blank
+from vlbench.plugins.table import table
+
+# name -> parameters in all, and in the prunable set of the vision tower and of the language model
+SIZES = {
+    "qwen2.5-vl-3b": (3.755, 0.630, 2.775),
+    "qwen2.5-vl-7b": (8.292, 0.630, 6.525),
+    "qwen3-vl-2b": (2.128, 0.302, 1.409),
+    "qwen3-vl-4b": (4.438, 0.302, 3.633),
+    "qwen3-vl-8b": (8.767, 0.411, 6.946),
+    "internvl3-1b": (0.938, 0.302, 0.358),
+    "internvl3-2b": (2.089, 0.302, 1.310),
+    "internvl3-8b": (7.944, 0.302, 6.525),
+    "llava-onevision-0.5b": (0.894, 0.396, 0.358),
+    "llava-onevision-7b": (8.031, 0.396, 6.525),
+    "llave-0.5b": (0.894, 0.396, 0.358),
+    "llave-7b": (8.031, 0.396, 6.525),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_an_architecture_without_weights_has_the_published_size(name: str) -> None:
+    def count(model: Any) -> tuple[float, dict[str, int]]:
+        return sum(p.numel() for p in model.net.parameters()) / 1e9, model.structure().tower_sizes()
+
+    total, towers = with_blank(table("models").get(name), count)
+    want, vision, language = SIZES[name]
+    assert total == pytest.approx(want, rel=1e-3)
+    assert towers["vision"] / 1e9 == pytest.approx(vision, rel=2e-3)
+    assert towers["language"] / 1e9 == pytest.approx(language, rel=1e-3)
