@@ -145,8 +145,9 @@ class Llava(Prompted):
     def blocks(self) -> int:
         """Vision blocks whose output, or that of a later one, is read."""
         layer: int = self.net.config.vision_feature_layer
-        count = len(self.net.model.vision_tower.encoder.layers)
-        return layer if layer >= 0 else count + 1 + layer
+        whole = int(self.net.config.vision_config.num_hidden_layers)
+        unread = whole - layer if layer >= 0 else -1 - layer  # stay as they are, whatever is removed of the others
+        return len(self.net.model.vision_tower.encoder.layers) - unread
 
     @property
     def language(self) -> Language:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from vlbench.compression.cut import Cut, Kept, cut
+from vlbench.compression.depth import key_of, refusal
 from vlbench.compression.masks import apply_masks
 from vlbench.compression.state import Compression
 from vlbench.model import Model
@@ -15,7 +16,7 @@ from vlbench.structure import Structure
 from vlbench.tensors.locate import locate
 
 MINI = Path(__file__).parents[1] / "registry" / "mini"
-WAYS = ("cut", "heads", "kept_scale", "masked", "finetuned")
+WAYS = ("cut", "heads", "kept_scale", "masked", "finetuned", "depth")
 
 
 def names() -> list[str]:
@@ -39,6 +40,7 @@ def compressed(name: str, way: str) -> tuple[Model, Compression]:
 
 def compress(model: Model, way: str) -> tuple[Model, Compression]:
     """cut: some of the units of every site; heads: whole heads (or groups) of every attention that has them;
+    depth: the first block that may go of every tower, then as the first;
     kept_scale: as the first, with the softmax scale of the kept width; masked: half of the weights zero; finetuned:
     cut, then moved by an optimiser."""
     state = Compression(pattern="structured")
@@ -47,6 +49,8 @@ def compress(model: Model, way: str) -> tuple[Model, Compression]:
             state.masks[matrix] = torch.rand(model.net.get_parameter(matrix).shape) > 0.5
         apply_masks(model.net, state.masks)
         return model, state
+    if way == "depth":
+        cut_to(model, state, without_first(model.structure()))
     structure = model.structure()
     if way == "heads":
         structure = structure.with_units(lambda s: s.variants[0].unit if s.variants else s.unit)
@@ -59,6 +63,18 @@ def compress(model: Model, way: str) -> tuple[Model, Compression]:
             parameter.grad = torch.randn_like(parameter)
         optimiser.step()
     return model, state
+
+
+def without_first(structure: Structure) -> Kept:
+    """All blocks of every tower but the first that may be removed."""
+    keep: Kept = {}
+    for tower in structure.towers:
+        for gone in range(len(tower.blocks)):
+            rest = [i for i in range(len(tower.blocks)) if i != gone]
+            if not refusal(tower, rest):
+                keep[key_of(tower)] = torch.tensor(rest)
+                break
+    return keep
 
 
 def cut_to(

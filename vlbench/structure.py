@@ -96,18 +96,22 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One layer of a tower: the module that is called, and its sites. Calibration replays a tower block by block."""
+    """One layer of a tower: the module that is called, and its sites. Calibration replays a tower block by block.
+    refusal: why the whole block cannot be removed (others read what it makes); empty where it can."""
 
     path: str
     sites: tuple[Site, ...]
+    refusal: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class Tower:
-    """An ordered list of blocks. Towers stand in the order in which data flows through them."""
+    """An ordered list of blocks. Towers stand in the order in which data flows through them. after_drop(module, kept):
+    tells the module which blocks are left, where it knows some of them by number."""
 
     name: str
     blocks: tuple[Block, ...]
+    after_drop: AfterCut | None = None
 
     @property
     def sites(self) -> tuple[Site, ...]:

@@ -20,6 +20,12 @@ class VisionAttention(BlipAttention):  # type: ignore[misc]
 def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
     config, stock = (json.loads(Path(folder, name).read_text()) for name in ("config.json", "stock.json"))
     net: nn.Module = getattr(transformers, stock["class"])(transformers.BlipConfig.from_dict(config))
+    for path, gone in stock.get("dropped", {}).items():  # whole layers that were cut
+        for number in sorted(gone, reverse=True):
+            del net.get_submodule(path)[number]  # type: ignore[operator]
+        for number, layer in enumerate(net.get_submodule(path)):  # type: ignore[arg-type]
+            for part in (part for part in layer.modules() if hasattr(part, "layer_idx")):
+                part.layer_idx = number  # of its keys in a cache
     weights, parameters = load_file(Path(folder, "model.safetensors")), dict(net.named_parameters())
     if different := (weights.keys() ^ parameters.keys()) - {"temp"}:  # "temp" is of the training loss
         raise ValueError(f"{folder} has other weights than the model: {sorted(different)[:5]}")

@@ -30,6 +30,9 @@ def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
     for name, (attributes, _) in stock["attention"].items():
         net.set_submodule(name, Attention(net.get_parameter(f"{name}.out_proj.weight").shape[0]))
         vars(net.get_submodule(name)).update(attributes)
+    for path, gone in stock.get("dropped", {}).items():  # whole layers that were cut
+        for number in sorted(gone, reverse=True):
+            del net.get_submodule(path)[number]  # type: ignore[operator]
     weights, parameters = load_file(Path(folder, "model.safetensors")), dict(net.named_parameters())
     if different := weights.keys() ^ parameters.keys():
         raise ValueError(f"{folder} has other weights than the model: {sorted(different)[:5]}")

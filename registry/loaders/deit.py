@@ -17,6 +17,9 @@ def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
     config, stock = (json.loads(Path(folder, name).read_text()) for name in ("config.json", "stock.json"))
     told = {"num_classes": config.get("num_classes"), **(config.get("model_args") or {})}
     net: nn.Module = timm.create_model(config["architecture"], **{k: v for k, v in told.items() if v is not None})
+    for path, gone in stock.get("dropped", {}).items():  # whole layers that were cut
+        for number in sorted(gone, reverse=True):
+            del net.get_submodule(path)[number]  # type: ignore[operator]
     weights, parameters = load_file(Path(folder, "model.safetensors")), dict(net.named_parameters())
     if different := weights.keys() ^ parameters.keys():
         raise ValueError(f"{folder} has other weights than the model: {sorted(different)[:5]}")

@@ -1,6 +1,7 @@
 """load() opens this folder with transformers, as narrow as it was cut. Needs torch, transformers and safetensors."""
 
 import json
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,21 @@ def turned(self: Any, args: Any, told: Any) -> Any:  # every layer of Llama keep
     return args, told | {"position_embeddings": [a[..., self.rotary] for a in told["position_embeddings"]]}
 
 
+def drop(layers: Any, owner: Any, gone: list[int]) -> None:  # whole layers that were cut
+    for number in sorted(gone, reverse=True):
+        del layers[number]
+    for number, layer in enumerate(layers):
+        for part in (part for part in layer.modules() if hasattr(part, "layer_idx")):
+            part.layer_idx = number  # of its keys in a cache
+    owner.config = copy(owner.config)
+    owner.config.num_hidden_layers = len(layers)
+
+
 def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
     config, stock = (json.loads(Path(folder, name).read_text()) for name in ("config.json", "stock.json"))
     net: nn.Module = getattr(transformers, stock["class"])(getattr(transformers, stock["config"]).from_dict(config))
+    for path, gone in stock.get("dropped", {}).items():
+        drop(net.get_submodule(path), net.get_submodule(path.rpartition(".")[0]), gone)
     weights = load_file(Path(folder, "model.safetensors"))
     for name in weights.keys() - dict(net.named_parameters()).keys():  # tied in the class, and apart in this file
         net.get_submodule(name.rpartition(".")[0]).weight = nn.Parameter(weights[name])

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..structure import Site, Slice, Structure
+from .depth import UNIT, drop_blocks, key_of
 
-Kept = dict[str, Tensor]  # site name -> sorted int64 indices of the units that stay
+# Name of a site (or TOWER.blocks, see depth.py) -> sorted int64 indices of the units that stay.
+Kept = dict[str, Tensor]
 
 
 def cut(net: nn.Module, structure: Structure, keep: Mapping[str, Tensor], *, kept_scale: bool = False) -> None:
@@ -30,6 +32,10 @@ def cut(net: nn.Module, structure: Structure, keep: Mapping[str, Tensor], *, kep
             site.after_cut(net, kept)
         if kept_scale and site.rescale is not None:
             site.rescale(net, kept)
+    for tower in structure.towers:  # last: the paths of sites go by the blocks' numbers
+        kept = keep.get(key_of(tower))
+        if kept is not None and len(kept) < len(tower.blocks):
+            drop_blocks(net, tower, kept)
 
 
 def _by_parameter(site: Site) -> list[list[Slice]]:
@@ -74,6 +80,7 @@ class Cut:
     @classmethod
     def of(cls, structure: Structure, keep: Mapping[str, Tensor], *, kept_scale: bool = False) -> Cut:
         units = {site.name: site.unit for site in structure.sites}
+        units |= {key_of(tower): UNIT for tower in structure.towers}
         return cls({name: (units[name], kept.tolist()) for name, kept in keep.items()}, kept_scale)
 
     def repeat(self, net: nn.Module, structure: Structure) -> None:

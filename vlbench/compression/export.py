@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from ..disk.storage import new_folder, read_json, write_json, write_text
 from ..errors import UserError, did_you_mean
+from ..model import Model
 from ..nn.stock import LOADER
-from .saved import copy_saved, is_saved, load_model
+from .depth import original_blocks
+from .saved import copy_saved, is_saved, load_model, untouched
+from .state import Compression
 
 STOCK = "stock.json"
 NAMED = 5  # runs in a sentence that asks for more of a name
@@ -28,7 +32,7 @@ def export(run: str, folder: Path, runs: Path) -> list[str]:
     with new_folder(folder.absolute()) as temporary:
         copy_saved(source, temporary)
         if stock is not None:
-            write_json(temporary / STOCK, dict(stock.facts))
+            write_json(temporary / STOCK, {**stock.facts, **_dropped(source, model, state)})
             for name, text in stock.files.items():
                 write_text(temporary / name, text)
     names = sorted(p.name for p in folder.iterdir())
@@ -38,6 +42,21 @@ def export(run: str, folder: Path, runs: Path) -> list[str]:
     elif stock is None:
         told.append(f"no {LOADER}: {model.card.name} has no Model.stock() that says it; vlbench.load opens the folder.")
     return told
+
+
+def _dropped(source: Path, model: Model, state: Compression) -> dict[str, Any]:
+    """{"dropped": {path of the layers: numbers, in the configuration's model, of those that are gone}}, where whole
+    layers are."""
+    made = [one.sites for one in state.cuts]
+    if not any(name.endswith(".blocks") for sites in made for name in sites):
+        return {}
+    original = untouched(source, model).structure()
+    left = original_blocks(made, original)
+    dropped = {
+        tower.blocks[0].path.rpartition(".")[0]: [i for i in range(len(tower.blocks)) if i not in left[tower.name]]
+        for tower in original.towers
+    }
+    return {"dropped": {path: gone for path, gone in dropped.items() if gone}}
 
 
 def find_model(name: str, runs: Path) -> Path:

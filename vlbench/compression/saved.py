@@ -120,6 +120,13 @@ def load_model(folder: Path) -> tuple[Model, Compression]:
     return model, state
 
 
+def untouched(folder: Path, model: Model) -> Model:
+    """The dense model of the saved configuration, with random weights. model: what `load_model` gave."""
+    family = table("models").get(model.card.name).load()
+    built: Model = family.build(model.card, read_json(standing(folder) / "config.json"), standing(folder))
+    return built
+
+
 def open_checkpoint(cls: type[Model], card: Card, weights: Path) -> tuple[Model, Compression]:
     """The model a cell starts from, and what must be saved again with all that is made of it. weights: what the family
     opens, or the folder of a compressed model, whose cuts and zeros stay. Raises UserError where that is of another

@@ -10,6 +10,7 @@ something else. Such a class is refused by name.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..structure import AfterCut, Block, Rows, Site, Tower, attention_site, bloc
 from .stock import Told
 
 _HEAD_NORM = "QK-norm runs over the width of the head, so a removed dimension changes the others"
+_DEEP = "the language model reads its output by the block's number (DeepStack)"
 _ALL_NORM = "QK-norm runs over all heads together, so a removed head changes the others"
 
 
@@ -151,12 +153,32 @@ def tower(
     and a feed-forward layer each. modality: the tower's name where it is left out. Raises UserError for a class that is
     not in the table."""
     found = []
+    owner: Any = module.get_submodule(prefix.rpartition(".")[0])
+    read = getattr(owner, "deepstack_visual_indexes", ())
     for index, path, block in blocks_named(module, prefix):
         if blocks is not None and index >= blocks:
             break
         at, kind = f"{name}.{index}", modality or name
-        found.append(Block(path, (_attention(module, at, path, block, kind), _ffn(module, at, path, block, kind))))
-    return Tower(name, tuple(found))
+        sites = (_attention(module, at, path, block, kind), _ffn(module, at, path, block, kind))
+        found.append(Block(path, sites, _DEEP if index in read else ""))
+    return Tower(name, tuple(found), _renumber(prefix.rpartition(".")[0]))
+
+
+def _renumber(path: str) -> AfterCut:
+    """What follows from keeping some blocks of the module at `path`, where it knows blocks by number: those that attend
+    to the whole image (Qwen2.5-VL), those whose output goes further (DeepStack), and the kinds of mask of each."""
+
+    def renumber(module: nn.Module, kept: Tensor) -> None:
+        owner: Any = module.get_submodule(path)
+        number = {old: new for new, old in enumerate(kept.tolist())}
+        for name in ("fullatt_block_indexes", "deepstack_visual_indexes"):
+            if isinstance(known := getattr(owner, name, None), list):
+                setattr(owner, name, [number[old] for old in known if old in number])
+        if isinstance(kinds := getattr(getattr(owner, "config", None), "layer_types", None), list):
+            owner.config = copy(owner.config)
+            owner.config.layer_types = [kinds[old] for old in kept.tolist()]
+
+    return renumber
 
 
 def _attention(module: nn.Module, at: str, path: str, block: nn.Module, modality: str) -> Site:
@@ -239,6 +261,8 @@ def told(module: nn.Module) -> Told:
     library's does not pick by itself."""
     found: Told = {}
     for path, layer in module.named_modules():
+        if isinstance(numbers := getattr(layer, "fullatt_block_indexes", None), list):
+            found[path] = {"fullatt_block_indexes": numbers}, 1.0
         row = row_of(layer)
         if row is None:
             continue

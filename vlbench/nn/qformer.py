@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerMultiHeadAttention
 from transformers.models.instructblip.modeling_instructblip import InstructBlipQFormerMultiHeadAttention
 
-from ..structure import Block, Rows, Site, Tower, attention_site, blocks_named, count_setter, ffn_site
+from ..structure import AfterCut, Block, Rows, Site, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import Shared, attend, merge_heads, split_heads
 from .stock import Told
 
@@ -82,7 +83,18 @@ def tower(module: nn.Module, prefix: str = "qformer.encoder.layer", name: str = 
         if hasattr(block, "intermediate"):  # BLIP-2 for generation has no text inside its Q-Former
             sites.append(_ffn(module, f"{at}.text_ffn", "language", path, ""))
         blocks.append(Block(path, tuple(sites)))
-    return Tower(name, tuple(blocks))
+    return Tower(name, tuple(blocks), _counter(prefix.rpartition(".")[0]))
+
+
+def _counter(path: str) -> AfterCut:
+    """The encoder counts its layers by its configuration."""
+
+    def count(module: nn.Module, kept: Tensor) -> None:
+        encoder: Any = module.get_submodule(path)
+        encoder.config = copy(encoder.config)
+        encoder.config.num_hidden_layers = len(kept)
+
+    return count
 
 
 def _attention(module: nn.Module, name: str, modality: str, path: str) -> Site:

@@ -15,6 +15,7 @@ from .caches import cache_in
 from .stock import Told
 
 _HEADS = "block 0 makes the position bias of every layer, with one entry per head"
+_FIRST = "it makes the position bias of every layer"
 
 
 class T5Attention(LibraryAttention):  # type: ignore[misc]
@@ -114,7 +115,7 @@ def tower(module: nn.Module, prefix: str, name: str) -> Tower:
             sites.append(_attention(module, f"{at}.cross", "cross", f"{path}.layer.1.EncDecAttention"))
         last = len(block.layer) - 1  # type: ignore[arg-type]
         sites.append(_ffn(module, f"{at}.ffn", f"{path}.layer.{last}.DenseReluDense"))
-        blocks.append(Block(path, tuple(sites)))
+        blocks.append(Block(path, tuple(sites), "" if index else _FIRST))
     return Tower(name, tuple(blocks))
 
 

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from ..compression.saved import load_model
-from ..disk.storage import read_json
-from ..model import Card, Model
-from ..plugins.table import table
-from ..structure import Site, Structure
+from ..compression.depth import original_blocks
+from ..compression.saved import load_model, untouched
+from ..structure import Site
 
 # (modality, kind) of a site -> the component that papers report it under. Other pairs are called by their two words.
 COMPONENTS = {
@@ -44,25 +42,22 @@ def retained(folder: Path) -> list[Retained]:
     """Every site of the model saved in `folder`, in order of data flow. Raises UserError where that is damaged."""
     model, state = load_model(folder)
     now = {site.name: site for site in model.structure().sites}
+    original = untouched(folder, model).structure()
+    left = original_blocks([made.sites for made in state.cuts], original)
     found = []
-    for tower in _original(folder, model).towers:
+    for tower in original.towers:
+        number = {old: new for new, old in enumerate(left[tower.name])}
         for layer, block in enumerate(tower.blocks):
             for site in block.sites:
+                rest = site.name.removeprefix(f"{tower.name}.{layer}")
+                matrices = now[f"{tower.name}.{number[layer]}{rest}"].matrices if layer in number else {}
                 kept = sum(
                     int(state.masks[name].sum()) if name in state.masks else math.prod(shape)
-                    for name, shape in now[site.name].matrices.items()
+                    for name, shape in matrices.items()
                 )
                 entries = sum(math.prod(shape) for shape in site.matrices.values())
                 found.append(Retained(_row(site), layer, component(site), entries, kept))
     return found
-
-
-def _original(folder: Path, model: Model) -> Structure:
-    """The structure before any cut: of the saved configuration, which is the dense model's."""
-    card: Card = model.card
-    family = table("models").get(card.name).load()
-    built: Model = family.build(card, read_json(folder / "config.json"), folder)
-    return built.structure()
 
 
 def component(site: Site) -> str:

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from ..compression.depth import key_of
 from ..compression.state import Compression
 from ..errors import RunFailed, UserError
 from ..job import Job
@@ -143,7 +144,8 @@ def pruned_towers(structure: Structure, state: Compression) -> set[str]:
     found = {
         tower.name
         for tower in structure.towers
-        if any(site.name in cut or site.matrices.keys() & state.masks.keys() for site in tower.sites)
+        if key_of(tower) in cut
+        or any(site.name in cut or site.matrices.keys() & state.masks.keys() for site in tower.sites)
     }
     return found or {tower.name for tower in structure.towers}
 
