@@ -23,9 +23,9 @@ def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
     for path, gone in stock.get("dropped", {}).items():  # whole layers that were cut
         for number in sorted(gone, reverse=True):
             del net.get_submodule(path)[number]  # type: ignore[operator]
-        for number, layer in enumerate(net.get_submodule(path)):  # type: ignore[arg-type]
-            for part in (part for part in layer.modules() if hasattr(part, "layer_idx")):
-                part.layer_idx = number  # of its keys in a cache
+        for number, cut in enumerate(net.get_submodule(path).children()):
+            for part in (part for part in cut.modules() if hasattr(part, "layer_idx")):
+                vars(part)["layer_idx"] = number  # of its keys in a cache
     weights, parameters = load_file(Path(folder, "model.safetensors")), dict(net.named_parameters())
     if different := (weights.keys() ^ parameters.keys()) - {"temp"}:  # "temp" is of the training loss
         raise ValueError(f"{folder} has other weights than the model: {sorted(different)[:5]}")

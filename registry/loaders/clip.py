@@ -27,12 +27,12 @@ def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
     """The model in eval mode. Raises ValueError where weights and configuration are not of one model."""
     config, stock = (json.loads(Path(folder, name).read_text()) for name in ("config.json", "stock.json"))
     net: nn.Module = open_clip.CLIP(**{k: v for k, v in config.items() if k not in ("widths", "softmax_scale")})
-    for name, (attributes, _) in stock["attention"].items():
-        net.set_submodule(name, Attention(net.get_parameter(f"{name}.out_proj.weight").shape[0]))
-        vars(net.get_submodule(name)).update(attributes)
     for path, gone in stock.get("dropped", {}).items():  # whole layers that were cut
         for number in sorted(gone, reverse=True):
             del net.get_submodule(path)[number]  # type: ignore[operator]
+    for name, (attributes, _) in stock["attention"].items():
+        net.set_submodule(name, Attention(net.get_parameter(f"{name}.out_proj.weight").shape[0]))
+        vars(net.get_submodule(name)).update(attributes)
     weights, parameters = load_file(Path(folder, "model.safetensors")), dict(net.named_parameters())
     if different := weights.keys() ^ parameters.keys():
         raise ValueError(f"{folder} has other weights than the model: {sorted(different)[:5]}")

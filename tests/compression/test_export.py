@@ -25,7 +25,7 @@ from vlbench.cost.counts import count_parameters
 from vlbench.errors import UserError
 from vlbench.plugins.table import table
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 LINES = 55  # of a load.py
 TOLERANCE = 1e-6  # of the largest output
 RETRIEVAL = "blip2-retrieval"

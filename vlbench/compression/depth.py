@@ -106,7 +106,7 @@ def choose_blocks(
 
 def _refuse_short(part: Structure, target: float, gone: float) -> None:
     largest = max(entries(block) for tower in part.towers for block in tower.blocks)
-    if target - gone > largest:
+    if target - gone > largest / 2:  # nearer would be one that has to stay
         raise UserError(
             f"sparsity {target / part.size:.4g} cannot be reached with whole blocks of "
             f"{', '.join(t.name for t in part.towers)}: at most {gone / part.size:.4f}."
@@ -121,9 +121,7 @@ class BlockGates:
         self.value: dict[str, Tensor] = {}
         self._gated: list[nn.Module] = []
         for tower in structure.towers:
-            gate = torch.ones(
-                len(tower.blocks), device=parameter.device, dtype=parameter.dtype, requires_grad=True
-            )
+            gate = torch.ones(len(tower.blocks), device=parameter.device, dtype=parameter.dtype, requires_grad=True)
             self.value[tower.name] = gate
             for index, block in enumerate(tower.blocks):
                 module = net.get_submodule(block.path)

@@ -120,12 +120,17 @@ class SampledOptions(ScoreOptions):
     )
     calibration_images: str = later("", description="folder of a caption file's images; left out: the file's own")
     statistics: Literal["float64", "float32"] = later("float64", description="precision in which sums are kept")
-    allocation: Literal["uniform", "ecoflap", "ecoflap-zeroth"] = later(  # type: ignore[assignment]
+    allocation: Literal["uniform", "ecoflap", "ecoflap-zeroth", "owl"] = later(  # type: ignore[assignment]
         "uniform",
         description="uniform: one ratio everywhere; global: one ranking over the model, see group; ecoflap: a ratio "
-        "for each block, by |weight * gradient|; ecoflap-zeroth: by differences of the loss, two passes a matrix",
+        "for each block, by |weight * gradient|; ecoflap-zeroth: by differences of the loss, two passes a matrix; owl: "
+        "by how many of its Wanda scores are outliers",
     )
-    allocation_samples: int = later(32, ge=1, description="ecoflap: how many of the samples give the gradients")
+    allocation_samples: int = later(
+        32, ge=1, description="ecoflap and owl: how many of the samples give the gradients, or the inputs"
+    )
+    owl_multiple: float = later(5.0, gt=0, description="owl: outliers are scores above so many times the mean")
+    owl_span: float = later(0.08, ge=0, lt=1, description="owl: how far a block's ratio may be from the target")
 
     @model_validator(mode="after")
     def _images_of_a_file(self) -> SampledOptions:

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..calibration.activations import remove_left
+from ..calibration.blocks import block_statistics
 from ..calibration.gradients import gradients
 from ..calibration.statistics import Statistics
 from ..calibration.walk import AtOnce, BlockByBlock, Looking, Seen, Walk
@@ -37,10 +38,11 @@ from .decisions import (
 from .ecoflap import block_ratios, first_order, numbers_apart, seeds_from, zeroth_order
 from .modality import tower_ratios
 from .options import CalibratedOptions, GradientOptions, SampledOptions, ScoreOptions
+from .owl import met, outliers, owl
 
 __all__ = [
     "CalibratedOptions", "GradientOptions", "Reconstructor", "SampledOptions", "ScoreOptions", "ScorePruner",
-    "UnitOptions", "UnitPruner", "refuse_widths", "unit_importance",
+    "UnitOptions", "UnitPruner", "WholeHeads", "refuse_widths", "unit_importance",
 ]  # fmt: skip
 
 ECOFLAP_BATCH = 8  # samples a batch of the loss that blocks are scored by, as in the authors' scripts
@@ -60,6 +62,10 @@ class ScorePruner(Method):
     gram: ClassVar[bool] = False
     parallel: ClassVar[bool] = True
 
+    def units(self, structure: Structure) -> Structure:
+        """The structure with the units that are removed."""
+        return structure
+
     @abstractmethod
     def score(self, weight: Tensor, statistics: Statistics | None) -> Tensor:
         """(out, in) -> (out, in): the importance of each weight, larger = more important."""
@@ -78,6 +84,7 @@ class ScorePruner(Method):
         """Raise UserError for a pattern that the method does not make, towers that are not there or cannot give what
         is asked of them, by their ratios or with one unit left a site, and widths without the n:m pattern."""
         options: ScoreOptions = self.options
+        structure = self.units(structure)
         if options.pattern not in self.patterns:
             raise UserError(
                 f"{self.name} does not make pattern={options.pattern}: it makes {', '.join(self.patterns)}."
@@ -92,8 +99,8 @@ class ScorePruner(Method):
 
     def apply(self, job: Job) -> None:
         options: ScoreOptions = self.options
-        structure = job.changes.structure
-        self.check(structure)
+        self.check(job.changes.structure)
+        structure = self.units(job.changes.structure)
         towers = tower_ratios(structure, options)
         job.model.net.eval()
         ratios = self._ratios(job, structure, towers)
@@ -115,7 +122,8 @@ class ScorePruner(Method):
                 found: dict[str, float] = state[2]
             else:
                 with numbers_apart(job.model.device):  # what follows draws the same, found or read
-                    found = self._ecoflap(job, structure, options)
+                    by_block = self._owl if options.allocation == "owl" else self._ecoflap
+                    found = by_block(job, structure, options)
                 store.save(0, {}, found)
             job.changes.state.log.setdefault(self.name, {})["ratios"] = {n: round(r, 6) for n, r in found.items()}
             return found
@@ -135,6 +143,24 @@ class ScorePruner(Method):
                 progress=lambda done, total: job.here.progress("allocate", done, total, ""), world=job.here.world,
             )  # fmt: skip
         return block_ratios(structure, scores, options.fraction, code=options.group == "code")
+
+    def _owl(self, job: Job, structure: Structure, options: SampledOptions) -> dict[str, float]:
+        """From the dense model's stream."""
+        net = job.model.net
+        batches = job.data.calibration(min(options.allocation_samples, options.calibration_samples), 1)
+        runs = [partial(job.loss, batch) for batch in batches]
+        percent: list[float] = []
+        blocks: list[list[str]] = []
+        for block, seen in block_statistics(net, structure, runs, propagate="dense"):
+            names = list(dict.fromkeys(name for site in block.sites for name in site.matrices))
+            scores = [weight_of(net, n).abs() * seen[n].norm.to(weight_of(net, n).dtype) for n in names]
+            percent.append(outliers(scores, options.owl_multiple))
+            blocks.append(names)
+        ratios = owl(percent, options.fraction, options.owl_span)
+        found = {name: ratio for names, ratio in zip(blocks, ratios, strict=True) for name in names}
+        if options.group == "code":
+            return found
+        return met(found, {n: torch.Size(s).numel() for n, s in structure.matrices.items()}, options.fraction)
 
     def _walk(self, job: Job, structure: Structure, decisions: Decisions) -> Walk:
         """The walk that the options ask for: which inputs, or gradients, the score is told."""
@@ -176,6 +202,19 @@ class ScorePruner(Method):
         log = job.changes.state.log.setdefault(self.name, {})
         ids = [sample.id for batch in batches for sample in batch.samples]
         log["calibration"] = {"samples": len(ids), "ids": digest(ids)[:12]}
+
+
+class WholeHeads:
+    """Mixed into a pruner by score whose units of attention are whole heads (groups of them, where they share a key),
+    where a layer can lose them; elsewhere they are the layer's own."""
+
+    def units(self, structure: Structure) -> Structure:
+        return structure.with_units(_whole)
+
+
+def _whole(site: Site) -> str:
+    legal = {one.unit for one in (site, *site.variants)}
+    return next((unit for unit in ("kv group", "head") if unit in legal), site.unit)
 
 
 class Reconstructor(ScorePruner):

@@ -1,0 +1,145 @@
+"""RIA, OWL, LLM-Pruner and Wanda-sp against the arrays of their original code."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.lab import Lab
+from tests.oracles import Oracle
+from tests.pruning.toy import pruner
+from vlbench.calibration.statistics import Statistics
+from vlbench.compression.masks import keep_fraction
+from vlbench.compression.saved import load_model
+from vlbench.pruning.owl import met, outliers, owl
+from vlbench.structure import Block, Rows, Structure, Tower, attention_site, count_setter, ffn_site
+
+llm_pruner = importlib.import_module("vlbench.methods.llm_pruner")
+
+
+@pytest.fixture
+def neighbours(shared: Path) -> Path:
+    return shared / "oracles" / "neighbours"
+
+
+def seen(square_mean: Tensor) -> Statistics:
+    return Statistics(square_mean.double(), 1)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 0.0])
+def test_ria(neighbours: Path, power: float) -> None:
+    oracle = Oracle(neighbours / "ria_a.npz")
+    score = pruner("ria", power=power).score(oracle["W"], seen(oracle["scaler_row"]))
+    assert torch.allclose(score, oracle[f"score/{power}"], rtol=1e-6, atol=0)
+    assert torch.equal(keep_fraction(score, 0.5, "row"), oracle[f"keep_per_row/{power}"])
+
+
+def test_owl(neighbours: Path) -> None:
+    oracle = Oracle(neighbours / "owl_ratios_a.npz")
+    for number, case in enumerate(oracle.facts["cases"]):
+        percent = [
+            outliers([oracle[f"W/{i}/{m}"].abs() * oracle[f"scaler_row/{i}/{m}"].sqrt() for m in (0, 1)], case["M"])
+            for i in range(5)
+        ]
+        ratios = owl(percent, case["sparsity"], case["Lamda"])
+        assert torch.allclose(torch.tensor(percent).double(), oracle[f"outlier_percent/{number}"], atol=1e-6)
+        assert torch.allclose(torch.tensor(ratios).double(), oracle[f"layer_sparsity/{number}"], atol=1e-7)
+
+
+def test_owl_of_equal_blocks_and_of_blocks_of_other_sizes() -> None:
+    """The code gives NaN where all blocks have as many outliers, and misses the target where sizes differ."""
+    assert owl([2.0, 2.0], 0.5, 0.08) == pytest.approx([0.5, 0.5])
+    sizes = {"a": 100, "b": 900}
+    found = met({"a": 0.42, "b": 0.58}, sizes, 0.5)
+    assert sum(found[n] * sizes[n] for n in sizes) == pytest.approx(500)
+    assert found["b"] - found["a"] == pytest.approx(0.16)
+
+
+class Layer(nn.Module):
+    """Projections of one attention and one gated feed-forward layer."""
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.heads = 3
+        for name, weight in weights.items():
+            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            linear.weight.data = weight
+            setattr(self, name, linear)
+
+
+@pytest.mark.parametrize("grouping", ["sum", "mean", "max", "prod", "first"])
+@pytest.mark.parametrize("taylor", ["vectorize", "param_first", "param_second", "param_mix"])
+def test_llm_pruner(neighbours: Path, taylor: str, grouping: str) -> None:
+    oracle = Oracle(neighbours / "llm_pruner_taylor_a.npz")
+    net = Layer(oracle.tensors("W/"))
+    learnt = {
+        f"{n}.weight": Statistics(torch.zeros(1), 1, None, oracle[f"grad/{n}"], oracle[f"acc_grad/{n}"])
+        for n in oracle.tensors("W/")
+    }
+    method = pruner("llm_pruner", taylor=taylor, grouping=grouping)
+    ffn = ffn_site(net, "f", modality="language", up="up", gate="gate", down="down", activation=F.silu)
+    attention = attention_site(
+        net, "a", modality="language", query=Rows("q"), key=Rows("k"), value=Rows("v"), output="o", heads=3,
+        set_heads=count_setter("", "heads"),
+    ).with_unit("head")  # fmt: skip
+    neurons = method.importance(net, ffn, learnt)
+    heads = method.importance(net, attention, learnt)
+    if grouping != "first":  # ours has no order of a group's matrices
+        assert torch.allclose(neurons, oracle[f"mlp/{taylor}/{grouping}"], rtol=1e-10, atol=1e-12)
+        wanted = oracle[f"attn/{taylor}/{grouping}"]
+        wanted = wanted if len(wanted) == 3 else wanted.view(3, -1).sum(1)
+        assert torch.allclose(heads, wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_wanda_sp_of_the_first_layer(neighbours: Path) -> None:
+    """Its masks from the recorded inputs of the first layer, which nothing pruned has touched."""
+    oracle = Oracle(neighbours / "flap_a.npz")
+    net = Layer({n: oracle[f"weight/0.{p}.weight"] for n, p in (("o", "self_attn.o_proj"), ("down", "mlp.down_proj"))})
+    for name, rows in (("q", 384), ("k", 384), ("v", 384), ("up", 20)):
+        setattr(net, name, nn.Linear(6, rows, bias=False))
+    attention = attention_site(
+        net, "a", modality="language", query=Rows("q"), key=Rows("k"), value=Rows("v"), output="o", heads=3,
+        set_heads=count_setter("", "heads"),
+    ).with_unit("head")  # fmt: skip
+    ffn = ffn_site(net, "f", modality="language", up="up", down="down", activation=F.silu)
+    learnt = {}
+    for name, path in (("o", "self_attn.o_proj"), ("down", "mlp.down_proj")):
+        statistics = Statistics.zeros(oracle[f"inputs/0.{path}"].shape[-1], torch.device("cpu"))
+        statistics.add(oracle[f"inputs/0.{path}"])
+        learnt[f"{name}.weight"] = statistics
+    method = pruner("wanda_sp")
+    for ratio in (0.34, 0.5):
+        for site, key in ((attention, "attn_mask"), (ffn, "mlp_mask")):
+            score = method.importance(net, site, learnt)
+            keep = score >= score.sort().values[int(len(score) * ratio)]
+            assert torch.equal(keep, oracle[f"wanda_sp/{ratio}/{key}/0"])
+
+
+def test_units_are_whole_heads() -> None:
+    """Of the structure that a pruner of heads is given, where a layer can lose them."""
+    net = Layer({n: torch.randn(12, 12) for n in ("q", "k", "v", "o")})
+    site = attention_site(
+        net, "a", modality="language", query=Rows("q"), key=Rows("k"), value=Rows("v"), output="o", heads=3,
+        set_heads=count_setter("", "heads"),
+    )  # fmt: skip
+    structure = Structure((Tower("t", (Block("", (site,)),)),))
+    assert pruner("wanda_sp").units(structure).sites[0].unit == "head"
+
+
+def test_a_run_with_owl_meets_the_target(lab: Lab) -> None:
+    """The record of a whole run: blocks get ratios of their own, and their mean by entries is the target."""
+    told = lab.run(
+        "method=wanda", "sparsity=0.5", "allocation=owl", "group=matrix", "owl_multiple=2", "calibration_samples=8"
+    )
+    assert told.code == 0, told.err
+    folder = next(p.parent for p in lab.folder.rglob("result.json") if "wanda" in str(p))
+    parameters = json.loads((folder / "result.json").read_text())["parameters"]
+    assert parameters["removed"] / parameters["prunable"] == pytest.approx(0.5, abs=0.02)
+    ratios = load_model(folder / "model")[1].log["wanda"]["ratios"]
+    assert len(set(ratios.values())) > 1
