@@ -15,15 +15,53 @@ from tests.simulated import register
 register()
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared"
+SLICE = Path(__file__).resolve().parent  # tests/oracles: the part of the recordings that travels with the checkout
+WANTING = "needs ../shared (oracles and real data), which is not beside this checkout"
+
+
+def _shared() -> Path | None:
+    folder = Path(os.environ.get("VLBENCH_SHARED") or BESIDE)
+    return folder if folder.is_dir() else None
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of oracles and real data: VLBENCH_SHARED, or `shared` beside the checkout."""
-    folder = Path(os.environ.get("VLBENCH_SHARED") or BESIDE)
-    if not folder.is_dir():
-        pytest.skip("needs ../shared (oracles and real data), which is not beside this checkout")
-    return folder
+    """The folder of oracles and real data: VLBENCH_SHARED, or `shared` beside the checkout. Without it, the slice of
+    tests/oracles: a test that opens a recording that is not in it is skipped."""
+    return _shared() or SLICE
+
+
+def _skip_where_the_slice_ends(error: BaseException) -> None:
+    if isinstance(error, FileNotFoundError) and _shared() is None:
+        file = Path(str(error.filename or error))
+        if SLICE in file.parents and file.relative_to(SLICE).parts[0] in ("oracles", "data", "published", "cases"):
+            pytest.skip(WANTING)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        _skip_where_the_slice_ends(error)
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: object, request: pytest.FixtureRequest) -> Iterator[None]:
+    try:
+        return (yield)  # type: ignore[misc]
+    except FileNotFoundError as error:
+        _skip_where_the_slice_ends(error)
+        raise
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly what was not compared with its recording."""
+    skipped = [r for r in terminalreporter.stats.get("skipped", []) if WANTING in str(r.longrepr)]
+    if skipped:
+        words = f"{len(skipped)} TESTS AGAINST RECORDINGS WERE SKIPPED: {WANTING}"
+        terminalreporter.write_sep("!", words, red=True, bold=True)
 
 
 @pytest.fixture

@@ -102,8 +102,8 @@ def vqa(tmp_path: Path) -> Job:
 
 def test_dense_statistics_equal_those_of_plain_runs(vqa: Job) -> None:
     """What the walk sees block by block is what hooks see in whole forward passes."""
-    runs = [partial(vqa.loss, batch) for batch in vqa.calibration(6, 1)]
-    structure = vqa.structure
+    runs = [partial(vqa.loss, batch) for batch in vqa.data.calibration(6, 1)]
+    structure = vqa.changes.structure
     every = Block("", structure.sites)
     with collected(vqa.model.net, every) as wanted, torch.no_grad():
         for run in runs:
@@ -118,7 +118,7 @@ def test_dense_statistics_equal_those_of_plain_runs(vqa: Job) -> None:
 def test_batches_with_padding_give_the_statistics_of_single_samples(vqa: Job) -> None:
     """Questions of four lengths in one batch; the decoder reads their padded states."""
     single, batched = (
-        collect(vqa.model.net, vqa.structure, [partial(vqa.loss, b) for b in vqa.calibration(8, size)])
+        collect(vqa.model.net, vqa.changes.structure, [partial(vqa.loss, b) for b in vqa.data.calibration(8, size)])
         for size in (1, 4)
     )
     for name, seen in batched.items():

@@ -1,4 +1,4 @@
-"""What a link leaves behind besides its state is refused; what it declares is replayed. The oracle is the model itself."""
+"""What a link leaves behind besides its state is refused; what it declares is replayed. Oracle: the model itself."""
 
 from __future__ import annotations
 
