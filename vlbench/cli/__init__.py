@@ -15,7 +15,7 @@ from .common import stop
 
 # In the order of the help.
 VERBS: tuple[Callable[..., Any], ...] = (
-    cells.run, cells.sweep, cells.status, listing.list_, listing.help_, listing.cost, finished.time_,
+    cells.run, cells.sweep, cells.status, cells.reproduce, listing.list_, listing.help_, listing.cost, finished.time_,
     boards.leaderboard, boards.compare, boards.table_, boards.plot, finished.page, boards.submit, boards.score,
     finished.export, plugins.new, plugins.check,
 )  # fmt: skip

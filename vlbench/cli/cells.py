@@ -153,6 +153,41 @@ def _run_sweep(made: Sweep, engine: Engine) -> bool:
     return False
 
 
+def reproduce(
+    name: Annotated[str, typer.Argument(metavar="TABLE", help="upop, sparselora, or a path that ends with .sweep")],
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="its lines with these words alone, like task=nlvr2")
+    ] = None,
+    runs: Runs = RUNS,
+    plan: Annotated[bool, typer.Option("--plan", help="print what was published, what is done and what lacks")] = False,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="cells at a time, on this machine")] = None,
+    device: Device = "",
+    json: Json = False,
+) -> None:
+    """A paper's table, published against measured: vlbench reproduce upop task=nlvr2."""
+    from ..cell.spec import parse
+    from ..machine.ui import Screen
+    from ..sweep import reproduce as table
+    from ..sweep import sweep as sweeping
+    from ..sweep.engines import Engine
+
+    ask_for(device)
+    stopped, failed = False, 0
+    with resumable(), Screen(quiet=json) as screen:
+        found = table.opened(table.read_table(table.table_file(name), parse(words or [])), screen)
+        if not plan and not found.planned:
+            raise UserError("\n".join(["no cell of this table can be run here:", *found.missing()]))
+        if not plan:
+            made = sweeping.Sweep(found.planned, runs, screen)
+            stopped = _run_sweep(made, Engine("local", jobs))
+            failed = len(made.failed())
+    table.print_table(found, runs, json=json)
+    if stopped:
+        stop("interrupted; the same command goes on from here.", 130)
+    if failed:
+        raise RunFailed(f"{failed} of {len(found.planned)} cells failed.")
+
+
 def status(
     words: Annotated[
         list[str] | None,
