@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tests.lab import method_file
 from vlbench.errors import UserError
 from vlbench.plugins import source
 from vlbench.plugins.entry import Entry
+from vlbench.plugins.moved import MODULES, NAMES
 from vlbench.plugins.source import source_files, uncommitted
 from vlbench.plugins.table import forget, table
 from vlbench.plugins.workspace import workspace
@@ -337,3 +339,27 @@ def test_without_a_checkout_built_ins_go_by_their_version(tmp_path: Path, monkey
     uncommitted.cache_clear()
     assert uncommitted() == frozenset()
     assert table("methods").get("magnitude").digest() is None
+
+
+def test_a_plug_in_of_the_first_layout_is_told_the_new_paths(box: Path) -> None:
+    """Names that moved with their module, names that left it, and the ones that stayed."""
+    text = (
+        "from vlbench.method import Method, PruneOptions, method\nfrom vlbench.pruning.masks import Keep\n"
+        "from vlbench.errors import UserError\n" + method_file("old")
+    )
+    plug(box, "old.py", text)
+    with pytest.raises(UserError) as error:
+        table("methods").get("old").load()
+    told = str(error.value)
+    assert "line 1: write `from vlbench.options import PruneOptions`" in told
+    assert "line 2: write `from vlbench.compression.masks import Keep`" in told
+    assert "errors" not in told.split("):", 1)[1]
+
+
+def test_every_new_path_is_there() -> None:
+    """Each module of the table exists, and each name is in it."""
+    for new in set(MODULES.values()):
+        assert importlib.util.find_spec(f"vlbench.{new}") is not None, new
+    for old, new in NAMES.items():
+        name = old.partition(":")[2]
+        assert name in Path(str(importlib.util.find_spec(f"vlbench.{new}").origin)).read_text(), old  # type: ignore[union-attr]

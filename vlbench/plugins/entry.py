@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from ..errors import UserError
 from .kinds import Kind
+from .moved import moved_imports
 from .source import source_files, uncommitted
 from .workspace import WORKSPACE_MODULES
 
@@ -84,6 +85,9 @@ class Entry:
             raise
         except (Exception, SystemExit) as error:
             what = f"{type(error).__name__}: {error}"
+            if moved := moved_imports(self.file):
+                what = f"it was written for an older vlbench, {what}"
+                raise UserError("\n".join([f"{self.file} cannot be used ({what}):", *moved])) from error
             raise UserError(
                 f"{self.file} cannot be used, it raises on import ({what}): mend or move the file."
             ) from error
