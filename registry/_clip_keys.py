@@ -27,17 +27,24 @@ CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 # The momentum twin and the queues of UPop's training, and numbers that OpenAI keeps beside the weights.
 DROPPED = re.compile(r"(^|\.)\w+_m(\.|$)|_queue$|^(input_resolution|context_length|vocab_size)$")
 FUSED = re.compile(r"\.attn\.in_proj_(weight|bias)$")
+# A file that does not say its activation, of which there are two for the same shapes.
+ASKED = (
+    "{source} does not say whether this CLIP has OpenAI's QuickGELU or the plain GELU, and scores fall by points with "
+    "the wrong one: put open_clip_config.json beside it, the checkpoint's own or "
+    "{{\"model_cfg\": {{\"quick_gelu\": true}}}} (OpenAI's, DFN's) or false (LAION's, DataComp's)."
+)
 KNOWN = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale", "init_logit_bias"}
 OURS = {"widths", "softmax_scale"}  # what `CLIP.build` reads beside open_clip's keys
 
 
 def read(source: Path) -> tuple[Config | None, dict[str, Tensor]]:
-    """The configuration in a folder (None where it has none, and for a file), and the weights as they are.
+    """The configuration in a folder, or beside a file (None where there is none), and the weights as they are.
 
     Folders of timm on the hub hold the image encoder alone a second time (config.json, model.safetensors).
     """
     if not source.is_dir():
-        return None, read_weights(source)
+        beside = source.parent / CONFIG
+        return _model_cfg(beside) if beside.is_file() else None, read_weights(source)
     config = None
     if (source / CONFIG).is_file():
         config = _model_cfg(source / CONFIG)
@@ -53,6 +60,18 @@ def _model_cfg(file: Path) -> Config:
     if not isinstance(found, dict):
         raise UserError(f"{file} is no configuration of open_clip's: it has no object 'model_cfg'.")
     return found
+
+
+def tells_activation(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a bare file is provably of OpenAI's weights, whose activation is QuickGELU: it has the numbers that
+    OpenAI keeps beside them, what UPop's training of them adds, or layers that UPop has cut. LAION's CLIPs have the
+    same shapes and GELU."""
+    cut = any(
+        (FUSED.search(key) and value.ndim == 2 and value.shape[0] != 3 * value.shape[1])
+        or (key.endswith(".mlp.c_fc.weight") and value.shape[0] != 4 * value.shape[1])
+        for key, value in tensors.items()
+    )
+    return cut or any(DROPPED.search(key) for key in tensors)
 
 
 def is_original(keys: Mapping[str, Tensor]) -> bool:

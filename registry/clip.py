@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,13 @@ class CLIP(Model, Matcher):
     def open(cls, card: Card, folder: Path) -> CLIP:
         """A folder of open_clip's, or one file with OpenAI's keys, whole or cut by UPop."""
         config, tensors = keys.read(folder)
-        if config is None:
-            config = keys.inferred(tensors)
+        if config is None or "vision_cfg" not in config:
+            told, config = config or {}, keys.inferred(tensors)
             own = cls.architecture(card)
-            config = own if keys.same_dims(config, own) else config
-        model = cls.build(card, config, folder)
+            if "quick_gelu" not in told and card.suite == "full" and not keys.tells_activation(tensors):
+                raise UserError(keys.ASKED.format(source=folder))
+            config = {**(own if keys.same_dims(config, own) else config), **told}
+        model = cls.build(_of_size(card, config), config, folder)
         if keys.is_original(tensors):
             model.load(tensors)
         else:
@@ -191,6 +194,12 @@ class CLIP(Model, Matcher):
         project = net.text_projection
         features: Tensor = project(pooled) if isinstance(project, torch.nn.Linear) else pooled @ project
         return features
+
+
+def _of_size(card: Card, config: dict[str, Any]) -> Card:
+    """The card with the image size of the network, which the positions of the weights prove."""
+    told = config.get("vision_cfg", {}).get("image_size", card.image.size)
+    return replace(card, image=replace(card.image, size=told)) if isinstance(told, int) else card
 
 
 def _directions(features: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from vlbench.capability import Classifier
 from vlbench.compression.shapes import fit_to, narrow
+from vlbench.errors import UserError
 from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, Model, family, read_config
 from vlbench.nn import timm as adopted
@@ -74,7 +76,7 @@ class DeiT(Model, Classifier):
     def build(cls, card: Card, config: dict[str, Any], folder: Path) -> DeiT:
         net = timm.create_model(config["architecture"], pretrained=False, **_arguments(config))
         model = cls(card, config, adopted.adopt(net).eval())
-        model.classes = config.get("label_names") or ImageNetInfo().label_names()
+        model.classes = _classes(config, card, net.num_classes)
         if config.get("widths"):
             narrow(model.net, model.structure(), config["widths"])
         return model
@@ -87,10 +89,10 @@ class DeiT(Model, Classifier):
             config = read_config(folder)
             if "architecture" not in config:  # another model's: load_into names the keys
                 config = cls.architecture(card)
-            model = cls.build(card, config, folder)
+            model = cls.build(card, _sized(config, card), folder)
             load_into(model.net, read_weights(folder))
             return model
-        model = cls.build(card, cls.architecture(card), folder)
+        model = cls.build(card, _sized(cls.architecture(card), card), folder)
         model.load(read_weights(folder))
         return model
 
@@ -122,6 +124,38 @@ class DeiT(Model, Classifier):
     def logits(self, states: Any) -> Tensor:
         found: Tensor = states
         return found
+
+
+def _sized(config: dict[str, Any], card: Card) -> dict[str, Any]:
+    """The configuration for images of the card's size, where the architecture's own size is another (a folder whose
+    pretrained_cfg says 384 of a ViT that is named for 224)."""
+    arguments = config.get("model_args") or {}
+    default = timm.models.get_pretrained_cfg_value(config["architecture"], "input_size")
+    if not default or "img_size" in arguments or default[-1] == card.image.size:
+        return config
+    return {**config, "model_args": {**arguments, "img_size": card.image.size}}
+
+
+def _classes(config: dict[str, Any], card: Card, count: int) -> list[str]:
+    """The names of the head's classes: the configuration's `label_names`, as timm writes them. A head without names is
+    ImageNet-1k's where it has that many classes, and is refused where it has not."""
+    told = config.get("pretrained_cfg") or {}
+    names = config.get("label_names") or (told.get("label_names") if isinstance(told, dict) else None)
+    if names is None:
+        imagenet: list[str] = ImageNetInfo().label_names()
+        if count == len(imagenet):
+            return imagenet
+        raise UserError(
+            f"{card.name}: a head of {count} classes has no names: put them into config.json, in the head's order, "
+            'as "label_names": ["...", ...].'
+        )
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise UserError(f"{card.name}: label_names in config.json should be a list of texts, one a class.")
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise UserError(f"{card.name}: label_names in config.json has {', '.join(twice[:5])} more than once.")
+    if len(names) != count:
+        raise UserError(f"{card.name}: config.json has {len(names)} label_names, and a head of {count} classes.")
+    return names
 
 
 def _arguments(config: dict[str, Any]) -> dict[str, Any]:

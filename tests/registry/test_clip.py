@@ -46,8 +46,8 @@ def card(name: str) -> Card:
 
 
 def opened(folder: Path, tensors: dict[str, Tensor], name: str = "clip-vit-l14-336") -> Any:
-    """A model from one file in the original's format."""
-    torch.save({"model": tensors, "epoch": 3}, folder / "checkpoint.pth")
+    """A model from one file in the original's format, which has the image size beside the weights."""
+    torch.save({"model": {"input_resolution": torch.tensor(32), **tensors}, "epoch": 3}, folder / "checkpoint.pth")
     return clip.CLIP.open(card(name), folder / "checkpoint.pth")
 
 
@@ -172,7 +172,15 @@ def test_a_folder_without_a_configuration_tells_its_architecture_by_its_shapes(t
               "text_cfg": {**TINY["text_cfg"], "width": 64, "heads": 1}}  # fmt: skip
     net = stock(config)
     save_file(net.state_dict(), tmp_path / "model.safetensors")
-    assert_same(clip.CLIP.open(card("clip-vit-b16"), tmp_path), net)
+    with pytest.raises(UserError, match="QuickGELU or the plain GELU"):  # shapes do not tell the activation
+        clip.CLIP.open(card("clip-vit-b16"), tmp_path)
+    for told in (True, False):
+        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"quick_gelu": told}}))
+        model = clip.CLIP.open(card("clip-vit-b16"), tmp_path)
+        other = stock({**config, "quick_gelu": told})
+        other.load_state_dict(net.state_dict())
+        assert_same(model, other)
+        assert model.card.image.size == 16
 
 
 def test_a_file_of_the_cards_own_size_has_the_cards_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

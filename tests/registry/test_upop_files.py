@@ -49,7 +49,10 @@ def test_deit(shared: Path, bias: str) -> None:
     oracle, weights = extracted(shared, "deit_p50_f64")
     cls = table("models").get("deit-small").load()
     size = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    config = {"architecture": "deit_small_patch16_224", "num_classes": 10, "model_args": size}
+    names = [f"class {number}" for number in range(10)]
+    config = {
+        "architecture": "deit_small_patch16_224", "num_classes": 10, "model_args": size, "label_names": names,
+    }  # fmt: skip
     model = cls.build(cls.cards[0], config, Path())
     model.net.double()
     model.load(weights)

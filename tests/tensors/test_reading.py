@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import re
 import shutil
@@ -109,8 +110,10 @@ def test_a_flipped_bit_in_a_torch_file_is_told(tmp_path: Path) -> None:
 
 
 def test_values_that_are_no_numbers_are_told(tmp_path: Path) -> None:
-    save_file({"a": torch.tensor([1.0, float("inf")]), "b": torch.tensor([float("nan")])}, tmp_path / "m.safetensors")
+    save_file({"a": torch.ones(2), "b": torch.tensor([float("nan")])}, tmp_path / "m.safetensors")
     assert "b has values that are no numbers" in sentence(tmp_path / "m.safetensors")
+    save_file({"a": torch.tensor([1.0, float("-inf")]), "b": torch.ones(1)}, tmp_path / "m.safetensors")
+    assert "a has infinite values" in sentence(tmp_path / "m.safetensors")
 
 
 def test_a_tensor_instead_of_a_state_dict_is_told(tmp_path: Path) -> None:
@@ -119,7 +122,7 @@ def test_a_tensor_instead_of_a_state_dict_is_told(tmp_path: Path) -> None:
 
 
 def test_two_models_in_one_folder_are_told(tmp_path: Path) -> None:
-    for name in ("model", "model.fp16"):
+    for name in ("weights", "weights.fp16"):
         save_file(state(), tmp_path / f"{name}.safetensors")
     assert "has n in two files" in sentence(tmp_path)
 
@@ -308,3 +311,66 @@ def test_prompts_and_every_tokenizer_beside_it_are_too(tmp_path: Path, name: str
     first = checkpoint_digest(file)
     beside.write_text("HUMAN: {}")
     assert len({alone, first, checkpoint_digest(file)}) == 3
+
+
+# Shards, prefixes, TorchScript ----------------------------------------------------------------------------------------
+
+
+def sharded(folder: Path) -> None:
+    save_file({"w": state()["w"]}, folder / "model-00001-of-00002.safetensors")
+    save_file({"n": state()["n"]}, folder / "model-00002-of-00002.safetensors")
+    names = {"w": "model-00001-of-00002.safetensors", "n": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+
+
+def test_an_index_decides_what_is_read(tmp_path: Path) -> None:
+    sharded(tmp_path)
+    save_file({"w": torch.zeros(2, 3)}, tmp_path / "model.fp16.safetensors")  # a second precision
+    assert torch.equal(read_weights(tmp_path)["w"], state()["w"])
+    save_file({"w": torch.zeros(2, 3), "n": torch.tensor(1)}, tmp_path / "model.safetensors")
+    assert read_weights(tmp_path)["n"] == 3
+
+
+def test_model_safetensors_is_read_where_there_is_no_index(tmp_path: Path) -> None:
+    save_file(state(), tmp_path / "model.safetensors")
+    save_file({"w": torch.zeros(2, 3)}, tmp_path / "model.fp16.safetensors")
+    assert torch.equal(read_weights(tmp_path)["w"], state()["w"])
+
+
+def test_a_shard_that_is_not_there_is_named(tmp_path: Path) -> None:
+    sharded(tmp_path)
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    assert "lacks model-00002-of-00002.safetensors, which its index names" in sentence(tmp_path)
+
+
+def test_a_shard_without_its_tensor_and_an_index_that_is_none_are_told(tmp_path: Path) -> None:
+    sharded(tmp_path)
+    save_file({"x": torch.ones(1)}, tmp_path / "model-00002-of-00002.safetensors")
+    assert "model-00002-of-00002.safetensors lacks n" in sentence(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"w": 3}}')
+    assert "is no index of weights" in sentence(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"w": "../w.safetensors"}}')
+    assert "no file inside" in sentence(tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_training_programs_are_taken_off(tmp_path: Path, prefix: str) -> None:
+    torch.save({"state_dict": {prefix + key: value for key, value in state().items()}}, tmp_path / "a.pth")
+    assert read_weights(tmp_path / "a.pth").keys() == {"w", "n"}
+
+
+def test_a_prefix_inside_and_one_of_some_keys(tmp_path: Path) -> None:
+    """torch.compile of one block; and a model that has a child named module keeps its name."""
+    torch.save({"blocks.0._orig_mod.w": torch.ones(1), "module.w": torch.ones(1)}, tmp_path / "a.pth")
+    assert read_weights(tmp_path / "a.pth").keys() == {"blocks.0.w", "module.w"}
+    torch.save({"_orig_mod.w": torch.ones(1), "w": torch.ones(1)}, tmp_path / "a.pth")
+    assert "twice" in sentence(tmp_path / "a.pth")
+
+
+def test_a_torchscript_archive_is_called_by_its_name(tmp_path: Path) -> None:
+    """And what the sentence advises gives weights that are read."""
+    torch.jit.save(torch.jit.script(nn.Linear(2, 3)), tmp_path / "clip.pt")
+    told = sentence(tmp_path / "clip.pt")
+    assert "is a TorchScript archive" in told
+    torch.save(torch.jit.load(tmp_path / "clip.pt", "cpu").state_dict(), tmp_path / "tensors.pt")
+    assert read_weights(tmp_path / "tensors.pt").keys() == {"weight", "bias"}

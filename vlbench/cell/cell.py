@@ -12,6 +12,8 @@ from typing import Any
 from ..calibration.source import Source
 from ..disk.storage import digest
 from ..errors import UserError
+from ..images.folder import differences, folder_image, image_of
+from ..images.spec import ImageSpec
 from ..plugins.table import table
 from ..task import Sample, Task, digest_samples
 from .roots import BuildProgress, named_roots, open_task
@@ -70,7 +72,19 @@ class Cell:
         content is in the split's digest."""
         options = self.spec.task_options
         told = {k: v for k, v in options.told().items() if not isinstance(getattr(options, k), Path)}
-        return {**told, "precision": self.spec.words.precision, "batch_size": self.batch_size}
+        own = {"preprocessing": self.own_preprocessing} if self.own_preprocessing else {}
+        return {**told, "precision": self.spec.words.precision, "batch_size": self.batch_size, **own}
+
+    @cached_property
+    def image(self) -> ImageSpec:
+        """Preprocessing: as the folder of the weights says, and the card where it does not, or the user says so."""
+        card = image_of(self.spec.model.facts["image"])
+        return card if self.spec.words.preprocessing == "card" else folder_image(card, self.weights)
+
+    @property
+    def own_preprocessing(self) -> str:
+        """In words what the folder says otherwise than the card, where that is taken."""
+        return differences(self.image, image_of(self.spec.model.facts["image"]))
 
     @cached_property
     def weights_digest(self) -> str:

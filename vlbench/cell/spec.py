@@ -33,6 +33,10 @@ class Words(BaseModel):
     label: str = Field("", description="a name for your own checkpoint in tables", pattern=r"^[\w.+-]*$")
     limit: int = Field(0, ge=0, description="evaluate only the first N samples; never enters a leaderboard")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="precision of evaluation and training")
+    preprocessing: Literal["folder", "card"] = Field(
+        "folder",
+        description="of images: as the checkpoint's folder says, else the card; card: the card's",
+    )
     batch_size: int = Field(0, ge=0, description="samples a batch in evaluation; 0: chosen by the suite")
 
 

@@ -7,6 +7,7 @@ compute the same (head counts and widths, factors of the queries) stands beside 
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .saved import copy_saved, is_saved, load_model, untouched
 from .state import Compression
 
 STOCK = "stock.json"
+PREPROCESSING = "preprocessing.json"  # of images, as vlbench/images/spec.py says it
 NAMED = 5  # runs in a sentence that asks for more of a name
 
 
@@ -31,6 +33,7 @@ def export(run: str, folder: Path, runs: Path) -> list[str]:
     stock = None if state.adapters else model.stock()
     with new_folder(folder.absolute()) as temporary:
         copy_saved(source, temporary)
+        write_json(temporary / PREPROCESSING, asdict(model.card.image))
         if stock is not None:
             write_json(temporary / STOCK, {**stock.facts, **_dropped(source, model, state)})
             for name, text in stock.files.items():

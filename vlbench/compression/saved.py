@@ -6,6 +6,7 @@ Reload = build the original architecture, adopt, cut, load strictly: bit-exact, 
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..disk.digests import file_digest
 from ..disk.paths import inside
 from ..disk.storage import new_folder, read_json, read_sealed, standing, write_json, write_sealed
 from ..errors import UserError
+from ..images.folder import differences, image_of
 from ..model import Card, Model
 from ..nn.adapted import adapter_keys, attach_all
 from ..plugins.table import table
@@ -56,6 +58,7 @@ def save_model(folder: Path, model: Model, state: Compression) -> None:
             "kept_scale": [number for number, made in enumerate(state.cuts) if made.kept_scale],
             **({"adapters": state.adapters} if apart else {}),
             **({"at_run_time": state.at_run_time} if state.at_run_time else {}),
+            **_own_image(model.card),
             "pattern": state.pattern,
             "trained": state.trained,
             "steps": state.steps,
@@ -66,6 +69,12 @@ def save_model(folder: Path, model: Model, state: Compression) -> None:
             },
         }
         write_sealed(temporary / MANIFEST, manifest)
+
+
+def _own_image(card: Card) -> dict[str, Any]:
+    """Preprocessing that the weights' folder said and the card of that name does not."""
+    entry = table("models").entries.get(card.name)
+    return {"image": asdict(card.image)} if entry and image_of(entry.facts["image"]) != card.image else {}
 
 
 def copy_saved(source: Path, target: Path) -> None:
@@ -92,6 +101,8 @@ def load_model(folder: Path) -> tuple[Model, Compression]:
     manifest = _manifest(folder)
     cls = table("models").get(manifest["model"]).load()
     card: Card = next(c for c in cls.cards if c.name == manifest["model"])
+    if "image" in manifest:
+        card = replace(card, image=image_of(manifest["image"]))
     with bounded(folder):
         model: Model = cls.build(card, read_json(folder / "config.json"), folder)
     state = Compression(
@@ -134,13 +145,21 @@ def open_checkpoint(cls: type[Model], card: Card, weights: Path) -> tuple[Model,
     if not is_saved(weights):
         try:
             with bounded(weights, declared_elements(weights)):
-                return cls.open(card, weights), Compression()
+                model = cls.open(card, weights)
         except StrictDataclassError as error:  # of transformers' configurations, for values that cannot be
             told = " ".join(str(error).split())[:200]
             raise UserError(f"the configuration of {weights} is of another model, or damaged: {told}.") from error
+        if model.card.image != card.image:
+            told = differences(model.card.image, card.image)
+            raise UserError(
+                f"{weights} prove that their images are {told}, and nothing beside them says so: name the card that "
+                "they are of, or put the configuration of the checkpoint beside them."
+            )
+        return model, Compression()
     model, state = load_model(weights)
     if model.card.name != card.name:
         raise UserError(f"{weights} is a compressed {model.card.name}, and this cell's model is {card.name}.")
+    model.card = card
     return model, Compression(
         cuts=state.cuts, masks=state.masks, adapters=state.adapters, at_run_time=state.at_run_time
     )

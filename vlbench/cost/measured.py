@@ -7,12 +7,14 @@ import json as jsonlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..compression.saved import is_saved, load_model, open_checkpoint
 from ..disk.storage import read_json, write_json
 from ..errors import UserError
+from ..images.folder import folder_image
 from ..model import Model
 from ..plugins.table import table
 from ..results.record import Record, read_record
@@ -71,7 +73,10 @@ def open_run(folder: Path, record: Record) -> Model:
     weights = locate(checkpoint, entry.facts.get("revision", "main"), named_roots())
     if checkpoint_digest(weights) != record.weights_digest:
         raise UserError(f"{weights} are not the weights that {folder} was made with: run its command again.")
-    return open_checkpoint(cls, next(card for card in cls.cards if card.name == entry.name), weights)[0]
+    card = next(card for card in cls.cards if card.name == entry.name)
+    if "preprocessing" in record.evaluation:
+        card = replace(card, image=folder_image(card.image, weights))
+    return open_checkpoint(cls, card, weights)[0]
 
 
 def keep(file: Path, record: Record, capability: str, entry: dict[str, Any]) -> None:

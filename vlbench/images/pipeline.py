@@ -109,20 +109,37 @@ def _short(error: Exception) -> str:
 def preprocess(image: Tensor, spec: ImageSpec) -> Tensor:
     """Resize (and crop) a uint8 image as the checkpoint expects; within one grey level of Pillow's result."""
     target = [spec.size, spec.size]
-    if spec.resize == "squash" and list(image.shape[1:]) == target:
+    if spec.resize == "squash" and spec.crop_pct == 1 and list(image.shape[1:]) == target:
         return image
+    if spec.resize == "pad":
+        image = padded_square(image, spec)
     # Imported late: torchvision takes as long as torch itself, and a finished cell only reads its record.
     from torchvision.transforms.v2 import functional as tv
 
     mode = tv.InterpolationMode(spec.interpolation)
-    if spec.resize in ("squash", "keep"):
+    if spec.resize in ("pad", "keep") or (spec.resize == "squash" and spec.crop_pct == 1):
         if spec.resize == "keep":
             target = kept_size(image.shape[1], image.shape[2], spec.size)
         resized: Tensor = image if list(image.shape[1:]) == target else tv.resize(image, target, mode, antialias=True)
         return resized
     shorter = math.floor(spec.size / spec.crop_pct)
-    cropped: Tensor = tv.center_crop(tv.resize(image, [shorter], mode, antialias=True), [spec.size, spec.size])
+    before = [shorter, shorter] if spec.resize == "squash" else [shorter]
+    cropped: Tensor = tv.center_crop(tv.resize(image, before, mode, antialias=True), [spec.size, spec.size])
     return cropped.contiguous()  # a view would keep the whole resized image in the store's memory
+
+
+def padded_square(image: Tensor, spec: ImageSpec) -> Tensor:
+    """(3, H, W) uint8 in the middle of a square of the mean colour, as LLaVA-1.5's expand2square: the colour is
+    int(255 * mean), the smaller half of an odd border goes before the image."""
+    _, height, width = image.shape
+    side = max(height, width)
+    if height == width:
+        return image
+    colour = torch.tensor([int(255 * channel) for channel in spec.mean], dtype=torch.uint8)
+    square = colour.view(3, 1, 1).repeat(1, side, side)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[:, top : top + height, left : left + width] = image
+    return square
 
 
 def kept_size(height: int, width: int, size: int) -> list[int]:

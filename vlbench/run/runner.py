@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -42,6 +43,7 @@ class Runner:
 
     def __init__(self, runs: Path, screen: Screen, *, checkpoint_seconds: float = 15.0, world: World = ALONE) -> None:
         self.runs, self.screen, self.checkpoint_seconds, self.world = runs, screen, checkpoint_seconds, world
+        self._said: set[Path] = set()  # folders whose preprocessing was told
         self._lost = threading.Event()  # the cell at work is another's now
         keep_heap()
 
@@ -82,6 +84,15 @@ class Runner:
             raise LeaseLost("another vlbench took this cell over while this machine gave no sign of life")
         self.screen.progress(what, done, total, text)
 
+    def _say_preprocessing(self, cell: Cell) -> None:
+        """One line where the weights' folder says of its images something else than the card."""
+        if cell.own_preprocessing and cell.weights not in self._said:
+            self._said.add(cell.weights)
+            self.screen.say(
+                f"{cell.weights} says of its images {cell.own_preprocessing}, and the card of {cell.spec.model.name} "
+                "says otherwise: the folder's word is taken (preprocessing=card takes the card's)."
+            )
+
     def _check(self, cell: Cell) -> None:
         """What the device cannot do, or the links to this model or with so few samples, is told before the dense model
         is evaluated, which may take hours. (Where that is done, _work asks the methods, before it writes anything.)"""
@@ -110,6 +121,7 @@ class Runner:
     def _work(self, cell: Cell, folder: Path, dense: Record | None) -> Record:
         start = time.monotonic()
         model, state = self._build(cell)  # first: weights that do not fit leave nothing behind
+        self._say_preprocessing(cell)
         original = model.structure()
         ask(cell, model)
         words = cell.spec.words.model_dump()
@@ -185,7 +197,8 @@ class Uploaded(Exception):  # noqa: N818
 def open_model(cell: Cell) -> tuple[Model, Compression]:
     """The dense model, on the CPU, and what must be saved again with what is made of it (`open_checkpoint`)."""
     cls = cell.spec.model.load()
-    return open_checkpoint(cls, next(c for c in cls.cards if c.name == cell.spec.model.name), cell.weights)
+    card = next(c for c in cls.cards if c.name == cell.spec.model.name)
+    return open_checkpoint(cls, replace(card, image=cell.image), cell.weights)
 
 
 def ask(cell: Cell, model: Model) -> None:

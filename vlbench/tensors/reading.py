@@ -17,41 +17,114 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..disk.digests import MANIFEST, file_digest
+from ..disk.paths import inside
+from ..disk.storage import read_json
 from ..errors import UserError
 from .limits import declared, refuse_bomb, refuse_giant
 from .locate import PATTERNS
+
+INDEX = "model.safetensors.index.json"
 
 
 def read_weights(source: Path) -> dict[str, Tensor]:
     """All tensors of a model folder, a safetensors file or a .pth state dict, as float32 where they are floating.
 
-    A .pth file is read with weights_only=True; {'model': ...} and {'state_dict': ...} are looked through. Raises
-    UserError for a file that is truncated, not weights, or would have to be unpickled.
+    A .pth file is read with weights_only=True; {'model': ...} and {'state_dict': ...} are looked through, and the
+    prefixes of DistributedDataParallel and torch.compile are taken off. Raises UserError for a file that is truncated,
+    not weights, or would have to be unpickled, and for weights that are not finite.
     """
-    files = [source] if source.is_file() else sorted(source.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{source} holds no *.safetensors file: it is no model folder.")
+    files, index = weight_files(source)
     tensors: dict[str, Tensor] = {}
     for file in files:
-        found = read_tensors(file)
+        found = _without_prefixes(file, read_tensors(file))
+        if index:
+            found = {key: value for key, value in found.items() if index.get(key) == file.name}
         twice = sorted(found.keys() & tensors.keys())
         if twice:
             raise UserError(f"{source} has {twice[0]} in two files: keep the weights of one model in the folder.")
-        _refuse_nan(file, found)
+        _refuse_not_finite(file, found)
         tensors.update(found)
+    if lacking := sorted(index.keys() - tensors.keys()):
+        raise UserError(
+            f"{source}: {index[lacking[0]]} lacks {lacking[0]}, which the index says it has: fetch it anew."
+        )
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
-def _refuse_nan(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """No weight is ever NaN; a flipped bit or a diverged training makes one, and every number after it is wrong."""
+def weight_files(source: Path) -> tuple[list[Path], dict[str, str]]:
+    """The files that hold the weights of a folder (or the file itself), and tensor -> file name where an index says it.
+
+    An index decides what is read, then model.safetensors, whatever lies beside them (the same weights in another
+    precision); else all *.safetensors. Raises UserError where a file that the index names is not there.
+    """
+    if source.is_file():
+        return [source], {}
+    indices = sorted(source.glob("*.safetensors.index.json"))
+    usual = source / INDEX
+    if usual in indices or len(indices) == 1:
+        index = _read_index(usual if usual in indices else indices[0])
+        names = sorted(set(index.values()))
+        absent = [name for name in names if not (source / name).is_file()]
+        if absent:
+            more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+            raise UserError(
+                f"{source} lacks {absent[0]}{more}, which its index names: fetch the checkpoint's "
+                f"{len(names)} files of weights again."
+            )
+        return [source / name for name in names], index
+    whole = source / "model.safetensors"
+    files = [whole] if whole.is_file() else sorted(source.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{source} holds no *.safetensors file: it is no model folder.")
+    return files, {}
+
+
+def _read_index(file: Path) -> dict[str, str]:
+    told = read_json(file)
+    found = told.get("weight_map") if isinstance(told, dict) else None
+    if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
+        raise UserError(f"{file} is no index of weights: it should have an object weight_map of tensor -> file.")
+    return {key: inside(name, file, "file").as_posix() for key, name in found.items()}
+
+
+def _without_prefixes(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without "module." before every key (DistributedDataParallel) and "_orig_mod." anywhere (torch.compile)."""
+    found = {key.replace("_orig_mod.", ""): value for key, value in tensors.items()}
+    while found and all(key.startswith("module.") for key in found):
+        found = {key.removeprefix("module."): value for key, value in found.items()}
+    if len(found) < len(tensors):
+        raise UserError(f"{file} has tensors twice, with and without _orig_mod. in their names: keep one of each.")
+    return found
+
+
+def _refuse_not_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """No weight is infinite or NaN; a flipped bit, an overflow in 16 bits or a diverged training makes one, and every
+    number after it is wrong."""
     for key, value in tensors.items():
-        if value.is_floating_point() and bool(value.isnan().any()):
-            raise UserError(f"{file} is damaged: {key} has values that are no numbers (NaN).")
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            what = "values that are no numbers (NaN)" if bool(value.isnan().any()) else "infinite values"
+            raise UserError(f"{file} is damaged: {key} has {what}.")
+
+
+def refuse_script(file: Path) -> None:
+    """Raise UserError for a TorchScript archive: its tensors cannot be had without loading the code beside them."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return
+    if any(name.endswith("/constants.pkl") for name in names) and any("/code/" in name for name in names):
+        raise UserError(
+            f"{file} is a TorchScript archive (the form in which OpenAI publishes CLIP). It holds code, and no code of "
+            "a checkpoint is loaded here. If you trust it, save its tensors alone and give that file: python -c "
+            f"\"import torch; torch.save(torch.jit.load('{file.name}', 'cpu').state_dict(), 'tensors.pt')\"."
+        )
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of one file as they are. Raises UserError naming the file, before anything is allocated where it
     declares more than it holds, or than the machine could."""
+    refuse_script(file)
     try:
         refuse_giant(file, _elements(file))
         found = dict(load_file(file)) if file.suffix == ".safetensors" else _read_torch(file)
@@ -70,6 +143,10 @@ def declared_elements(source: Path) -> int:
     """How many elements the weights of a model folder (those of its parts in folders of their own, too), or of one
     file, declare. Allocates nothing."""
     files = [source] if source.is_file() else sorted(source.rglob("*.safetensors"))
+    if source.is_dir() and any(source.glob("*.safetensors")):
+        files = weight_files(source)[0]
+    for file in files:
+        refuse_script(file)
     return sum(sum(_elements(file).values()) for file in files)
 
 

@@ -1,0 +1,229 @@
+"""What a checkpoint's folder says of its images, which wins over the card.
+
+Sources, the first that is there: `preprocess_cfg` of open_clip_config.json (open_clip), preprocessor_config.json or
+`image_processor` of processor_config.json (transformers), `pretrained_cfg` of config.json (timm). The side of the
+network's input (image_size of the vision configuration, img_size of timm's arguments) wins over all of them: no other
+goes through it. "image_aspect_ratio": "pad" (LLaVA's own config.json) pads what the processor would crop.
+Nothing of torch is imported: the identity of a finished cell asks for this.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..disk.digests import MANIFEST
+from ..errors import UserError
+from .spec import ImageSpec
+
+OPEN_CLIP, TRANSFORMERS, PROCESSOR, CONFIG = (
+    "open_clip_config.json", "preprocessor_config.json", "processor_config.json", "config.json",
+)  # fmt: skip
+PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+COMPUTED = ("bicubic", "bilinear")  # interpolations that the pipeline has
+# Classes of transformers that crop where their file leaves do_center_crop out.
+CROPPING = ("CLIP", "ChineseCLIP", "Llava")
+
+
+def folder_image(card: ImageSpec, weights: Path) -> ImageSpec:
+    """The card's preprocessing with what the folder of `weights` says in its place; for a file, that of the folder it
+    lies in. Of a compressed model, what it was saved with. Raises UserError for words that cannot be followed."""
+    if card.resize == "views":
+        return card
+    home = weights if weights.is_dir() else weights.parent
+    if (home / MANIFEST).is_file():
+        told = _read(home / MANIFEST).get("image")
+        return card if told is None else image_of(told)
+    try:
+        return _told(card, home)
+    except UserError as error:
+        raise UserError(f"{home}: {error} Mend it, or write preprocessing=card for the card's own.") from None
+
+
+def image_of(facts: Mapping[str, Any]) -> ImageSpec:
+    """From JSON, or from the literals of a card that was not imported."""
+    known = {field.name for field in fields(ImageSpec)}
+    return ImageSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in facts.items() if k in known})
+
+
+def differences(told: ImageSpec, card: ImageSpec) -> str:
+    """What differs from the card, in words: "size=384 crop_pct=1". Empty where nothing does."""
+    names = [field.name for field in fields(ImageSpec) if getattr(told, field.name) != getattr(card, field.name)]
+    return " ".join(f"{name}={_word(getattr(told, name))}" for name in names)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "/".join(f"{number:.6g}" for number in value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _told(card: ImageSpec, home: Path) -> ImageSpec:
+    config = _read(home / CONFIG)
+    clip = _read(home / OPEN_CLIP)
+    processor = _read(home / TRANSFORMERS) or _part(_read(home / PROCESSOR), "image_processor")
+    found = card
+    if clip:
+        found = _open_clip(card, _part(clip, "preprocess_cfg"))
+    elif processor:
+        found = _transformers(card, processor)
+    elif told := _part(config, "pretrained_cfg") or (config if "input_size" in config else {}):
+        found = _timm(card, told)
+    if config.get("image_aspect_ratio") == "pad" and found.resize != "keep":
+        found = replace(found, resize="pad", crop_pct=1.0)
+    size = _network_size(_part(clip, "model_cfg") or config)
+    return found if size is None else replace(found, size=size)
+
+
+def _network_size(config: Mapping[str, Any]) -> int | None:
+    """The side of the images that the network itself is built for, where its configuration says it."""
+    for part, key in (("vision_config", "image_size"), ("vision_cfg", "image_size"), ("model_args", "img_size"),
+                      ("encoder", "img_size")):  # fmt: skip
+        told = _part(config, part)
+        if key in told:
+            return _side(told[key], f"{part}.{key}")
+    return None
+
+
+def _transformers(card: ImageSpec, told: Mapping[str, Any]) -> ImageSpec:
+    """An image processor of transformers."""
+    kind = str(told.get("image_processor_type") or told.get("feature_extractor_type") or "")
+    crops = told.get("do_center_crop", "crop_size" in told or kind.startswith(CROPPING))
+    if told.get("do_resize") is False:
+        raise UserError("its image processor does not resize, and images of several sizes do not go together.")
+    found = _normalised(card, told)
+    if "resample" in told:
+        found = replace(found, interpolation=_interpolation(PILLOW.get(told["resample"], told["resample"])))
+    if card.resize == "keep":
+        return found
+    size = told.get("size", card.size)
+    shortest = size.get("shortest_edge") if isinstance(size, Mapping) else (size if crops else None)
+    if told.get("do_pad") and kind.startswith("Llava"):
+        return replace(found, resize="pad", crop_pct=1.0, size=_side(size if shortest is None else shortest, "size"))
+    if crops:
+        return _cropped(found, told.get("crop_size", card.size if shortest is None else shortest), shortest)
+    if shortest is not None:
+        raise UserError("its image processor keeps the shape of an image and crops nothing, which this family cannot.")
+    return replace(found, resize="squash", crop_pct=1.0, size=_side(size, "size"))
+
+
+def _cropped(found: ImageSpec, crop: Any, shortest: Any) -> ImageSpec:
+    side = _side(crop, "crop_size")
+    before = _side(shortest, "size.shortest_edge") if shortest is not None else side
+    share = side / before
+    while math.floor(side / share) > before:
+        share = math.nextafter(share, 2.0)
+    while math.floor(side / share) < before:
+        share = math.nextafter(share, 0.0)
+    if share > 1:
+        raise UserError(f"it crops {side} pixels out of {before}.")
+    return replace(found, resize="crop", crop_pct=share, size=side)
+
+
+def _normalised(card: ImageSpec, told: Mapping[str, Any]) -> ImageSpec:
+    """(value * rescale_factor - mean) / std as mean and std of values in [0, 1]."""
+    mean, std = _three(told.get("image_mean", card.mean)), _three(told.get("image_std", card.std))
+    if told.get("do_normalize") is False:
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    factor = told.get("rescale_factor", 1 / 255)
+    if told.get("do_rescale") is False:
+        factor = 1.0
+    if not _number(factor) or factor <= 0:
+        raise UserError(f"its rescale_factor is {factor!r}.")
+    unit = 1.0 if math.isclose(factor * 255, 1.0, rel_tol=1e-6) else factor * 255
+    return _with(card, tuple(m / unit for m in mean), tuple(s / unit for s in std))
+
+
+def _timm(card: ImageSpec, told: Mapping[str, Any]) -> ImageSpec:
+    """timm's pretrained_cfg. What its own tests evaluate with (test_input_size, test_crop_pct) is not its default."""
+    found = _with(card, _three(told.get("mean", card.mean)), _three(told.get("std", card.std)))
+    if "interpolation" in told:
+        found = replace(found, interpolation=_interpolation(told["interpolation"]))
+    if "input_size" in told:
+        sides = told["input_size"]
+        if not isinstance(sides, list) or len(sides) != 3:
+            raise UserError(f"its input_size is {sides!r}, where three numbers should be.")
+        found = replace(found, size=_side(sides[1:], "input_size"))
+    if "crop_pct" in told or "crop_mode" in told:
+        share = told.get("crop_pct", card.crop_pct)
+        if not _number(share) or not 0 < share <= 1:
+            raise UserError(f"its crop_pct is {share!r}, where a share from 0 to 1 should be.")
+        modes: dict[Any, Any] = {"center": "crop", None: "crop", "": "crop", "squash": "squash"}
+        mode = told.get("crop_mode", "center")
+        if mode not in modes:
+            raise UserError(f"its crop_mode is {mode!r}, which is not computed here.")
+        found = replace(found, crop_pct=float(share), resize=modes[mode])
+    return found
+
+
+def _open_clip(card: ImageSpec, told: Mapping[str, Any]) -> ImageSpec:
+    """open_clip's preprocess_cfg, whose default is to crop."""
+    found = _with(card, _three(told.get("mean", card.mean)), _three(told.get("std", card.std)))
+    if "interpolation" in told:
+        found = replace(found, interpolation=_interpolation(told["interpolation"]))
+    if "size" in told:
+        found = replace(found, size=_side(told["size"], "size"))
+    if "resize_mode" in told:
+        modes: dict[Any, Any] = {"shortest": "crop", "squash": "squash"}
+        if told["resize_mode"] not in modes:
+            raise UserError(f"its resize_mode is {told['resize_mode']!r}, which is not computed here.")
+        found = replace(found, resize=modes[told["resize_mode"]], crop_pct=1.0)
+    return found
+
+
+def _with(card: ImageSpec, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageSpec:
+    """Numbers that are the card's but for rounding stay the card's: 0.48145466 and float32's 0.48145467."""
+    if any(s <= 0 for s in std):
+        raise UserError(f"its std is {_word(std)}, and images cannot be divided by that.")
+    close = [math.isclose(a, b, abs_tol=1e-6) for a, b in zip((*mean, *std), (*card.mean, *card.std), strict=True)]
+    return card if all(close) else replace(card, mean=mean, std=std)  # type: ignore[arg-type]
+
+
+def _interpolation(word: Any) -> Any:
+    if word not in COMPUTED:
+        raise UserError(f"its interpolation is {word!r}, and images are resized by {' or '.join(COMPUTED)} here.")
+    return word
+
+
+def _three(value: Any) -> tuple[float, ...]:
+    if _number(value):
+        return (float(value),) * 3
+    if not isinstance(value, list | tuple) or len(value) != 3 or not all(map(_number, value)):
+        raise UserError(f"it has {value!r} where a number for each of three colours should be.")
+    return tuple(float(number) for number in value)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _side(value: Any, name: str) -> int:
+    """Of a square: 384, [384, 384], {"height": 384, "width": 384} or {"shortest_edge": 384}."""
+    sides = list(value.values()) if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
+    if not sides or any(not isinstance(n, int) or isinstance(n, bool) or n <= 0 for n in sides):
+        raise UserError(f"its {name} is {value!r}, where a number of pixels should be.")
+    if len(set(sides)) > 1:
+        raise UserError(f"its {name} is {value!r}, and only squares are computed here.")
+    return int(sides[0])
+
+
+def _part(told: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = told.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Empty where it is not there. Raises UserError where it is no JSON object."""
+    if not file.is_file():
+        return {}
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read ({error}): put that of the checkpoint there.") from None
+    if not isinstance(told, dict):
+        raise UserError(f"{file} is no JSON object: put that of the checkpoint there.")
+    return told
