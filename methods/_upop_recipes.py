@@ -75,7 +75,10 @@ def code(context: Context) -> dict[str, Any]:
     """What the published scripts do: unit cost 12 for the vision models, 36 for the others. The mini world keeps its
     own lengths: an interval of 1,000 steps means nothing in a search of 150."""
     vision_only = context.task in ("imagenet", "ade20k")
+    decayed = {"imagenet": "timm", "ade20k": "matrices"}.get(context.task, "all")  # Segmenter's decay is 0
     return {
+        "upop_search.decayed": decayed,
+        "finetune.decayed": decayed,
         **(_retrieval(context) if context.suite == "mini" else paper(context)),
         "upop_search.budget": "code",
         "upop_search.unit_cost": "12:1" if vision_only else "36:1",

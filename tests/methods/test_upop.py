@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import timm
@@ -22,6 +22,7 @@ from vlbench.compression.gates import Gates
 from vlbench.nn import timm as adopted
 from vlbench.structure import Structure
 from vlbench.task import Sample
+from vlbench.training.loop import Hook, Loop
 
 upop = importlib.import_module("vlbench.methods.upop")
 
@@ -51,26 +52,32 @@ def deit(shared: Path) -> Oracle:
 
 
 def search_deit(oracle: Oracle) -> tuple[torch.nn.Module, Structure, Any, dict[int, tuple[dict[str, Tensor], ...]]]:
-    """Our search over the recorded batches; gates and summed gradients at every update."""
+    """Our search over the recorded batches, trained by the project's own loop with recipe=upop-code; gates and summed
+    gradients at every update."""
     net = tiny_deit(oracle.tensors("init/"))
     structure = Structure((adopted.vision_tower(net),))
-    search = code_search(Gates(net, structure), structure, code_options("imagenet", sparsity=0.5, steps=20, interval=4))
-    decays = [p for n, p in net.named_parameters() if p.ndim > 1 and n not in ("pos_embed", "cls_token")]
-    others = [p for n, p in net.named_parameters() if p.ndim <= 1 or n in ("pos_embed", "cls_token")]
-    groups = [{"params": decays, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=1e-3, eps=1e-8)
-    seen = {}
-    for step in range(20):
-        batch = oracle.tensors(f"batch/{step % 5}/")
-        F.cross_entropy(net(batch["x"]), batch["y"]).backward()
-        search.after_backward(step)
-        optimiser.step()
-        optimiser.zero_grad()
-        before = len(search.updates)
-        search.after_step(step)
-        if len(search.updates) > before:
-            gates = {n: g.detach().clone() for n, g in search.gates.value.items()}
-            seen[step] = (gates, {n: t.clone() for n, t in search.total.items()})
+    options = code_options("imagenet", sparsity=0.5, steps=20, interval=4, lr=1e-3)
+    search = code_search(Gates(net, structure), structure, options)
+    seen: dict[int, tuple[dict[str, Tensor], ...]] = {}
+
+    class Record(Hook):
+        def after_step(self, step: int) -> None:
+            if search.updates and search.updates[-1][0] == step:
+                gates = {n: g.detach().clone() for n, g in search.gates.value.items()}
+                seen[step] = (gates, {n: t.clone() for n, t in search.total.items()})
+
+    class Recorded:
+        """Batches, as the loop asks for them."""
+
+        def at(self, step: int) -> Batch:
+            batch = oracle.tensors(f"batch/{step % 5}/")
+            return Batch([Sample(str(i), ()) for i in range(len(batch["x"]))], batch["x"], batch["y"][:, None])
+
+    def loss(batch: Batch) -> Tensor:
+        return F.cross_entropy(net(batch.images), batch.owner[:, 0])  # the targets travel as owners
+
+    net.eval()
+    Loop(net, loss, cast(Any, Recorded()), options, seed=0, hooks=[search, Record()]).run()
     return net, structure, search, seen
 
 

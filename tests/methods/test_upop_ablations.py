@@ -398,8 +398,8 @@ def test_the_codes_recipe_has_the_published_numbers_and_rules(
     task: str, sparsity: str, epochs: int, interval: int, lr: float
 ) -> None:
     found, paper = (options_of(recipe, task, sparsity=sparsity) for recipe in ("upop-code", "paper"))
-    rules = {"budget": "code", "unit_cost": "36:1", "update_at_zero": True, "softmax_scale": "kept"}
-    assert found == {**paper, **{f"upop_search.{k}": v for k, v in rules.items()}}
+    rules = {"budget": "code", "unit_cost": "36:1", "update_at_zero": True, "softmax_scale": "kept", "decayed": "all"}
+    assert found == {**paper, **{f"upop_search.{k}": v for k, v in rules.items()}, "finetune.decayed": "all"}
     assert found["upop_search.steps"] == found["finetune.steps"]
     assert found["upop_search.steps"] % epochs == 0
     assert (found["upop_search.interval"], found["finetune.lr"]) == (interval, lr)
@@ -407,5 +407,5 @@ def test_the_codes_recipe_has_the_published_numbers_and_rules(
 
 def test_the_codes_recipe_keeps_the_mini_worlds_lengths() -> None:
     links = resolve({"task": "imagenet", "method": "upop", "recipe": "upop-code"}).links
-    rules = {"budget": "code", "unit_cost": "12:1", "softmax_scale": "kept"}
+    rules = {"budget": "code", "unit_cost": "12:1", "softmax_scale": "kept", "decayed": "timm"}
     assert links[0].options.told() == {**upop.SearchOptions().told(), **rules}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from vlbench.job import KeepZeros
 from vlbench.task import Sample
 from vlbench.tensors.checkpoint import CheckpointStore
 from vlbench.training.batches import Batches
-from vlbench.training.loop import Diverged, Hook, Loop, NotFiniteError, Schedule
+from vlbench.training.loop import Diverged, Hook, Loop, NotFiniteError, Own, Schedule
 
 STEPS = 7
 SCHEDULE = Schedule(steps=STEPS, lr=0.05, warmup=2, clip=0.5, batch_size=4)
@@ -342,3 +343,93 @@ def test_the_mode_is_given_back(training: bool) -> None:
 def test_the_learning_rate(changes: dict[str, Any], expected: Callable[[int], float]) -> None:
     schedule = Schedule(steps=10, lr=1.0, **changes)
     assert [schedule.lr_at(t) for t in range(10)] == pytest.approx([expected(t) for t in range(10)])
+
+
+class Multiplier(Hook):
+    """A mask and the multiplier of a Lagrangian, moved by the loop's optimiser; what it is told, in order."""
+
+    def __init__(self) -> None:
+        self.mask = torch.full((3,), 2.0, requires_grad=True)
+        self.multiplier = torch.zeros(1, requires_grad=True)
+        self.calls: list[tuple[str, int]] = []
+        self.optimiser: torch.optim.Optimizer | None = None
+
+    def own(self) -> list[Own]:
+        return [Own([self.mask], rate=10.0, clipped=True), Own([self.multiplier], rate=10.0, ascends=True)]
+
+    def bound(self, optimiser: torch.optim.Optimizer) -> None:
+        self.optimiser = optimiser
+
+    def before_step(self, step: int) -> None:
+        self.calls.append(("before", step))
+
+    def after_backward(self, step: int) -> None:
+        self.calls.append(("backward", step))
+
+    def state(self) -> dict[str, Tensor]:
+        return {"mask": self.mask.detach(), "multiplier": self.multiplier.detach()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            self.mask.copy_(state["mask"])
+            self.multiplier.copy_(state["multiplier"])
+
+
+def test_parameters_of_a_method_move_in_the_loops_optimiser(tmp_path: Path) -> None:
+    """Oracle: Adam's first step, which is the learning rate in the direction of the sign. The mask falls where the
+    multiplier's product with it is in the loss, the multiplier climbs, at ten times the network's rate."""
+
+    def trained(hook: Multiplier, folder: Path, steps: int = STEPS, kill: int = 0) -> Loop:
+        run = Run(None)
+        schedule = SCHEDULE.model_copy(update={"steps": steps, "warmup": 0, "decay": "constant", "clip": 1.0})
+
+        def loss(batch: Batch) -> Tensor:
+            return run.loss(batch) + hook.mask.sum() + hook.multiplier.sum() * hook.mask.sum().detach()
+
+        def progress(done: int, total: int, text: str) -> None:
+            if done == kill:
+                raise Killed
+
+        store = CheckpointStore(folder, {"cell": "x"}, 0)
+        loop = Loop(
+            run.net, loss, run.loop.batches, schedule, seed=0, hooks=[hook], store=store, progress=progress
+        )  # fmt: skip
+        with pytest.raises(Killed) if kill else nullcontext():
+            loop.run()
+        return loop
+
+    hook = Multiplier()
+    loop = trained(hook, tmp_path / "one", steps=1)
+    assert torch.allclose(hook.mask, torch.full((3,), 2 - 10 * SCHEDULE.lr), atol=1e-6)
+    assert torch.allclose(hook.multiplier, torch.tensor([10 * SCHEDULE.lr]), atol=1e-6)
+    assert hook.optimiser is loop.optimiser
+    assert hook.calls == [("before", 0), ("backward", 0)]
+    calm, killed = Multiplier(), Multiplier()
+    trained(calm, tmp_path / "calm")
+    trained(killed, tmp_path / "killed", kill=3)
+    again = Multiplier()
+    trained(again, tmp_path / "killed")
+    assert torch.equal(again.mask, calm.mask)
+    assert torch.equal(again.multiplier, calm.multiplier)
+
+
+def test_clipping_counts_what_a_method_says() -> None:
+    """A huge gradient of a method's own parameter leaves the network alone unless it is clipped together with it."""
+    moved = {}
+    for clipped in (False, True):
+
+        class Huge(Hook):
+            leaf = torch.zeros(1, requires_grad=True)
+
+            def own(self, clipped: bool = clipped) -> list[Own]:
+                return [Own([self.leaf], clipped=clipped)]
+
+        run, hook = Run(None), Huge()
+        schedule = SCHEDULE.model_copy(
+            update={"steps": 1, "warmup": 0, "decay": "constant", "clip": 1e-3, "optimiser": "sgd", "weight_decay": 0.0}
+        )
+        before = run.net.inner.weight.detach().clone()
+        loss = lambda batch, run=run, hook=hook: run.loss(batch) + 1e6 * hook.leaf.sum()  # noqa: E731
+        Loop(run.net, loss, run.loop.batches, schedule, seed=0, hooks=[hook]).run()
+        moved[clipped] = float((run.net.inner.weight.detach() - before).abs().max())
+    assert moved[True] < moved[False] * 1e-3

@@ -32,3 +32,21 @@ def test_sgd_is_nesterovs_with_momentum_point_nine() -> None:
         velocity = 0.9 * velocity + g
         weight = weight - 0.1 * (g + 0.9 * velocity)
         assert torch.allclose(net.weight.double(), weight, atol=1e-6)
+
+
+def test_what_decays() -> None:
+    """matrices: no vectors; timm: no position embeddings and class tokens either; all: everything."""
+    net = nn.Module()
+    net.pos_embed = nn.Parameter(torch.ones(1, 2, 3))
+    net.inner = nn.Linear(2, 2)
+    shapes = {}
+    for rule in ("matrices", "timm", "all"):
+        decays, _ = build_optimiser("adamw", net, lr=0.1, weight_decay=0.05, decayed=rule).param_groups
+        shapes[rule] = [tuple(p.shape) for p in decays["params"]]
+    assert shapes == {
+        "matrices": [(1, 2, 3), (2, 2)],
+        "timm": [(2, 2)],
+        "all": [(1, 2, 3), (2, 2), (2,)],
+    }
+    found = build_optimiser("adamw", net, lr=0.1, weight_decay=0.0, betas=(0.5, 0.9)).param_groups[0]["betas"]
+    assert found == (0.5, 0.9)

@@ -21,8 +21,11 @@ from ..task import Sample
 from ..tensors.checkpoint import CheckpointStore
 from ..tensors.reading import weights_digest
 from .batches import Batches, divided
-from .optimisers import build_optimiser
+from .hooks import Hook, NotFiniteError, Own
+from .optimisers import Decayed, build_optimiser
 from .parallel import join, mixed, refuse_drift, summed
+
+__all__ = ["Diverged", "Hook", "Loop", "NotFiniteError", "Own", "Schedule"]
 
 POLY_POWER = 0.9  # of Segmenter's schedule (Strudel et al. 2021), as of DeepLab's
 
@@ -52,6 +55,14 @@ class Schedule(MethodOptions):
         "off", description="keep the inputs of blocks only and compute the rest again: less memory, the same gradient"
     )
 
+    beta1: float = later(0.9, ge=0, lt=1, description="AdamW: decay of the mean of the gradients")
+    beta2: float = later(0.999, ge=0, lt=1, description="AdamW: decay of the mean of their squares")
+    decayed: Decayed = later(
+        "matrices",
+        description="what weight_decay acts on: matrices; all: biases and norms too (BLIP's and CLIP's scripts); timm: "
+        "matrices but position embeddings and class tokens (DeiT's)",
+    )
+
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
         if step < self.warmup:
@@ -74,31 +85,6 @@ class Schedule(MethodOptions):
 
 class Diverged(RunFailed):
     """The loss is not finite."""
-
-
-class NotFiniteError(Exception):
-    """What a hook takes from a step is not finite: the loop tells the step, its samples and what is kept."""
-
-
-class Hook:
-    """What a method adds to the loop. Its state travels with the checkpoint, and is the same in every worker."""
-
-    def leaves(self) -> Sequence[Tensor]:
-        """Tensors outside the network whose .grad is read: several workers' are summed as the network's are."""
-        return ()
-
-    def after_backward(self, step: int) -> None:
-        """Gradients are there (of the whole batch, in every worker), the optimiser has not moved.
-        Raises NotFiniteError, whose words say what is not."""
-
-    def after_step(self, step: int) -> None:
-        """The optimiser has moved, gradients are cleared."""
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take back what state() gave."""
 
 
 class Loop:
@@ -134,7 +120,17 @@ class Loop:
         self.world, self.whole = world, whole
         self.seed, self.terms, self.hooks, self.store = seed, terms, hooks, store
         self.precision, self.progress = precision, progress
-        self.optimiser = build_optimiser(schedule.optimiser, net, lr=schedule.lr, weight_decay=schedule.weight_decay)
+        self.optimiser = build_optimiser(
+            schedule.optimiser, net, lr=schedule.lr, weight_decay=schedule.weight_decay,
+            betas=(schedule.beta1, schedule.beta2), decayed=schedule.decayed,
+        )  # fmt: skip
+        self._clipped: list[Tensor] = list(net.parameters())
+        for hook in hooks:
+            for own in hook.own():
+                group = {"params": list(own.parameters), "weight_decay": 0.0, "rate": own.rate}
+                self.optimiser.add_param_group({**group, "maximize": own.ascends})
+                self._clipped += own.parameters if own.clipped else []
+            hook.bound(self.optimiser)
         self.losses: list[float] = []
         self._start = ""
 
@@ -166,7 +162,9 @@ class Loop:
     def _step(self, step: int) -> None:
         self._seed(step)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.schedule.lr_at(step)
+            group["lr"] = self.schedule.lr_at(step) * group.get("rate", 1.0)
+        for hook in self.hooks:
+            hook.before_step(step)
         value = self._backward(step, self._batch(step))
         try:
             for hook in self.hooks:
@@ -174,7 +172,7 @@ class Loop:
         except NotFiniteError as error:
             raise self._diverged(step, self.batches.chosen(step), f"{error} is not finite") from error
         if self.schedule.clip:
-            torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.schedule.clip)
+            torch.nn.utils.clip_grad_norm_(self._clipped, self.schedule.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         for hook in self.hooks:
@@ -204,7 +202,8 @@ class Loop:
 
     def _leaves(self) -> list[Tensor]:
         own = [p for p in self.net.parameters() if p.requires_grad]
-        return [*own, *(leaf for hook in self.hooks for leaf in hook.leaves())]
+        more = [leaf for hook in self.hooks for part in hook.own() for leaf in part.parameters]
+        return [*own, *more, *(leaf for hook in self.hooks for leaf in hook.leaves())]
 
     def _own_backward(self, step: int, batch: Batch | None) -> float:
         total = 0.0
