@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 ARGS ?=
+# Rooms whose tests build models of every family, start many processes or draw pictures: `make test` runs them.
+QUICK := $(addprefix --ignore=tests/,faults benchmarks sweep pages plots methods restoring runtimes)
 
 STAMP := $(VENV)/.vlbench-installed
 BIN := $(VENV)/bin
@@ -25,6 +27,9 @@ demo: $(STAMP)
 # One thread a worker: the models are tiny, and threads of two workers would fight for the cores.
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+quick: $(STAMP)
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not faults and not commands" $(QUICK) $(ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

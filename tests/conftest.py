@@ -19,6 +19,16 @@ SLICE = Path(__file__).resolve().parent  # tests/oracles: the part of the record
 WANTING = "needs ../shared (oracles and real data), which is not beside this checkout"
 
 
+# Fixtures that run commands, train, build wheels or start processes: what stands on them is left out of `make quick`.
+COMMANDS = {"lab", "runs", "workshop", "finished", "place", "wheel", "checkout"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if COMMANDS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.commands)
+
+
 def _shared() -> Path | None:
     folder = Path(os.environ.get("VLBENCH_SHARED") or BESIDE)
     return folder if folder.is_dir() else None
