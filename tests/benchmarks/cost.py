@@ -13,10 +13,10 @@ import torch
 
 from vlbench.cost.architecture import assets
 from vlbench.cost.counts import stated_macs
-from vlbench.cost.measured import device_of
 from vlbench.cost.report import cut_uniformly
 from vlbench.cost.sample import STATED
 from vlbench.cost.timing import How, measure
+from vlbench.machine.device import device_named
 from vlbench.model import Model
 from vlbench.plugins.table import table
 
@@ -38,7 +38,7 @@ def main() -> None:
     words.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     words.add_argument("--compile", action="store_true")
     given = words.parse_args()
-    how = How(device_of(given.device), given.precision, given.compile)
+    how = How(device_named(given.device), given.precision, given.compile)
     print(", ".join(f"{key} {value}" for key, value in how.key.items()))
     for name in given.models.split(","):
         (capability, *_) = table("models").get(name).facts["capabilities"]
