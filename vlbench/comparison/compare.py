@@ -58,15 +58,15 @@ def compare(names: Sequence[str], words: Mapping[str, str], runs: Path) -> tuple
     task, clusters = _task(rows[0][1][0]), clusters_of(_with_clusters(rows))
     tables = {row.config: [_checked(record, len(clusters)) for record in records] for row, records in rows}
     higher = type(task).metrics.get(rows[0][0].metric, "higher") == "higher"
-    found = [
+    pairs = [
         (a, b, _difference(task, tables[a.config], tables[b.config], clusters, margin, higher))
         for (a, _), (b, _) in combinations(rows, 2)
     ]
-    adjusted = holm([d.p for *_, d in found])
-    worse: Sequence[float | None] = [None] * len(found)
+    adjusted = holm([d.p for *_, d in pairs])
+    worse: Sequence[float | None] = [None] * len(pairs)
     if margin is not None:
-        worse = holm([d.p_worse for *_, d in found if d.p_worse is not None])
-    return rows, [Pair(a, b, d, p, w, higher) for (a, b, d), p, w in zip(found, adjusted, worse, strict=True)]
+        worse = holm([d.p_worse for *_, d in pairs if d.p_worse is not None])
+    return rows, [Pair(a, b, d, p, w, higher) for (a, b, d), p, w in zip(pairs, adjusted, worse, strict=True)]
 
 
 def _margin(words: Mapping[str, str]) -> float | None:
@@ -86,10 +86,10 @@ def refuse_incomparable(rows: Sequence[Row]) -> None:
     for row in rows[1:]:
         differing = [name for name in BLOCK if getattr(rows[0], name) != getattr(row, name)]
         if differing:
-            told = ", ".join(f"{n} {getattr(rows[0], n)!r} and {getattr(row, n)!r}" for n in differing)
+            differences = ", ".join(f"{n} {getattr(rows[0], n)!r} and {getattr(row, n)!r}" for n in differing)
             raise UserError(
                 f"these rows cannot be compared: {described(rows[0])}, and {described(row)}, are of other "
-                f"samples, weights or settings ({told}). Compare rows of one block of a leaderboard."
+                f"samples, weights or settings ({differences}). Compare rows of one block of a leaderboard."
             )
 
 
@@ -117,14 +117,14 @@ def _difference(
     """b - a. Where lower is better the margin is that of the other side."""
     sign = 1.0 if higher else -1.0
     if task.corpus:
-        found = of_corpus(a, b, clusters, lambda sums: sign * task.corpus_metric(sums), margin)
+        comparison = of_corpus(a, b, clusters, lambda sums: sign * task.corpus_metric(sums), margin)
     else:
         first, second = ([sign * 100 * scores[:, 0] for scores in side] for side in (a, b))
-        found = of_means(first, second, clusters, margin)
+        comparison = of_means(first, second, clusters, margin)
     if higher:
-        return found
-    low, high = (None if end is None else -end for end in (found.high, found.low))
-    return found._replace(delta=-found.delta, low=low, high=high)
+        return comparison
+    low, high = (None if end is None else -end for end in (comparison.high, comparison.low))
+    return comparison._replace(delta=-comparison.delta, low=low, high=high)
 
 
 def print_comparison(names: Sequence[str], words: Mapping[str, str], runs: Path, *, as_json: bool) -> None:
@@ -161,8 +161,8 @@ def _lines(rows: Sequence[Found], pairs: Sequence[Pair], margin: float | None) -
         seeds = "1 seed" if row.seeds == 1 else f"{row.seeds} seeds ±{fixed(row.spread or 0.0, 2)}"
         flags = f"  flagged {row.flags}" if row.flags else ""
         what = f"{name(row)}, {row.section}, {fixed(100 * row.sparsity, 1)}%"
-        told = estimate(row.value, row.low, row.high, 2)
-        lines.append(f"  {letters[row.config]}  {told}  {what}  ({row.config}, {seeds}){flags}")
+        value = estimate(row.value, row.low, row.high, 2)
+        lines.append(f"  {letters[row.config]}  {value}  {what}  ({row.config}, {seeds}){flags}")
     for pair in pairs:
         lines += ["", *_pair_lines(pair, letters, margin)]
     return [*lines, "", *_notes(rows, pairs, margin)]
@@ -170,9 +170,9 @@ def _lines(rows: Sequence[Found], pairs: Sequence[Pair], margin: float | None) -
 
 def _pair_lines(pair: Pair, letters: Mapping[str, str], margin: float | None) -> list[str]:
     a, b, found = letters[pair.a.config], letters[pair.b.config], pair.found
-    told = estimate(found.delta, found.low, found.high, 2, sign="+")
+    difference = estimate(found.delta, found.low, found.high, 2, sign="+")
     ends = "not separated" if pair.verdict == "not separated" else f"{b} is {pair.verdict}"
-    lines = [f"{b} - {a}  {told}  p {_p(found.p)}, Holm {_p(pair.p)} ({found.test}): {ends}"]
+    lines = [f"{b} - {a}  {difference}  p {_p(found.p)}, Holm {_p(pair.p)} ({found.test}): {ends}"]
     if margin is not None and pair.p_worse is not None:
         shown = "is not worse than" if pair.non_inferior else "is not shown to be within the margin of"
         by = f" by {margin:g} or more" if pair.non_inferior else ""
@@ -198,9 +198,9 @@ def _notes(rows: Sequence[Found], pairs: Sequence[Pair], margin: float | None) -
     if alone:
         notes.append(f"One seed only: {', '.join(alone)}. What other seeds would give is not in its interval.")
     if len(seen := {row.samples_seen for row, _ in rows}) > 1:
-        told = ", ".join(f"{row.config} {row.samples_seen:,}" for row, _ in rows)
+        budgets = ", ".join(f"{row.config} {row.samples_seen:,}" for row, _ in rows)
         untrained = "untrained rows beside trained ones" if 0 in seen else "rows of unequal training"
-        notes.append(f"These are {untrained} (samples seen: {told}): a difference is not the pruning's alone.")
+        notes.append(f"These are {untrained} (samples seen: {budgets}): a difference is not the pruning's alone.")
     if rows[0][0].suite == "mini":
         notes.append("Mini ranks do not predict full ranks.")
     return notes

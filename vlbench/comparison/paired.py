@@ -51,10 +51,10 @@ def of_means(a: Sequence[Array], b: Sequence[Array], clusters: Sequence[str], ma
     count = int(group.max()) + 1
     delta, se = clustered_mean(d, group)
     test = "t" if count == len(d) else "t, clusters"
-    told = _by_t(delta, se * se, [[float(v.mean()) for v in row] for row in (a, b)], count, margin, test)
+    over_seeds = _by_t(delta, se * se, [[float(v.mean()) for v in row] for row in (a, b)], count, margin, test)
     if count == len(d) and len(a) == len(b) == 1 and all(np.isin(row[0], (0.0, 100.0)).all() for row in (a, b)):
-        return told._replace(p=mcnemar(a[0] > 0, b[0] > 0), test="McNemar")
-    return told
+        return over_seeds._replace(p=mcnemar(a[0] > 0, b[0] > 0), test="McNemar")
+    return over_seeds
 
 
 def of_corpus(

@@ -24,9 +24,9 @@ def refuse_contradictions(found: Collection[tuple[Path, Record]]) -> None:
 def contradiction(record: Record, dense: float | None) -> str:
     """What does not fit in a record; empty where all does. dense: the value of its dense model, where that is known."""
     value, versus = record.interval.value, record.vs_dense
-    told = record.metrics.get(record.metric)
-    if told is None or not _near(told, value):
-        return f"{record.metric} is {told} among its metrics, {value} with its interval"
+    metric_value = record.metrics.get(record.metric)
+    if metric_value is None or not _near(metric_value, value):
+        return f"{record.metric} is {metric_value} among its metrics, {value} with its interval"
     if not record.interval.low - SAME <= value <= record.interval.high + SAME:
         return f"{record.metric} {value} is not within its interval"
     if versus is not None and not versus.low - SAME <= versus.delta <= versus.high + SAME:

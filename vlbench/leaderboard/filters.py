@@ -28,16 +28,16 @@ def selected(
     if cells is not None:
         committed, own = ([r for r in some if r.cell in cells] for some in (committed, own))
     records, local = merge(committed, own)
-    found = rows_of(records)
-    if cells is not None and not found:
+    rows = rows_of(records)
+    if cells is not None and not rows:
         raise UserError(f"none of the sweep's {len(cells)} cells has a result: run vlbench sweep with the same file.")
     for key, value in words.items():
-        left = [pair for pair in found if _text(pair[0], key) == value]
+        left = [pair for pair in rows if _text(pair[0], key) == value]
         if not left:
-            known = sorted({_text(row, key) for row, _ in found})
+            known = sorted({_text(row, key) for row, _ in rows})
             raise UserError(f"there are no results of {key}={value}. {did_you_mean(value, known)}")
-        found = left
-    return found, local
+        rows = left
+    return rows, local
 
 
 def absent(cells: Collection[str] | None, found: Sequence[Found]) -> list[str]:

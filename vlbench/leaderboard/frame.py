@@ -27,7 +27,7 @@ def results(runs: Path, words: dict[str, str]) -> pd.DataFrame:
     """See `vlbench.results`."""
     import pandas as pd
 
-    found, local = selected(words, runs)
+    rows, local = selected(words, runs)
     lines = [
         [
             *(other_metrics(records) if name == "metrics" else getattr(row, name) for name in COLUMNS),
@@ -35,7 +35,7 @@ def results(runs: Path, words: dict[str, str]) -> pd.DataFrame:
             " ".join("" if record.seed is None else str(record.seed) for record in records),
             row.config in local,
         ]
-        for row, records in found
+        for row, records in rows
     ]
     frame = pd.DataFrame(lines, columns=[*COLUMNS, *EXTRA])
     # Of an empty frame too, and of a column without a value, the types are those of the row's fields.

@@ -78,12 +78,12 @@ def _cells(row: Row, best: bool) -> Iterator[str]:
 def _best(rows: Sequence[Row], higher: Callable[[Row], bool]) -> set[str]:
     """The `config` of the best row of each section and target, where there are two rows or more; of all that print
     alike."""
-    found: set[str] = set()
+    flags: set[str] = set()
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.section, row.sparsity_target), []).append(row)
     for group in groups.values():
         if len(group) > 1:
             top = (max if higher(group[0]) else min)(row.value for row in group)
-            found |= {row.config for row in group if fixed(row.value, 2) == fixed(top, 2)}
-    return found
+            flags |= {row.config for row in group if fixed(row.value, 2) == fixed(top, 2)}
+    return flags

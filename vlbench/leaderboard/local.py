@@ -19,18 +19,18 @@ def print_board(record: Record, runs: Path) -> None:
     this machine could not measure are told first, with the reason."""
     from rich.console import Console
 
-    found, local = board_rows(record, runs)
+    rows, local = board_rows(record, runs)
     console = Console()
     for metric, reason in record.unmeasured.items():
-        told = f"{titled(record.task, metric)} is not measured: {reason}"
-        console.print(told, markup=False, highlight=False, soft_wrap=True)
-    if not found:
-        told = f"{titled(record.task, record.metric)} {record.interval.value:.2f}"
-        console.print(f"{told} (not for a board: {', '.join(record.flags)})")
+        sentence = f"{titled(record.task, metric)} is not measured: {reason}"
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    if not rows:
+        sentence = f"{titled(record.task, record.metric)} {record.interval.value:.2f}"
+        console.print(f"{sentence} (not for a board: {', '.join(record.flags)})")
         return
-    show(found, local, console)
+    show(rows, local, console)
     path = runs / "tables" / record.suite / f"{record.task}.csv"
-    write_text(path, csv_text(found))
+    write_text(path, csv_text(rows))
     console.print(f"{path}", style="dim", highlight=False)
 
 
@@ -44,13 +44,13 @@ def board_rows(record: Record, runs: Path) -> tuple[list[Row], set[str]]:
 
 def readable(runs: Path) -> list[Record]:
     """Finished runs; one that is damaged is told and left out: it must not hide the row that was just made."""
-    found = []
+    lines = []
     for file in sorted(runs.glob("*/result.json")):
         try:
-            found.append(read_record(file))
+            lines.append(read_record(file))
         except UserError as error:
             print(f"vlbench: left out of the table: {error}", file=sys.stderr)
-    return found
+    return lines
 
 
 def comparable(a: Record, b: Record) -> bool:

@@ -61,17 +61,17 @@ def dense_size(rows: Sequence[Row]) -> Size:
 def measured(rows: Sequence[Row]) -> list[Spot]:
     """A point a row of one block."""
     dense = dense_size(rows)
-    found = []
+    marks = []
     for row in rows:
         size = Size(row.nonzero, row.macs, row.value)
-        told = " ".join(part for part in (name(row), row.sparsity_target) if part)
-        found.append(
+        label = " ".join(part for part in (name(row), row.sparsity_target) if part)
+        marks.append(
             Spot(
-                told, _family(row, rows), row.pattern, row.trained, row.config, size, size.over(dense),
+                label, _family(row, rows), row.pattern, row.trained, row.config, size, size.over(dense),
                 low=row.low, high=row.high,
             )
         )  # fmt: skip
-    return found
+    return marks
 
 
 def _family(row: Row, rows: Sequence[Row]) -> str:
@@ -83,16 +83,16 @@ def _family(row: Row, rows: Sequence[Row]) -> str:
 
 def published(rows: Sequence[Row], numbers: Sequence[Published]) -> list[Spot]:
     """What others printed for the task and metric of a block, where it has a size."""
-    found = [_spot(point) for point in points(numbers, rows[0].task, rows[0].metric)]
-    return [spot for spot in found if spot.size.params or spot.size.macs]
+    spots = [_spot(point) for point in points(numbers, rows[0].task, rows[0].metric)]
+    return [spot for spot in spots if spot.size.params or spot.size.macs]
 
 
 def _spot(point: Point) -> Spot:
     row = point.row
     size = Size(row.params, row.macs, row.value)
     dense = None if point.dense is None else Size(point.dense.params, point.dense.macs, point.dense.value)
-    told = " ".join(part for part in (row.method, row.target) if part)
+    label = " ".join(part for part in (row.method, row.target) if part)
     protocol = f"{row.model}, {row.dataset} {row.split}: {row.protocol}. {row.source}"
     pattern = row.pattern or DENSE
     trained = row.restoration not in ("", "none")
-    return Spot(told, row.method, pattern, trained, "", size, dense and size.over(dense), protocol=protocol)
+    return Spot(label, row.method, pattern, trained, "", size, dense and size.over(dense), protocol=protocol)

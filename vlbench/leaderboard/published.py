@@ -73,14 +73,14 @@ def load_published(folder: Path | None = None) -> tuple[Published, ...]:
 
 def load_heat_map(folder: Path | None = None) -> tuple[RetainedUnits, ...]:
     """The published heat map. Raises UserError naming a damaged line."""
-    found = []
+    numbers = []
     for line, where in _lines(_folder(folder) / HEAT_MAP):
         try:
             layer, retained = int(line.pop("layer")) - 1, float(line.pop("retained_percent")) / 100
-            found.append(RetainedUnits(**line, layer=layer, retained=retained))
+            numbers.append(RetainedUnits(**line, layer=layer, retained=retained))
         except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"{where} is no line of a heat map ({error}): restore the file.") from None
-    return tuple(found)
+    return tuple(numbers)
 
 
 def points(numbers: Iterable[Published], task: str, metric: str) -> list[Point]:

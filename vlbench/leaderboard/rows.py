@@ -113,20 +113,20 @@ def load_results(folder: Path, pattern: str = "**/*.json", scores: bool = True) 
     Raises UserError naming a file that is damaged or contradicts itself or its dense model's, or two files that say
     different things about one cell. A cell that stands there twice with the same numbers counts once.
     """
-    found: dict[str, tuple[Path, Record]] = {}
+    by_cell: dict[str, tuple[Path, Record]] = {}
     for path in sorted(folder.glob(pattern), key=lambda p: p.relative_to(folder).as_posix()):
         record = read_record(path)
         if not scores:
             record = record.model_copy(update={"scores": digest(record.scores), "sample_clusters": ""})
-        first, earlier = found.setdefault(record.cell, (path, record))
+        first, earlier = by_cell.setdefault(record.cell, (path, record))
         if earlier is record:
             continue
         if not agree(earlier, record):
             raise UserError(f"{first} and {path} are different results of cell {record.cell}: delete the wrong one.")
         if _text(record) < _text(earlier):  # which of the two is kept must not depend on their names
-            found[record.cell] = (path, record)
-    refuse_contradictions(found.values())
-    return sorted((record for _, record in found.values()), key=_order_of_records)
+            by_cell[record.cell] = (path, record)
+    refuse_contradictions(by_cell.values())
+    return sorted((record for _, record in by_cell.values()), key=_order_of_records)
 
 
 def _text(record: Record) -> str:
@@ -167,8 +167,8 @@ def rows_of(records: Iterable[Record]) -> list[tuple[Row, list[Record]]]:
             )
     over = {config: list(by_seed.values()) for config, by_seed in groups.items()}
     options = _options({config: same[0] for config, same in over.items()})
-    found = [(_row(config, same, options[config]), same) for config, same in over.items()]
-    return sorted(found, key=lambda pair: _order_of_rows(pair[0]))
+    rows_over_seeds = [(_row(config, same, options[config]), same) for config, same in over.items()]
+    return sorted(rows_over_seeds, key=lambda pair: _order_of_rows(pair[0]))
 
 
 def ranked(record: Record) -> bool:
@@ -280,14 +280,14 @@ def _options(firsts: Mapping[str, Record]) -> dict[str, str]:
 
 def _flat(chain: Sequence[Link], without: Collection[str]) -> dict[str, str]:
     """Option -> its value as text; names are as one writes them in a command: with the link where several have one."""
-    told = [
+    parts = [
         (link.name, name, value if isinstance(value, str) else canonical(value))
         for link in chain
         for name, value in {**link.options, "version": link.version}.items()
         if name not in without
     ]
-    times = Counter(name for _, name, _ in told)
-    return {name if times[name] == 1 else f"{link}.{name}": value for link, name, value in told}
+    times = Counter(name for _, name, _ in parts)
+    return {name if times[name] == 1 else f"{link}.{name}": value for link, name, value in parts}
 
 
 def _order_of_records(record: Record) -> tuple[str | int, ...]:

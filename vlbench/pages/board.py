@@ -123,9 +123,11 @@ def _board(found: Found, numbers: Sequence[Published]) -> dict[str, Any]:
     """The rows of one block. tiny: its models share no axis with full-size ones."""
     rows = [row for row, _ in found]
     first = rows[0]
-    told = list(csv.DictReader(io.StringIO(csv_text(rows))))
+    table_rows = list(csv.DictReader(io.StringIO(csv_text(rows))))
     spots = measured(rows)
-    lines = [_row(row, records, spot, cells) for (row, records), spot, cells in zip(found, spots, told, strict=True)]
+    lines = [
+        _row(row, records, spot, cells) for (row, records), spot, cells in zip(found, spots, table_rows, strict=True)
+    ]
     return {
         "id": f"{first.task}/{subject(first)}",
         "task": first.task,

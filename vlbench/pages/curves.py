@@ -27,9 +27,9 @@ def curve(title: str, steps: Sequence[float], values: Sequence[float], across: s
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in shown))
     dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in (at(*p) for p in shown)) * (len(shown) < 40)
     middle = (LEFT + WIDE - RIGHT) / 2
-    told = f"{title}: from {fixed(values[0], 4)} to {fixed(values[-1], 4)}"
+    caption = f"{title}: from {fixed(values[0], 4)} to {fixed(values[-1], 4)}"
     return (
-        f'<svg viewBox="0 0 {WIDE} {HIGH}" role="img" aria-label="{escaped(told)}">'
+        f'<svg viewBox="0 0 {WIDE} {HIGH}" role="img" aria-label="{escaped(caption)}">'
         f'<text class="title" x="8" y="16">{escaped(title)}</text>{_grid(low, high, first, last)}'
         f'<g class="curve"><polyline points="{path}"/>{dots}</g>'
         f'<text class="title" x="{middle}" y="{HIGH - 6}" text-anchor="middle">{escaped(across)}</text>'

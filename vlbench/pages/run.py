@@ -64,7 +64,7 @@ def _result(record: Record) -> str:
     spread, versus, size = record.interval, record.vs_dense, record.parameters
     whole = 1 - size.nonzero / size.dense
     saved = 1 - record.macs / record.macs_dense if record.macs is not None and record.macs_dense else None
-    told = {
+    facts = {
         titled(record.task, record.metric): estimate(spread.value, spread.low, spread.high, 2),
         "vs dense (paired)": "" if versus is None else estimate(versus.delta, versus.low, versus.high, 2, sign="+"),
         "p": "" if versus is None else f"{versus.p:.4g}",
@@ -87,7 +87,7 @@ def _result(record: Record) -> str:
         f'aria-label="{escaped(name)}: removed"></meter><span>{fixed(100 * gone, 1)}%</span></div>'
         for name, gone in size.towers.items()
     )
-    return f'<h2>Result</h2>{_list(told)}<p class="soft">removed of each tower&#x27;s prunable weights</p>{towers}'
+    return f'<h2>Result</h2>{_list(facts)}<p class="soft">removed of each tower&#x27;s prunable weights</p>{towers}'
 
 
 def _curves(run: Run) -> str:
@@ -130,10 +130,10 @@ def _samples(found: Sequence[Shown], capability: str) -> str:
     kinds = Counter(one.kind for one in found)
     parts = []
     if kinds["alone"] < len(found):
-        told = (
+        sentence = (
             f"of {len(found):,} samples the dense model is better on {kinds['lost']:,} and worse on {kinds['gained']:,}"
         )
-        parts.append(f'<p class="soft">Of each sample alone, {told}; at most {MOST} are shown.</p>')
+        parts.append(f'<p class="soft">Of each sample alone, {sentence}; at most {MOST} are shown.</p>')
     for kind, heading in HEADINGS.items():
         members = [one for one in shown if one.kind == kind]
         if members:
@@ -193,6 +193,6 @@ def _text(value: Any) -> str:
         return "; ".join(f"{k} {_text(v)}" for k, v in value.items())
     if isinstance(value, Iterable) and not isinstance(value, str):
         times = Counter(map(_text, value))
-        told = [text if n == 1 else f"{text} (x{n})" for text, n in times.items()]
-        return ", ".join(told[:LONGEST]) + (" ..." if len(told) > LONGEST else "")
+        reasons = [text if n == 1 else f"{text} (x{n})" for text, n in times.items()]
+        return ", ".join(reasons[:LONGEST]) + (" ..." if len(reasons) > LONGEST else "")
     return str(value)

@@ -55,12 +55,12 @@ def all_samples(folder: Path, record: Record) -> tuple[Task, list[Shown]]:
     if other is not None:
         theirs = read_predictions(other / "predictions.jsonl", ids)
     task = cell.task
-    found = []
+    entries = []
     for sample, line, their in zip(samples, lines, theirs, strict=True):
         if line["status"] == "ok":
             dense = None if their is None else value_of(task, their["score"])
-            found.append(Shown(sample, line, value_of(task, line["score"]), their, dense))
-    return task, found
+            entries.append(Shown(sample, line, value_of(task, line["score"]), their, dense))
+    return task, entries
 
 
 def _dense_cell(folder: Path, record: Record) -> Cell:
@@ -68,8 +68,8 @@ def _dense_cell(folder: Path, record: Record) -> Cell:
     words: Mapping[str, Any] = read_json(folder / "cell.json")["words"]
     kept = {k: str(v) for k, v in words.items() if v and k not in ("method", "recipe", "model")}
     spec = resolve({**kept, "method": "dense", "model": record.model})
-    told = {k: v for k, v in record.evaluation.items() if k not in OF_THE_COMMAND}
-    options = type(spec.task_options).model_validate({**spec.task_options.model_dump(), **told})
+    settings = {k: v for k, v in record.evaluation.items() if k not in OF_THE_COMMAND}
+    options = type(spec.task_options).model_validate({**spec.task_options.model_dump(), **settings})
     cell = open_cell(replace(spec, task_options=options))
     if cell.split_digest != record.split_digest:
         raise UserError(f"the data of {record.task} are not those that {folder.name} was evaluated on.")

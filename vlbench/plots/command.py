@@ -42,8 +42,8 @@ def plot(
 def _board(given: dict[str, str], runs: Path, out: Path, cells: Collection[str] | None) -> tuple[list[Path], list[str]]:
     if unknown := sorted(set(given) - set(FILTERS)):
         raise UserError(f"vlbench plot takes runs, or words of a board ({', '.join(FILTERS)}), not {unknown[0]}=.")
-    found, _ = selected(given if cells is not None else {"suite": "mini", **given}, runs, cells)
-    return _pictures(found, out), absent(cells, found)
+    rows, _ = selected(given if cells is not None else {"suite": "mini", **given}, runs, cells)
+    return _pictures(rows, out), absent(cells, rows)
 
 
 def _pictures(found: Sequence[Found], out: Path) -> list[Path]:

@@ -42,13 +42,13 @@ def measured(series: Series) -> Panel:
 
 
 def _measured(series: Series) -> list[Kept]:
-    found = []
+    panels = []
     for target, runs in by_target([run for run in series.runs if run.model.is_dir()]):
         models = [retained(run.model) for run in runs]
         parts = [by_component(sites) for sites in models]
         components = {name: fmean(part[name] for part in parts) for name in parts[0]}
-        found.append(Kept(target, fmean(run.record.sparsity for run in runs), components, by_layer(models)))
-    return found
+        panels.append(Kept(target, fmean(run.record.sparsity for run in runs), components, by_layer(models)))
+    return panels
 
 
 def published(task: str) -> list[Panel]:
@@ -65,11 +65,11 @@ def published(task: str) -> list[Panel]:
 
 
 def _published(cells: Sequence[RetainedUnits]) -> list[Kept]:
-    found = []
+    bars = []
     for target in dict.fromkeys(cell.target for cell in cells):
         part = [cell for cell in cells if cell.target == target]
         names = dict.fromkeys(cell.component for cell in part)
         components = {name: fmean(c.retained for c in part if c.component == name) for name in names}
         gone = 1 - 1 / float(target.rstrip("x"))
-        found.append(Kept(target, gone, components, {(c.row, c.layer): c.retained for c in part}))
-    return found
+        bars.append(Kept(target, gone, components, {(c.row, c.layer): c.retained for c in part}))
+    return bars

@@ -81,12 +81,12 @@ def _restorers(found: Sequence[Found]) -> list[str]:
     """The name of what follows the pruner in every row, with the options that tell it from others of its name."""
     plain = ["+".join(link.name for link in records[0].chain[1:]) or NONE for _, records in found]
     options = [_options(records[0]) for _, records in found]
-    told = []
+    labels = []
     for name, mine in zip(plain, options, strict=True):
         others = [other for other_name, other in zip(plain, options, strict=True) if other_name == name]
         varying = [k for k in sorted(mine) if len({other.get(k) for other in others}) > 1]
-        told.append(" ".join([name, *(f"{key}={mine[key]}" for key in varying)]))
-    return told
+        labels.append(" ".join([name, *(f"{key}={mine[key]}" for key in varying)]))
+    return labels
 
 
 def _options(record: Record) -> dict[str, str]:

@@ -44,7 +44,7 @@ def retained(folder: Path) -> list[Retained]:
     now = {site.name: site for site in model.structure().sites}
     original = untouched(folder, model).structure()
     left = original_blocks([made.sites for made in state.cuts], original)
-    found = []
+    shares = []
     for tower in original.towers:
         number = {old: new for new, old in enumerate(left[tower.name])}
         for layer, block in enumerate(tower.blocks):
@@ -56,8 +56,8 @@ def retained(folder: Path) -> list[Retained]:
                     for name, shape in matrices.items()
                 )
                 entries = sum(math.prod(shape) for shape in site.matrices.values())
-                found.append(Retained(_row(site), layer, component(site), entries, kept))
-    return found
+                shares.append(Retained(_row(site), layer, component(site), entries, kept))
+    return shares
 
 
 def component(site: Site) -> str:

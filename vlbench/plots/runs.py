@@ -54,14 +54,14 @@ def series(runs: Iterable[Run]) -> list[Series]:
     for run in runs:
         groups.setdefault(_configuration(run.record), []).append(run)
     names = [_name(group[0].record) for group in groups.values()]
-    found = []
+    read = []
     for (config, group), name in zip(groups.items(), names, strict=True):
         record = group[0].record
         mark = f"-{config[:6]}" if names.count(name) > 1 else ""  # two sets of options: told apart by their digest
         title = " / ".join((record.suite, record.task, record.label or record.model, record.method + mark))
         ordered = sorted(group, key=lambda run: (run.record.sparsity, run.record.seed or 0, run.record.cell))
-        found.append(Series(name + mark, title, tuple(ordered)))
-    return found
+        read.append(Series(name + mark, title, tuple(ordered)))
+    return read
 
 
 def by_target(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
@@ -77,7 +77,7 @@ def _name(record: Record) -> str:
 
 
 def _configuration(record: Record) -> str:
-    told = record.configuration()
-    for link in told["chain"]:
+    configuration = record.configuration()
+    for link in configuration["chain"]:
         link["options"] = {k: v for k, v in link["options"].items() if k not in OWN_COLUMN}
-    return digest([told, record.pattern])
+    return digest([configuration, record.pattern])

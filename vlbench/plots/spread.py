@@ -59,8 +59,10 @@ def blind_of(block: Sequence[Found], everything: Sequence[Found]) -> Row | None:
     """The row of the block's dense model without images: the same but for that setting. (The digest of its split is
     another: it holds no images.)"""
     wanted = block[0][1][0]
-    told = {**wanted.evaluation, "blind": True}
-    return next((row for row, (one, *_) in everything if row.dense and _compared(one) == _compared(wanted, told)), None)
+    evaluation = {**wanted.evaluation, "blind": True}
+    return next(
+        (row for row, (one, *_) in everything if row.dense and _compared(one) == _compared(wanted, evaluation)), None
+    )
 
 
 def _compared(record: Record, evaluation: Mapping[str, Any] | None = None) -> list[Any]:
@@ -79,10 +81,12 @@ class _Asked(NamedTuple):
     @classmethod
     def of(cls, record: Record) -> _Asked | None:
         """None for a chain that does not begin with a pruner, and for ratios of single towers."""
-        told = record.chain[0].options
-        if "sparsity" not in told or told.get("towers"):
+        options = record.chain[0].options
+        if "sparsity" not in options or options.get("towers"):
             return None
-        return cls(told["sparsity"], told.get("vision"), told.get("language"), told.get("budget") == "ratio")
+        return cls(
+            options["sparsity"], options.get("vision"), options.get("language"), options.get("budget") == "ratio"
+        )
 
 
 def _but_for_the_spread(record: Record) -> str:

@@ -79,12 +79,12 @@ def _panel(ax: Axes, axis: Axis, ours: Sequence[Spot], theirs: Sequence[Spot], u
         scale = 100 if fractions else 1
         turn, number = divmod(families.index(kind[0]), len(COLOURS))
         colour, marker = COLOURS[number], MARKERS[(patterns.index(kind[1]) + turn * len(patterns)) % len(MARKERS)]
-        told = kind[0] if kind[1] == "dense" else f"{kind[0]}, {kind[1]}"
+        label = kind[0] if kind[1] == "dense" else f"{kind[0]}, {kind[1]}"
         ax.errorbar(
             [x for x, _, _ in at], [scale * y for _, y, _ in at], yerr=_bars([s for _, _, s in at], fractions),
             color=colour, marker=marker, linestyle=LINES[turn % len(LINES)], markersize=6, linewidth=1.2,
             elinewidth=0.8, capsize=2, markerfacecolor=colour if kind[2] else "white",
-            label=f"{told}, untrained" if not kind[2] and kind[1] != "dense" else told, zorder=3,
+            label=f"{label}, untrained" if not kind[2] and kind[1] != "dense" else label, zorder=3,
         )  # fmt: skip
     _competitors(ax, axis, theirs, unit, fractions)
 
@@ -108,11 +108,11 @@ def _at(spot: Spot, axis: Axis, fractions: bool) -> tuple[float, float] | None:
 
 def _bars(spots: Sequence[Spot], fractions: bool) -> list[list[float]] | None:
     """Half widths of the intervals, below and above, in the units of the y axis."""
-    found: list[list[float]] = [[], []]
+    corners: list[list[float]] = [[], []]
     for spot in spots:
         value = spot.size.value or 0.0
         share = spot.fraction.value if fractions and spot.fraction is not None else None
         scale = 100 * share / value if share and value else 1.0
-        found[0].append(scale * (value - spot.low) if spot.low is not None else 0.0)
-        found[1].append(scale * (spot.high - value) if spot.high is not None else 0.0)
-    return found
+        corners[0].append(scale * (value - spot.low) if spot.low is not None else 0.0)
+        corners[1].append(scale * (spot.high - value) if spot.high is not None else 0.0)
+    return corners

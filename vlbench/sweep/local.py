@@ -116,8 +116,8 @@ def visible_devices() -> list[str]:
         computing_device()  # one that is not there is told before any cell begins
     if asked == "cpu" or ":" in asked:
         return []
-    told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if told is not None and asked in ("", "cuda"):
-        return [name.strip() for name in told.split(",") if name.strip() not in ("", "-1")]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and asked in ("", "cuda"):
+        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
     kind = computing_device().type
     return [str(number) if kind == "cuda" else f"{kind}:{number}" for number in range(count())]

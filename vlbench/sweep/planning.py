@@ -54,12 +54,12 @@ def plan(lines: Sequence[Line], progress: BuildProgress | None = None) -> list[P
         opener = _Opener(progress)
         opened = [(group, opener.open(group)) for group in _resolved(lines)]
         opener.complain()
-        found: dict[str, Planned] = {}
+        planned: dict[str, Planned] = {}
         for group, cell in opened:
             if cell is not None:
-                _add(found, group, cell)
-    needed = {one.dense for one in found.values()}
-    return sorted(found.values(), key=lambda one: one.cell not in needed)
+                _add(planned, group, cell)
+    needed = {one.dense for one in planned.values()}
+    return sorted(planned.values(), key=lambda one: one.cell not in needed)
 
 
 def _add(found: dict[str, Planned], group: _Group, first: Cell) -> None:
@@ -83,19 +83,19 @@ def _identities(group: _Group, first: Cell) -> list[str]:
 
 def _resolved(lines: Sequence[Line]) -> list[_Group]:
     """Every cell's words and what they mean."""
-    found: dict[Any, _Group | UserError] = {}
+    groups: dict[Any, _Group | UserError] = {}
     errors: list[str] = []
     for line in lines:
         wrong: dict[str, list[dict[str, str]]] = defaultdict(list)
         cells = line.cells()
         for words in cells:
             key = _but_for_the_seed(words)
-            if key not in found:
+            if key not in groups:
                 try:
-                    found[key] = _Group(resolve(words))
+                    groups[key] = _Group(resolve(words))
                 except UserError as error:
-                    found[key] = error
-            group = found[key]
+                    groups[key] = error
+            group = groups[key]
             if isinstance(group, _Group):
                 group.members.append(words)
             else:
@@ -104,7 +104,7 @@ def _resolved(lines: Sequence[Line]) -> list[_Group]:
         errors += _complaints(line, cells, wrong)
     if errors:
         raise UserError("\n".join(dict.fromkeys(errors)))
-    return [group for group in found.values() if isinstance(group, _Group)]
+    return [group for group in groups.values() if isinstance(group, _Group)]
 
 
 def _but_for_the_seed(words: dict[str, str]) -> Any:
@@ -116,11 +116,11 @@ def _but_for_the_seed(words: dict[str, str]) -> Any:
 
 def _complaints(line: Line, cells: Sequence[dict[str, str]], wrong: dict[str, list[dict[str, str]]]) -> list[str]:
     """A sentence for each mistake of a line, with the cells it is in where these are not all."""
-    told = []
+    lines = []
     for sentence, bad in wrong.items():
         where = "" if len(bad) == len(cells) else f" ({_some([_varying(line, words) for words in bad])})"
-        told.append(f"{line.place + ': ' if line.place else ''}{sentence}{where}{_hint(sentence, cells, bad)}")
-    return told
+        lines.append(f"{line.place + ': ' if line.place else ''}{sentence}{where}{_hint(sentence, cells, bad)}")
+    return lines
 
 
 def _hint(sentence: str, cells: Sequence[dict[str, str]], bad: Sequence[dict[str, str]]) -> str:
@@ -168,8 +168,8 @@ class _Opener:
 
     def complain(self) -> None:
         if self.errors:
-            told = [f"{message}\n(needed by {_some(cells)})" for message, cells in self.errors.items()]
-            raise UserError("\n".join(told))
+            messages = [f"{message}\n(needed by {_some(cells)})" for message, cells in self.errors.items()]
+            raise UserError("\n".join(messages))
 
     def _open(self, spec: Spec) -> Cell:
         words = spec.words

@@ -62,8 +62,8 @@ class WorkerProcess:
             if self.stopped:
                 return Outcome(cell, "failed", STOPPED, seconds)
             raise WorkerDied(why)
-        found: dict[str, Any] = json.loads(answer)
-        return Outcome(cell, found["state"], found["reason"], seconds)
+        reply: dict[str, Any] = json.loads(answer)
+        return Outcome(cell, reply["state"], reply["reason"], seconds)
 
     def stop(self) -> None:
         """Close its input: it leaves its cell at once. For another thread, or a signal's handler."""
@@ -116,9 +116,9 @@ class WorkerProcess:
 
 def request_of(work: Work, runs: Path) -> dict[str, Any]:
     """What a worker is asked, in JSON. Paths are absolute: on another machine the current folder is another."""
-    told = {"cell": work.cell, "words": dict(work.words), "baseline": work.baseline}
+    request = {"cell": work.cell, "words": dict(work.words), "baseline": work.baseline}
     log = log_file(runs.absolute(), work.cell)
-    return {**told, "runs": str(runs.absolute()), "log": str(log), "folder": str(Path.cwd())}
+    return {**request, "runs": str(runs.absolute()), "log": str(log), "folder": str(Path.cwd())}
 
 
 def try_again(worker: WorkerProcess, request: Mapping[str, Any]) -> Outcome:

@@ -98,14 +98,14 @@ def read_table(file: Path, given: Mapping[str, str]) -> list[Printed]:
         texts = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read ({getattr(error, 'strerror', None) or error}).") from None
-    found = [one for n, text in enumerate(texts, 1) if (one := _printed(text, f"{file}, line {n}")) is not None]
-    keys = {key for one in found for key in one.line.words}
+    numbers = [one for n, text in enumerate(texts, 1) if (one := _printed(text, f"{file}, line {n}")) is not None]
+    keys = {key for one in numbers for key in one.line.words}
     if wrong := [key for key in given if key not in keys]:
         raise UserError(f"{wrong[0]}= is in no line of {file.name}. {did_you_mean(wrong[0], keys)}")
-    kept = [one for one in found if all(one.line.words.get(k) in v.split(",") for k, v in given.items())]
+    kept = [one for one in numbers if all(one.line.words.get(k) in v.split(",") for k, v in given.items())]
     if not kept:
-        told = " ".join(f"{key}={value}" for key, value in given.items())
-        raise UserError(f"{file.name} has no line with {told or 'a cell'}.")
+        words = " ".join(f"{key}={value}" for key, value in given.items())
+        raise UserError(f"{file.name} has no line with {words or 'a cell'}.")
     return kept
 
 

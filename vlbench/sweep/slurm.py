@@ -73,8 +73,8 @@ class SlurmExecutor:
 
     def outcomes(self) -> Iterator[Outcome]:
         while self._open:
-            found = [(file, one, outcome) for file, one in self._open.items() if (outcome := _outcome(file, one))]
-            for file, one, outcome in found:
+            ended = [(file, one, outcome) for file, one in self._open.items() if (outcome := _outcome(file, one))]
+            for file, one, outcome in ended:
                 del self._open[file]
                 if outcome is not LOST:
                     yield outcome
@@ -82,7 +82,7 @@ class SlurmExecutor:
                     self._submit([_Submitted(one.work, one.attempts + 1)])
                 else:
                     yield gave_up(request_of(one.work, self.runs), _why(one.job))
-            if not found:
+            if not ended:
                 self.tell()
                 time.sleep(LOOK)
 
@@ -186,22 +186,22 @@ def sbatch_parameters(given: Mapping[str, str], jobs: int | None) -> dict[str, A
     from submitit.slurm.slurm import _get_default_parameters
 
     known = set(_get_default_parameters()) - {"setup", "teardown", "additional_parameters", "srun_args", "use_srun"}
-    told: dict[str, Any] = {"job_name": "vlbench", "time": MINUTES}
+    parameters: dict[str, Any] = {"job_name": "vlbench", "time": MINUTES}
     others: dict[str, str] = {}
     for key, text in given.items():
         name = key.replace("-", "_")
         if name in ("array", "output", "error", "open_mode", "requeue", "signal"):
             raise UserError(f"--slurm {key}={text}: vlbench says that itself.")
         if name == "time":
-            told[name] = _minutes(text)
+            parameters[name] = _minutes(text)
         elif name in known:
-            told[name] = int(text) if text.isdigit() else text
+            parameters[name] = int(text) if text.isdigit() else text
         else:
             others[key] = text
     if jobs is not None:
-        told["array_parallelism"] = jobs
+        parameters["array_parallelism"] = jobs
     # A node that is lost has its jobs queued again by Slurm, where the cluster does not forbid it.
-    return {**told, "additional_parameters": {"requeue": True, **others}}
+    return {**parameters, "additional_parameters": {"requeue": True, **others}}
 
 
 def _minutes(text: str) -> int:

@@ -69,9 +69,9 @@ class Runs:
     def read(cls, folder: Path) -> Runs:
         runs = cls(folder)
         for name in _names(folder):
-            found = brief(f"{folder}/{name}")
-            if found is not None:
-                runs.results[name] = found
+            summary = brief(f"{folder}/{name}")
+            if summary is not None:
+                runs.results[name] = summary
             elif name != "logs":
                 runs.begun.add(name)
         runs.logs = {name.removesuffix(".log") for name in _names(folder / "logs") if name.endswith(".log")}
@@ -149,11 +149,11 @@ def _by_beginning(told: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
     for cell, seconds in told:
         if seconds > 0:
             own[kind_of(cell)].append(seconds)
-    found: dict[str, list[float]] = defaultdict(list)
+    seconds_of: dict[str, list[float]] = defaultdict(list)
     for kind, values in own.items():
         for name in _beginnings(kind):
-            found[name] += values
-    return found
+            seconds_of[name] += values
+    return seconds_of
 
 
 def _published(folder: Path) -> Iterator[tuple[str, float]]:

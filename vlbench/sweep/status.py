@@ -39,27 +39,27 @@ def _row(cell: str, runs: Runs, times: Times) -> Row:
     state, log = runs.state(cell), log_file(runs.folder, cell)
     if state == "done":
         return Row(cell, state, 0.0)
-    told = str(log) if cell in runs.logs else ""
+    log_path = str(log) if cell in runs.logs else ""
     if state == "incomplete":
         return Row(cell, state, 0.0, reason=f"{runs.folder / cell / 'predictions.jsonl'} names what failed")
     estimate = times.seconds(cell)
     if state == "failed":
-        return Row(cell, state, estimate, reason=runs.reason(cell), log=told)
+        return Row(cell, state, estimate, reason=runs.reason(cell), log=log_path)
     holder = lease.held(runs.folder / cell) if state == "running" else None
     if holder is None:
         return Row(cell, state if state != "running" else "started", estimate)
     who = f"process {holder.pid} on {holder.host}"
     spent = max(0.0, time.time() - holder.since) if holder.since is not None else None
     left = None if estimate is None else max(0.0, estimate - (spent or 0.0))
-    return Row(cell, state, left, who, spent, log=told)
+    return Row(cell, state, left, who, spent, log=log_path)
 
 
 def print_status(cells: Sequence[str] | None, folder: Path, *, json: bool) -> None:
     rows = rows_of(cells, folder)
     counts = Counter(row.state for row in rows)
     if json:
-        told = [{k: v for k, v in asdict(row).items() if v not in ("", None)} for row in rows]
-        print(jsonlib.dumps({"cells": told, "counts": counts, **_time_left(rows)}, indent=1))
+        json_rows = [{k: v for k, v in asdict(row).items() if v not in ("", None)} for row in rows]
+        print(jsonlib.dumps({"cells": json_rows, "counts": counts, **_time_left(rows)}, indent=1))
         return
     for row in rows:
         if row.state != "done":  # of thousands of cells, these are looked for
@@ -100,9 +100,9 @@ def _time_left(rows: Sequence[Row]) -> dict[str, float | int]:
 def _sentence(rows: Sequence[Row]) -> str:
     if not _open(rows):
         return ""
-    told = _time_left(rows)
-    unknown = f", and {told['unknown']} of which nothing like them was ever run" if told["unknown"] else ""
-    return f"about {duration(float(told['left_seconds']))} left, {told['at_a_time']} at a time{unknown}"
+    time_left = _time_left(rows)
+    unknown = f", and {time_left['unknown']} of which nothing like them was ever run" if time_left["unknown"] else ""
+    return f"about {duration(float(time_left['left_seconds']))} left, {time_left['at_a_time']} at a time{unknown}"
 
 
 def duration(seconds: float) -> str:

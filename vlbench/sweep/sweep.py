@@ -38,11 +38,11 @@ class Sweep:
     def run(self, start: Callable[[Callable[[], None]], Executor]) -> None:
         """Run what is not done. start: makes the executor, given what it calls when a cell begins. An interrupt stops
         the running cells, which resume, and is passed on."""
-        found = Runs.read(self.runs)
-        self.outcomes.update({one.cell: outcome for one in self.planned if (outcome := self._finished(one, found))})
+        finished = Runs.read(self.runs)
+        self.outcomes.update({one.cell: outcome for one in self.planned if (outcome := self._finished(one, finished))})
         if len(self.outcomes) == len(self.planned):
             return
-        self._queue = self._longest_first(Times(found))
+        self._queue = self._longest_first(Times(finished))
         executor = start(lambda: self._progress(executor))
         try:
             executor.submit([one.work for one in self._at_start()])
@@ -67,17 +67,17 @@ class Sweep:
     @cached_property
     def _waiting(self) -> dict[str, list[Planned]]:
         """Baseline -> the cells that wait for it."""
-        found: dict[str, list[Planned]] = defaultdict(list)
+        by_baseline: dict[str, list[Planned]] = defaultdict(list)
         for one in self._queue:
             if one.dense:
-                found[one.dense].append(one)
-        return found
+                by_baseline[one.dense].append(one)
+        return by_baseline
 
     def _finished(self, one: Planned, found: Runs) -> Outcome | None:
-        told = found.results.get(one.cell)
-        if told is None:
+        result = found.results.get(one.cell)
+        if result is None:
             return None
-        if told.complete:
+        if result.complete:
             return Outcome(one.cell, "done")
         flags = read_record(self.runs / one.cell / "result.json").flags
         return Outcome(one.cell, "failed", incomplete(self.runs, one.cell, flags))
@@ -129,8 +129,8 @@ class Sweep:
 
 def print_plan(planned: Sequence[Planned], runs: Path, *, json: bool) -> None:
     """Every cell and how far it is; nothing is run or written."""
-    found = Runs.read(runs)
-    states = [found.state(one.cell) for one in planned]
+    runs_read = Runs.read(runs)
+    states = [runs_read.state(one.cell) for one in planned]
     if json:
         rows = [
             {"cell": one.cell, "state": state, "baseline": one.work.baseline, "words": dict(one.work.words)}
@@ -162,14 +162,14 @@ def print_summary(sweep: Sweep, *, json: bool) -> None:
 
 def _row(sweep: Sweep, cell: str, record: Record | None) -> dict[str, Any]:
     outcome = sweep.outcomes.get(cell)
-    told: dict[str, Any] = {"cell": cell, "state": outcome.state if outcome else "left"}
+    event: dict[str, Any] = {"cell": cell, "state": outcome.state if outcome else "left"}
     if outcome and outcome.reason:
-        told["reason"] = outcome.reason
+        event["reason"] = outcome.reason
     if outcome and outcome.state == "failed":
-        told["log"] = str(log_file(sweep.runs, cell))
+        event["log"] = str(log_file(sweep.runs, cell))
     if record is not None:
-        told |= {"metric": record.metric, "value": record.interval.value, "sparsity": record.sparsity}
-    return told
+        event |= {"metric": record.metric, "value": record.interval.value, "sparsity": record.sparsity}
+    return event
 
 
 def _print_boards(records: Sequence[Record], runs: Path) -> None:

@@ -45,7 +45,7 @@ def lines_of(words: Sequence[str], file: Path | None) -> list[Line]:
     given = parse(words)
     if file is None:
         return [Line(given)]
-    found: list[Line] = []
+    lines_read: list[Line] = []
     errors: list[str] = []
     for number, text in enumerate(_read(file), start=1):
         place = f"{file}, line {number}"
@@ -55,12 +55,12 @@ def lines_of(words: Sequence[str], file: Path | None) -> list[Line]:
             errors += [f"{place}: {line}" for line in str(error).splitlines()]
             continue
         if own:
-            found.append(Line({**own, **given}, place))
+            lines_read.append(Line({**own, **given}, place))
     if errors:
         raise UserError("\n".join(errors))
-    if not found:
+    if not lines_read:
         raise UserError(f"{file} holds no sweep: a line should look like task=vqav2 method=upop seed=0,1,2")
-    return found
+    return lines_read
 
 
 def _read(file: Path) -> list[str]:
