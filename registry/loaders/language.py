@@ -46,7 +46,7 @@ def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
         layer.out_features, layer.in_features = layer.weight.shape
     for name, (attributes, _) in stock["attention"].items():
         vars(own := net.get_submodule(name)).update(attributes)
-        if hasattr(own, "qkv"):
+        if hasattr(own, "projection") and hasattr(own, "qkv"):
             own.__class__ = type("VisionAttention", (type(own),), {"forward": vision})
         if "rotary" in attributes:
             own.register_forward_pre_hook(turned, with_kwargs=True)
