@@ -52,6 +52,14 @@ class Batch:
     options: Mapping[str, Any] = field(default_factory=dict)
     sizes: Sequence[tuple[int, int]] = ()
     maps: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where its images are."""
+        first = self.images[0] if isinstance(self.images, list) else self.images
+        found: torch.device = first.device
+        return found
+
     host_owner: Tensor | None = None
 
     @property

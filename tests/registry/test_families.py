@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,13 @@ from vlbench.calibration.blocks import block_statistics
 from vlbench.calibration.capture import capture_all, replay
 from vlbench.capability import Batch, owners
 from vlbench.compression.cut import Cut, cut
+from vlbench.compression.export import export
 from vlbench.compression.saved import load_model, open_checkpoint, save_model
 from vlbench.compression.state import Compression
 from vlbench.plugins.table import table
 from vlbench.structure import Structure, check_structure
 from vlbench.task import Sample
+from vlbench.training.batches import divided
 
 SIZES = ((60, 20), (28, 28), (20, 93), (1, 1), (300, 4), (45, 64))  # (height, width)
 CPU = torch.device("cpu")
@@ -171,6 +174,21 @@ def test_the_loss_is_the_likelihood_of_the_answers(opened: Opened) -> None:
         assert float(opened.model.answer_loss(batch)) == pytest.approx(float(np.mean(want)), rel=2e-5)
 
 
+def test_a_step_of_training_in_parts_is_that_of_the_whole_batch(opened: Opened) -> None:
+    """The loop's own gradient, from images of several sizes."""
+    model = copy(opened.model)
+    model.net = deepcopy(opened.model.net)
+    batch = batch_of(model, [picture(60, 20), picture(28, 28)], [[0], [0], [1], [1]], ["a", "b", "c d", "e"])
+    assert batch.device == CPU
+    found = []
+    for parts in (1, 2):
+        model.net.zero_grad()
+        for part in divided(batch, parts):
+            (model.answer_loss(part) / parts).backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.net.parameters() if p.grad is not None]))
+    assert float((found[0] - found[1]).abs().max()) <= 1e-5 * float(found[0].abs().max())
+
+
 def test_answers_are_written_as_the_library_writes_them(opened: Opened) -> None:
     image = picture(45, 64)
     found = library_inputs(opened, [image], content_of(1, "What is it?"))
@@ -279,6 +297,23 @@ def test_a_cut_model_is_saved_and_opened_again_to_the_bit(opened: Opened, tmp_pa
         assert float(other.answer_loss(batch)) == float(model.answer_loss(batch))
     for key, value in model.net.state_dict().items():
         assert torch.equal(other.net.state_dict()[key], value), key
+
+
+def test_an_exported_cut_model_is_the_librarys_own_class(opened: Opened, tmp_path: Path) -> None:
+    """load.py, without vlbench's attention, computes what the cut model computes."""
+    model = copy(opened.model)
+    model.net = deepcopy(opened.model.net)
+    structure = model.structure()
+    keep = random_keep(structure, 2)
+    cut(model.net, structure, keep)
+    save_model(tmp_path / "saved", model, Compression(cuts=[Cut.of(structure, keep)]))
+    export(str(tmp_path / "saved"), tmp_path / "out", tmp_path)
+    net = run_path(str(tmp_path / "out" / "load.py"))["load"](tmp_path / "out")
+    assert type(net) is type(opened.net)
+    found = library_inputs(opened, [picture(60, 20)], content_of(1, "What is it?"))
+    with torch.no_grad():
+        want = model.net(**found).logits
+        assert float((net(**found).logits - want).abs().max()) <= 1e-6 * float(want.abs().max())
 
 
 def test_attention_has_the_units_that_the_class_allows(opened: Opened) -> None:

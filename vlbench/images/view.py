@@ -24,6 +24,10 @@ class View:
     facts: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
+    def device(self) -> torch.device:
+        return self.pixels.device
+
+    @property
     def nbytes(self) -> int:
         """Bytes that the pixels take."""
         return self.pixels.nbytes

@@ -208,7 +208,7 @@ class Loop:
     def _own_backward(self, step: int, batch: Batch | None) -> float:
         total = 0.0
         for part, share in self._parts(batch):
-            with torch.autocast(part.images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            with torch.autocast(part.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 loss = self.loss(part) * share
             value = loss.item()
             if not math.isfinite(value) and self.world.size == 1:
