@@ -90,13 +90,13 @@ def code(context: Context) -> dict[str, Any]:
 def masks(context: Context) -> dict[str, Any]:
     """Learned masks with UPop's lengths and the strengths of UPop's penalty. (Those of the paper's own mask-based rows
     were not published; in UPop itself the z-score cancels the penalty.)"""
-    found = {k.replace("upop_search", "mask_based_search"): v for k, v in paper(context).items()}
-    del found["mask_based_search.interval"]
+    values = {k.replace("upop_search", "mask_based_search"): v for k, v in paper(context).items()}
+    del values["mask_based_search.interval"]
     if context.task in PUBLISHED:
         l1 = CLIP_L1 if context.model.startswith("clip") else PUBLISHED[context.task].l1
         for kind, strength in zip(("attention", "ffn"), l1, strict=True):
-            found[f"mask_based_search.l1_{kind}"] = strength / GPUS
-    return found
+            values[f"mask_based_search.l1_{kind}"] = strength / GPUS
+    return values
 
 
 def _retrieval(context: Context) -> dict[str, Any]:

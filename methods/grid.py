@@ -79,17 +79,17 @@ class GridSearch(Method):
         score = {s.name: unit_importance(s, lambda name: weight(name).detach()) for s in structure.sites}
         keeps = [spread(structure, score, one, self.options) for one in ratios]
         store = job.here.store("grid_search", every_seconds=0.0)
-        done, best, found = store.load() or (0, {}, [])
+        done, best, values = store.load() or (0, {}, [])
         for number in range(done, len(ratios)):
             job.here.progress("grid", number, len(ratios), _told(ratios[number]))
             value, tensors = self._try(job, number, keeps[number])
-            found = [*found, value]
-            best = tensors if _best(job, found) == number else best
-            store.save(number + 1, best, found)
-        chosen = _best(job, found)
+            values = [*values, value]
+            best = tensors if _best(job, values) == number else best
+            store.save(number + 1, best, values)
+        chosen = _best(job, values)
         job.changes.cut(keeps[chosen], structure)
         load_into(job.model.net, best)
-        self._account(job, ratios, found, chosen)
+        self._account(job, ratios, values, chosen)
 
     def _try(self, job: Job, number: int, keep: Kept) -> tuple[float, dict[str, Tensor]]:
         """The value of a candidate on the select split, and its weights."""
@@ -108,13 +108,12 @@ class GridSearch(Method):
         state.steps += steps
         state.samples_seen += steps * options.batch_size
         state.trained = state.trained or steps > 0
-        told = [
+        candidates = [
             {"ratios": {k: round(r, 6) for k, r in one.items()}, job.task.metric: value}
             for one, value in zip(ratios, found, strict=True)
         ]
-        state.log["grid_search"] = {
-            "candidates": told, "chosen": chosen, "evaluated_on_select": len(told) * len(job.data.samples("select"))
-        }  # fmt: skip
+        evaluated = len(candidates) * len(job.data.samples("select"))
+        state.log["grid_search"] = {"candidates": candidates, "chosen": chosen, "evaluated_on_select": evaluated}
 
 
 def _told(ratios: Mapping[str, float]) -> str:
@@ -129,16 +128,16 @@ def _best(job: Job, found: list[float]) -> int:
 
 def parts_of(structure: Structure, by: str) -> Parts:
     """Name -> sites of the two parts. Raises UserError where there are not two."""
-    found: Parts = {}
+    parts: Parts = {}
     for tower in structure.towers:
         for site in tower.sites:
-            found.setdefault(modality(tower) if by == "modality" else site.kind, []).append(site)
-    if len(found) != 2:
+            parts.setdefault(modality(tower) if by == "modality" else site.kind, []).append(site)
+    if len(parts) != 2:
         other = {"modality": "kind", "kind": "modality"}[by]
         raise UserError(
-            f"a grid is over two parts, and this model has by={by} only {', '.join(found)}: write by={other}."
+            f"a grid is over two parts, and this model has by={by} only {', '.join(parts)}: write by={other}."
         )
-    return found
+    return parts
 
 
 def grid(structure: Structure, options: GridOptions) -> list[dict[str, float]]:
@@ -151,11 +150,11 @@ def grid(structure: Structure, options: GridOptions) -> list[dict[str, float]]:
     target = options.fraction
     low = max(0.0, target - options.width, (target * (size + rest) - most[second] * rest) / size)
     high = min(most[first], target + options.width, target * (size + rest) / size)
-    found = []
+    points = []
     for point in range(options.points):
         ratio = low + (high - low) * point / (options.points - 1)
-        found.append({first: ratio, second: (target * (size + rest) - ratio * size) / rest})
-    return found
+        points.append({first: ratio, second: (target * (size + rest) - ratio * size) / rest})
+    return points
 
 
 def spread(

@@ -101,17 +101,17 @@ def _wrap(net: nn.Module, ranks: Ranks, options: LoraOptions) -> None:
 
 def _unwrap(net: nn.Module, ranks: Ranks, *, merge: bool) -> dict[str, float]:
     """Put the model's own layers back, adapters merged into their weights or beside them. Returns their scaling."""
-    found: dict[str, float] = {}
+    scalings: dict[str, float] = {}
     for path in ranks:
         wrapped: Any = net.get_submodule(path)
         plain, (a, b) = wrapped.get_base_layer(), (f[ADAPTER].weight.detach() for f in (wrapped.lora_A, wrapped.lora_B))
-        found[path] = float(wrapped.scaling[ADAPTER])
+        scalings[path] = float(wrapped.scaling[ADAPTER])
         if merge:
             wrapped.merge()
         parent, _, name = path.rpartition(".")
         setattr(net.get_submodule(parent), name, plain)
         if not merge:
-            attach(plain, a, b, found[path])
+            attach(plain, a, b, scalings[path])
     if hasattr(net, "peft_config"):
         del net.peft_config
-    return found
+    return scalings

@@ -70,8 +70,8 @@ def measured(
     def looking(tower: str, index: int) -> Callable[..., None]:
         def look(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             hidden = args[0] if args else next(iter(kwargs.values()))
-            found = influence(hidden, output[0] if isinstance(output, tuple) else output, measure)
-            sums[tower][index] += torch.tensor([float(found.sum()), found.numel()], dtype=torch.float64)
+            score = influence(hidden, output[0] if isinstance(output, tuple) else output, measure)
+            sums[tower][index] += torch.tensor([float(score.sum()), score.numel()], dtype=torch.float64)
 
         return look
 

@@ -131,10 +131,10 @@ class Structure:
     @property
     def matrices(self) -> dict[str, tuple[int, ...]]:
         """The prunable set: name -> shape, in order of data flow."""
-        found: dict[str, tuple[int, ...]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for site in self.sites:
-            found.update(site.matrices)
-        return found
+            shapes.update(site.matrices)
+        return shapes
 
     @property
     def size(self) -> int:

@@ -31,11 +31,11 @@ class Room:
     def here(cls, device: torch.device, folder: Path | None = None) -> Room:
         """Half of what is free on the device and, shared with this machine's other workers, on the host. It changes no
         number, and so is no option of a cell."""
-        told = os.environ.get(VARIABLE)
+        asked = os.environ.get(VARIABLE)
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 << 30
         on_device = (free_bytes(device) or 0) / 2
         workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return cls(on_device, float(told) * 2**30 if told else free / 2 / workers, folder)
+        return cls(on_device, float(asked) * 2**30 if asked else free / 2 / workers, folder)
 
 
 class Activations:

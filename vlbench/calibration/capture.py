@@ -104,8 +104,8 @@ def replay(net: nn.Module, block: Block, call: Call, hidden: Tensor | None = Non
 
 def hidden_of(output: Any) -> Tensor:
     """The hidden states of a block's output: itself, or the first of a tuple."""
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
 
 
 def _uncached(value: Any) -> Any:
@@ -196,7 +196,7 @@ def capture_tower(
     blocks = tower.blocks[first:]
     after = structure.towers[structure.towers.index(tower) + 1 :]
     shortcut = _Shortcut(net, [*blocks, *(b for t in after for b in t.blocks)], finished)
-    found: list[Captured] = []
+    captured: list[Captured] = []
     quick = checked = False
     for number, run in enumerate(runs):
         if number == 0:
@@ -216,8 +216,8 @@ def capture_tower(
         for index, call in enumerate(calls[0]):
             hidden.put((number, index), call.hidden)
         bare = [[replace(call, hidden=_NONE, output=_NONE) for call in block] for block in calls]
-        found.append(put_away(bare, number, sides))
-    return found
+        captured.append(put_away(bare, number, sides))
+    return captured
 
 
 def _glued(calls: Captured) -> bool:
@@ -263,10 +263,10 @@ class _Shortcut:
         def look(path: str) -> Callable[..., None]:
             def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
                 single = isinstance(output, tuple) and len(output) == 1
-                found = output[0] if single else output
+                states = output[0] if single else output
                 self._tuples[path] = single
                 shape = _hidden(args, kwargs).shape
-                self._odd |= not isinstance(found, Tensor) or found.shape != shape
+                self._odd |= not isinstance(states, Tensor) or states.shape != shape
 
             return note
 
@@ -321,8 +321,8 @@ class _Shortcut:
 
 
 def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    found: Tensor = args[0] if args else next(iter(kwargs.values()))
-    return found
+    hidden: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return hidden
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -35,7 +35,7 @@ def gradients(
     net.eval()
     parameters = {name: net.get_parameter(name) for name in names}
     flags = {p: p.requires_grad for p in net.parameters()}
-    found = {name: _empty(p, dtype) for name, p in parameters.items()}
+    statistics = {name: _empty(p, dtype) for name, p in parameters.items()}
     for p in flags:
         p.requires_grad_(False)
     for p in parameters.values():
@@ -46,20 +46,20 @@ def gradients(
             grads = torch.autograd.grad(loss(), list(parameters.values()), allow_unused=True)
             for (name, p), grad in zip(parameters.items(), grads, strict=True):
                 grad = torch.zeros_like(p) if grad is None else grad
-                _add(name, found[name], grad.abs() if magnitudes else grad, samples)
+                _add(name, statistics[name], grad.abs() if magnitudes else grad, samples)
             progress(number + 1, len(own))
     finally:
         for p, flag in flags.items():
             p.requires_grad_(flag)
-    for seen in found.values():
+    for seen in statistics.values():
         seen.samples = summed(seen.samples, world)
         for total in (seen.gradient, seen.gradient_square):
             assert total is not None
             world.sum(total)
             total /= max(1, seen.samples)
-    if not any(bool(seen.gradient_square.any()) for seen in found.values() if seen.gradient_square is not None):
+    if not any(bool(seen.gradient_square.any()) for seen in statistics.values() if seen.gradient_square is not None):
         raise RunFailed("the loss of the calibration samples has no gradient at all: nothing tells weights apart.")
-    return found
+    return statistics
 
 
 def _empty(parameter: Tensor, dtype: torch.dtype) -> Statistics:

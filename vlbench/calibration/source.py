@@ -38,9 +38,9 @@ class Source:
 
 def refuse_few(samples: Sequence[Sample], count: int, name: str) -> None:
     """Raise UserError where they show fewer than `count` images: calibration takes one sample an image."""
-    found = len({sample.images for sample in samples})
-    if found < count:
+    images = len({sample.images for sample in samples})
+    if images < count:
         raise UserError(
-            f"{count} calibration samples were asked for, and {name} shows {found} images: give calibration_samples= "
+            f"{count} calibration samples were asked for, and {name} shows {images} images: give calibration_samples= "
             "that many or fewer."
         )

@@ -246,10 +246,10 @@ class Padding:
         for states, visible in self.others:
             if states.data_ptr() == x.data_ptr() and states.shape == x.shape:
                 return _fitting(visible, x)
-        found = [
+        masks = [
             mask for mask in self.own if (fitting := _fitting(mask, x)) is not None and fitting.shape == x.shape[:2]
         ]
-        return _fitting(found[0], x) if found else None
+        return _fitting(masks[0], x) if masks else None
 
 
 def _positional(module: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:

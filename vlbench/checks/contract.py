@@ -163,12 +163,12 @@ def _targets(links: Sequence[Entry]) -> list[Target]:
     """Two fractions and 2:4, as far as the first pruner's patterns go."""
     patterns = next((tuple(link.facts["patterns"]) for link in links if link.facts.get("patterns")), ())
     owner = next((link.name for link in links if link.facts.get("patterns")), "")
-    found = []
+    targets = []
     if set(patterns) & {"structured", "unstructured"}:
-        found += [Target({f"{owner}.sparsity": str(f)}, f, None, patterns) for f in (0.5, 0.75)]
+        targets += [Target({f"{owner}.sparsity": str(f)}, f, None, patterns) for f in (0.5, 0.75)]
     if "n:m" in patterns:
-        found.append(Target({f"{owner}.sparsity": "2:4"}, 0.5, (2, 4), patterns))
-    return found or [Target({})]
+        targets.append(Target({f"{owner}.sparsity": "2:4"}, 0.5, (2, 4), patterns))
+    return targets or [Target({})]
 
 
 def _check_run(workshop: Workshop, target: Target) -> Iterator[str]:
@@ -204,18 +204,18 @@ def _check_sparsity(entry: Entry, target: Target, outcome: Outcome) -> str:
 
 def _check_pattern(entry: Entry, target: Target, outcome: Outcome) -> str:
     """What the job was told is what was declared, and an n:m pattern holds in every matrix."""
-    told = outcome.state.pattern
+    pattern = outcome.state.pattern
     if target.n_m is None:
-        if told not in target.patterns:
+        if pattern not in target.patterns:
             raise _failure(
                 entry,
-                f"{target}: the job was told the pattern {told!r} (by job.changes.mask() and job.changes.cut()), "
+                f"{target}: the job was told the pattern {pattern!r} (by job.changes.mask() and job.changes.cut()), "
                 f"and the decorator says {', '.join(target.patterns)}",
             )
-        return f"{target}: the pattern is {told}"
+        return f"{target}: the pattern is {pattern}"
     n, m = target.n_m
-    if told != f"{n}:{m}":
-        raise _failure(entry, f"{target}: the job was told the pattern {told!r}, not {n}:{m}")
+    if pattern != f"{n}:{m}":
+        raise _failure(entry, f"{target}: the job was told the pattern {pattern!r}, not {n}:{m}")
     for name, weight in _weights(outcome).items():
         if weight.shape[1] % m or not bool(((weight.reshape(-1, m) != 0).sum(1) == n).all()):
             raise _failure(entry, f"{target}: {name} does not keep {n} of every {m} columns")

@@ -107,10 +107,10 @@ def _there(folder: str) -> bool:
 
 
 def _tasks_by_root() -> dict[str, list[str]]:
-    found: dict[str, list[str]] = defaultdict(list)
+    places: dict[str, list[str]] = defaultdict(list)
     for entry in table("tasks").entries.values():
-        found[_root_of(entry)].append(entry.name)
-    return dict(sorted(found.items()))
+        places[_root_of(entry)].append(entry.name)
+    return dict(sorted(places.items()))
 
 
 def _root_of(entry: Entry) -> str:
@@ -198,12 +198,12 @@ def _verify_split(task: Task, split: str, exists: _Listing, files: Files) -> Spl
 
 
 def _files(samples: Iterable[Sample]) -> Files:
-    found: Files = {}
+    files: Files = {}
     for sample in samples:
-        found.update(dict.fromkeys(sample.images))
+        files.update(dict.fromkeys(sample.images))
         if isinstance(sample.target, LabelMap):
-            found[sample.target.path] = Labelled(sample.target, sample.images[0])
-    return found
+            files[sample.target.path] = Labelled(sample.target, sample.images[0])
+    return files
 
 
 def _clusters(samples: Sequence[Sample]) -> int:
@@ -240,14 +240,14 @@ def _decoded(files: Files, screen: Screen) -> list[str]:
     todo, bad = list(files), []
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
         for start in range(0, len(todo), AT_ONCE):
-            bad += [told for told in pool.map(attempt, todo[start : start + AT_ONCE]) if told]
+            bad += [problems for problems in pool.map(attempt, todo[start : start + AT_ONCE]) if problems]
             screen.progress("decode", min(start + AT_ONCE, len(todo)), len(todo), f"{len(bad)} bad" if bad else "")
-    told = [f"{_count(bad, 'file')} {'does' if len(bad) == 1 else 'do'} not decode: {_some(bad)}"] if bad else []
+    problems = [f"{_count(bad, 'file')} {'does' if len(bad) == 1 else 'do'} not decode: {_some(bad)}"] if bad else []
     pairs = [(path, one.image) for path, one in files.items() if one]
     other = [m for m, image in pairs if m in sizes and image in sizes and sizes[m] != sizes[image]]
     if other:
-        told.append(f"{_count(other, 'label map')} {_are(other)} not of the size of the image: {_some(other)}")
-    return told
+        problems.append(f"{_count(other, 'label map')} {_are(other)} not of the size of the image: {_some(other)}")
+    return problems
 
 
 def _size(path: Path, labelled: Labelled | None) -> tuple[int, ...]:
@@ -286,11 +286,11 @@ def _worlds(entries: Sequence[Entry], names: Sequence[str]) -> dict[str, list[st
 
     if lacking := [name for name in names if name not in WORLDS]:
         raise UserError(f"suite=mini has no data for task={lacking[0]}. {did_you_mean(lacking[0], WORLDS)}")
-    found: dict[str, list[str]] = defaultdict(list)
+    places: dict[str, list[str]] = defaultdict(list)
     for entry in entries:
         if entry.name in WORLDS:
-            found[WORLDS[entry.name]].append(entry.name)
-    return found
+            places[WORLDS[entry.name]].append(entry.name)
+    return places
 
 
 def _mini(world: str, tasks: list[str], screen: Screen) -> Root:
@@ -306,13 +306,13 @@ def _mini(world: str, tasks: list[str], screen: Screen) -> Root:
     with tempfile.TemporaryDirectory(prefix=f".{world}-verify-", dir=folder.parent) as draft:
         new = Path(draft) / world
         BUILDERS[world](new, screen.building)
-        wanted, found = _below(new), _below(folder)
-        differing = [path for path in wanted if path in found and not _same(new / path, folder / path)]
+        wanted, present = _below(new), _below(folder)
+        differing = [path for path in wanted if path in present and not _same(new / path, folder / path)]
     root.images = report.images = sum(path.suffix.lower() in DRAWN for path in wanted)
     for paths, what in (
-        (sorted(wanted - found), "not there"),
+        (sorted(wanted - present), "not there"),
         (sorted(differing), "not what its generator makes"),
-        (sorted(found - wanted), "no part of it"),
+        (sorted(present - wanted), "no part of it"),
     ):
         if paths:
             report.problems.append(f"{_count(paths, 'file')} {_are(paths)} {what}: {_some(paths)}")
@@ -358,12 +358,12 @@ def _lines(root: Root) -> list[str]:
     if not root.folder:
         return [_without_folder(root)]
     head = f"{'ok     ' if root.intact else 'damaged'}  {root.name}  {root.folder}: {_totals(root)}"
-    told = [head, *(f"  {problem}" for problem in root.problems)]
+    lines = [head, *(f"  {problem}" for problem in root.problems)]
     for split in root.splits:
         if split.samples or split.problems:
-            told.append(f"  {split.task}/{split.split}: {_numbers(split)}".rstrip())
-        told += [f"    {problem}" for problem in split.problems]
-    return told
+            lines.append(f"  {split.task}/{split.split}: {_numbers(split)}".rstrip())
+        lines += [f"    {problem}" for problem in split.problems]
+    return lines
 
 
 def _without_folder(root: Root) -> str:

@@ -69,13 +69,15 @@ def check_model(given: Mapping[str, str], runs: Path, screen: Screen) -> Iterato
         record = Runner(runs, screen).run(words)
         if not record.complete:
             yield f"{task}/{split}: incomplete ({', '.join(record.flags)}): mend the data first", False
-        found = [_compared(record, metric, number) for metric, number in numbers.items() if metric in record.metrics]
-        for one in found:
+        comparisons = [
+            _compared(record, metric, number) for metric, number in numbers.items() if metric in record.metrics
+        ]
+        for one in comparisons:
             yield one.told(), one.agrees
         for metric in numbers.keys() - record.metrics.keys():
             why = record.unmeasured.get(metric, f"task={task} has no such metric")
             yield f"{task}/{split}/{metric}: not measured ({why})", True
-        if not all(one.agrees for one in found):
+        if not all(one.agrees for one in comparisons):
             yield from ((f"  {line}", True) for line in _causes(entry, record, words))
 
 
@@ -85,11 +87,11 @@ def _why_none(entry: Entry) -> str:
 
 def _by_split(published: Mapping[str, float]) -> dict[tuple[str, str], dict[str, float]]:
     """{"task/split/metric": number} -> (task, split) -> metric -> number. A metric's name may have slashes."""
-    found: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    by_split: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for key, number in published.items():
         task, split, metric = key.split("/", 2)
-        found[task, split][metric] = number
-    return found
+        by_split[task, split][metric] = number
+    return by_split
 
 
 def _not_here(task: str, split: str) -> str:
@@ -136,7 +138,7 @@ def _causes(entry: Entry, record: Record, words: Mapping[str, str]) -> list[str]
     """What usually makes a score differ, likeliest first, with what was used here."""
     image = {"interpolation": "bicubic", "resize": "squash", **entry.facts["image"]}
     crop = f", crop_pct {image['crop_pct']}" if image["resize"] == "crop" and "crop_pct" in image else ""
-    told = [
+    causes = [
         "likely causes, in this order:",
         f"preprocessing: here {image['size']} px, {image['resize']}{crop}, {image['interpolation']}",
         f"split: here {record.split}, {record.samples:,} samples (`vlbench data verify task={record.task}`)",
@@ -144,10 +146,10 @@ def _causes(entry: Entry, record: Record, words: Mapping[str, str]) -> list[str]
         f"precision: here {record.evaluation['precision']}",
     ]
     if f"{record.task}/{record.split}" in entry.facts.get("trained_on", ()):
-        told.append("contamination: the card says that these weights were trained on this split")
+        causes.append("contamination: the card says that these weights were trained on this split")
     if "limit" in words:
-        told.append(f"limit: only the first {record.samples} samples were evaluated, which are no random draw")
-    return told
+        causes.append(f"limit: only the first {record.samples} samples were evaluated, which are no random draw")
+    return causes
 
 
 def _checkpoint(entry: Entry) -> str:

@@ -111,10 +111,10 @@ def submit(
     if "upload" not in words and not folder.is_dir():
         raise UserError(f"{folder} does not exist: run this in the checkout, or give --folder or upload=DIR.")
     target = Path(words["upload"]) if "upload" in words else folder / "results"
-    found = [run_folder(name, runs) for name in given]
-    if len(found) > 1:
-        return _submit_all(submit_each(found, target))
-    print(f"wrote {submit_run(found[0], target)}; `vlbench leaderboard` makes the tables.")
+    folders = [run_folder(name, runs) for name in given]
+    if len(folders) > 1:
+        return _submit_all(submit_each(folders, target))
+    print(f"wrote {submit_run(folders[0], target)}; `vlbench leaderboard` makes the tables.")
     return None
 
 

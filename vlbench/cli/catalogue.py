@@ -63,18 +63,18 @@ def _detail(entry: Entry) -> str:
 def _print_runs(runs: Path, *, json: bool) -> None:
     from ..results.server import server_score
 
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for folder in sorted(p for p in runs.glob("*") if (p / "cell.json").is_file()):
         server = server_score(folder)
         finished = (folder / "result.json").is_file() or bool(server)
-        found.append({"run": folder.name, "state": "done" if finished else "unfinished", **server})
+        rows.append({"run": folder.name, "state": "done" if finished else "unfinished", **server})
     if json:
-        print(jsonlib.dumps(found, indent=1))
+        print(jsonlib.dumps(rows, indent=1))
         return
-    for row in found:
+    for row in rows:
         scored = f"  ({', '.join(row['flags'])}: {_numbers(row['server'])})" if "server" in row else ""
         print(f"{row['state']:<11} {row['run']}{scored}")
-    if not found:
+    if not rows:
         print(f"no runs in {runs}")
 
 
@@ -98,9 +98,9 @@ def check_all() -> list[str]:
 def print_help(words: Sequence[str]) -> None:
     """Print what plug-ins (method=NAME, task=NAME, model=NAME, or a NAME alone) are and take."""
     # All are looked up and imported first: a mistake prints nothing but its sentence.
-    found = [entry for word in words for entry in _named(word)]
-    classes = [entry.load() for entry in found]
-    for number, (entry, cls) in enumerate(zip(found, classes, strict=True)):
+    entries = [entry for word in words for entry in _named(word)]
+    classes = [entry.load() for entry in entries]
+    for number, (entry, cls) in enumerate(zip(entries, classes, strict=True)):
         print("\n" * (number > 0), end="")
         _print_entry(entry, cls)
 
@@ -161,11 +161,11 @@ def _task_facts(cls: Any) -> list[tuple[str, str]]:
 
 
 def _card_facts(entry: Entry) -> list[tuple[str, str]]:
-    told = []
+    facts = []
     for key, value in entry.facts.items():
         if key not in ("name", "title") and value not in ("", (), {}):
-            told.append((key.replace("_", " "), _plain(value)))
-    return told
+            facts.append((key.replace("_", " "), _plain(value)))
+    return facts
 
 
 def _plain(value: Any) -> str:

@@ -174,18 +174,18 @@ def reproduce(
     ask_for(device)
     stopped, failed = False, 0
     with resumable(), Screen(quiet=json) as screen:
-        found = table.opened(table.read_table(table.table_file(name), parse(words or [])), screen)
-        if not plan and not found.planned:
-            raise UserError("\n".join(["no cell of this table can be run here:", *found.missing()]))
+        opened = table.opened(table.read_table(table.table_file(name), parse(words or [])), screen)
+        if not plan and not opened.planned:
+            raise UserError("\n".join(["no cell of this table can be run here:", *opened.missing()]))
         if not plan:
-            made = sweeping.Sweep(found.planned, runs, screen)
+            made = sweeping.Sweep(opened.planned, runs, screen)
             stopped = _run_sweep(made, Engine("local", jobs))
             failed = len(made.failed())
-    table.print_table(found, runs, json=json)
+    table.print_table(opened, runs, json=json)
     if stopped:
         stop("interrupted; the same command goes on from here.", 130)
     if failed:
-        raise RunFailed(f"{failed} of {len(found.planned)} cells failed.")
+        raise RunFailed(f"{failed} of {len(opened.planned)} cells failed.")
 
 
 def status(

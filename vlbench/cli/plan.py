@@ -16,12 +16,12 @@ from ..results.record import Record, read_record
 
 def print_plan(spec: Spec, runs: Path, screen: Screen, *, json: bool) -> None:
     """Print, and write nothing into `runs`."""
-    told = _plan(open_cell(spec, screen.building), runs)
+    planned = _plan(open_cell(spec, screen.building), runs)
     if json:
-        print(jsonlib.dumps(told, indent=1))
+        print(jsonlib.dumps(planned, indent=1))
         return
-    width = max(map(len, told))
-    for key, value in told.items():
+    width = max(map(len, planned))
+    for key, value in planned.items():
         lines = [f"{name}={option}" for name, option in value.items()] if isinstance(value, dict) else [value]
         for number, line in enumerate(lines):
             print(f"{key if number == 0 else '':<{width}}  {line}")
@@ -65,13 +65,13 @@ def _estimate(cell: Cell, runs: Path) -> str:
 
 def _records(runs: Path) -> list[Record]:
     """The readable results; a damaged one is no matter of an estimate."""
-    found = []
+    records = []
     for file in sorted(runs.glob("*/result.json")):
         try:
-            found.append(read_record(file))
+            records.append(read_record(file))
         except UserError:
             continue
-    return found
+    return records
 
 
 def _seconds(records: list[Record], cell: Cell) -> list[float]:

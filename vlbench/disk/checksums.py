@@ -53,18 +53,18 @@ def check(cell: Path, name: str) -> None:
 
 def _file(path: Path) -> Path:
     """What stands for `path`: of a model folder its manifest, which has the digests of its files."""
-    found = standing(path)
-    return found / MANIFEST if found.is_dir() else found
+    present = standing(path)
+    return present / MANIFEST if present.is_dir() else present
 
 
 def _read(cell: Path) -> dict[str, str]:
     file = cell / SUMS
     if not file.is_file():
         return {}
-    told = read_sealed(file)
-    if told.get("cell") != cell.absolute().name:
-        raise UserError(f"{file} is of another cell ({told.get('cell')}): delete that file's folder and run again.")
-    return dict(told["sums"])
+    sums = read_sealed(file)
+    if sums.get("cell") != cell.absolute().name:
+        raise UserError(f"{file} is of another cell ({sums.get('cell')}): delete that file's folder and run again.")
+    return dict(sums["sums"])
 
 
 def _write(cell: Path, sums: dict[str, str]) -> None:

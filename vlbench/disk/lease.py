@@ -54,10 +54,10 @@ def held(folder: Path) -> Holder | None:
     known = _alive(text)
     if known is False or (known is None and abs(time.time() - beaten) > EXPIRES):
         return None
-    told = _read(text)
-    pid, since = told.get("pid"), told.get("since")
+    holder = _read(text)
+    pid, since = holder.get("pid"), holder.get("since")
     return Holder(
-        str(told.get("machine", "unknown")).split(" ")[0],
+        str(holder.get("machine", "unknown")).split(" ")[0],
         pid if isinstance(pid, int) else None,
         float(since) if isinstance(since, int | float) else None,
     )
@@ -101,7 +101,7 @@ def _wait(file: Path, done: Callable[[], bool], tell: Callable[[str], None]) -> 
     """The text of our lease once we hold it, None where the cell was finished meanwhile."""
     seen: tuple[str | None, float] = (None, 0.0)
     since = time.monotonic()
-    told = False
+    said = False
     while (mine := _claim(file)) is None:
         if done():
             return None
@@ -116,8 +116,8 @@ def _wait(file: Path, done: Callable[[], bool], tell: Callable[[str], None]) -> 
         if known is False or (known is None and time.monotonic() - since > silent):
             _remove(file, text)
             continue
-        if not told:
-            told = True
+        if not said:
+            said = True
             tell(f"another vlbench works on this cell ({_holder(text)}); waiting for it")
         time.sleep(POLL)
     return mine
@@ -127,8 +127,8 @@ def _claim(file: Path) -> str | None:
     """Become the holder: the text of the lease, or None where there is one. Created under another name and linked, so
     that no reader (and no later run, where we are killed here) finds an empty lease."""
     pid = os.getpid()
-    told = {"machine": _machine(), "pid": pid, "started": _started(pid), "token": secrets.token_hex(8)}
-    text = json.dumps({**told, "since": round(time.time(), 1)})
+    holder = {"machine": _machine(), "pid": pid, "started": _started(pid), "token": secrets.token_hex(8)}
+    text = json.dumps({**holder, "since": round(time.time(), 1)})
     draft = file.with_name(f".{file.name}.{pid}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -203,24 +203,24 @@ def _look(file: Path) -> tuple[str | None, float]:
 
 def _read(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _holder(text: str) -> str:
-    found = _read(text)
-    return f"process {found.get('pid')} on {str(found.get('machine')).split(' ')[0]}"
+    holder = _read(text)
+    return f"process {holder.get('pid')} on {str(holder.get('machine')).split(' ')[0]}"
 
 
 def _alive(text: str) -> bool | None:
     """Whether the holder is known to live or to be gone, which takes a process of this machine. None: nothing is known
     of it but its silence."""
-    found = _read(text)
-    if found.get("machine") != _machine() or not isinstance(found.get("pid"), int):
+    holder = _read(text)
+    if holder.get("machine") != _machine() or not isinstance(holder.get("pid"), int):
         return None
-    return _started(found["pid"]) == found.get("started")
+    return _started(holder["pid"]) == holder.get("started")
 
 
 def _remove(file: Path, text: str) -> None:

@@ -129,14 +129,14 @@ def product(device: torch.device) -> str:
 
 def free_bytes(device: torch.device) -> int | None:
     """Bytes that an accelerator can still give. None for a CPU, and for a backend that does not tell."""
-    found = _call(device, "mem_get_info", device)
-    return None if found is None else int(found[0])
+    memory = _call(device, "mem_get_info", device)
+    return None if memory is None else int(memory[0])
 
 
 def allocated_bytes(device: torch.device, *, peak: bool = False) -> int | None:
     """Bytes of tensors on an accelerator, now or at most since `forget_peak`. None where it does not tell."""
-    found = _call(device, "max_memory_allocated" if peak else "memory_allocated", device)
-    return None if found is None else int(found)
+    allocated = _call(device, "max_memory_allocated" if peak else "memory_allocated", device)
+    return None if allocated is None else int(allocated)
 
 
 def forget_peak(device: torch.device) -> None:

@@ -173,8 +173,8 @@ def world() -> World:
         if number >= here:
             raise UserError(f"this machine has {here} GPUs, one a worker: start torchrun with --nproc-per-node {here}.")
         take_number(number)
-    found: Any = next(iter(rendezvous("env://", timeout=PATIENCE)))
-    store, rank, size = found
+    meeting: Any = next(iter(rendezvous("env://", timeout=PATIENCE)))
+    store, rank, size = meeting
     store.set_timeout(PATIENCE)
     if store.add(f"vlbench/worker/{rank}", 1) > 1:
         raise RunFailed(f"two workers have the number {rank}: start them with torchrun.")

@@ -53,13 +53,13 @@ def describe(picture: Scene, stream: str, split: str, index: int, count: int, ta
     """`count` captions of a scene that are not among those `taken`, which they join."""
     draws = Draws(STREAMS["caption"], STREAMS[stream], SPLITS[split], index)
     human = _Human(picture, draws, gallery(stream, split), ~(1 << index))
-    found: list[str] = []
-    while len(found) < count:  # ends: there are far more ways to say it than pictures that look alike
+    sentences: list[str] = []
+    while len(sentences) < count:  # ends: there are far more ways to say it than pictures that look alike
         text = human.words(taken)
         if text is not None:
             taken.add(" ".join(tokens(text)))
-            found.append(_typed(text, draws))
-    return found
+            sentences.append(_typed(text, draws))
+    return sentences
 
 
 def tokens(caption: str) -> list[str]:
@@ -113,20 +113,20 @@ class _Human:
 
     def _choose(self) -> tuple[list[Mention], int, bool]:
         """Phrases for different objects, the scenes of the gallery that they fit, and whether no object is left."""
-        found: list[Mention] = []
+        mentions: list[Mention] = []
         others = self.others
         left = set(range(len(self.objects)))
-        while left and (len(found) < 2 or others) and len(found) < 4:
+        while left and (len(mentions) < 2 or others) and len(mentions) < 4:
             places = sorted(left)
             place = self.draws.weighted(places, [self.salience[place] for place in places])
             fresh = [mention for mention in self.mentions[place] if mention.members <= left]
             if not fresh:
                 break
             mention = self.draws.weighted(fresh, [mention.weight for mention in fresh])
-            found.append(mention)
+            mentions.append(mention)
             others &= mention.others
             left -= mention.members
-        return found, others, not left
+        return mentions, others, not left
 
     def _body(self, mentions: Sequence[Mention], sentence: bool, need: bool) -> str:
         """The mentions in words. need: to say where things stand, as there are pictures with such objects."""
@@ -144,11 +144,11 @@ class _Human:
 
     def _joined(self, mentions: Sequence[Mention], need: bool) -> str:
         """A star, two circles at the top and a cross."""
-        told = []
+        phrases = []
         for mention in mentions:
             placed = mention.places and self.draws.chance(40 if need else 15)
-            told.append(f"{mention.text} {self.draws.pick(mention.places)}" if placed else mention.text)
-        return " and ".join(filter(None, (", ".join(told[:-1]), told[-1])))
+            phrases.append(f"{mention.text} {self.draws.pick(mention.places)}" if placed else mention.text)
+        return " and ".join(filter(None, (", ".join(phrases[:-1]), phrases[-1])))
 
     def _relation(self, first: Mention, second: Mention) -> str | None:
         """Where all the first stand as seen from all the second, along the axis on which they are further apart."""
@@ -199,13 +199,13 @@ def _all_stand(things: Sequence[Thing], columns: range, rows: range) -> bool:
 @cache
 def gallery(stream: str, split: str) -> Gallery:
     """A bit for each scene with so many objects, and with so many that a description fits ("a" star: one or more)."""
-    found: Gallery = defaultdict(int)
+    gallery: Gallery = defaultdict(int)
     for index in range(GALLERY):
         bit = 1 << index
         picture = scene(split, index, stream)
-        found[len(picture.objects)] |= bit
+        gallery[len(picture.objects)] |= bit
         for description, count in View(picture).counts.items():
-            found[description, 1] |= bit
+            gallery[description, 1] |= bit
             if count > 1:
-                found[description, count] |= bit
-    return found
+                gallery[description, count] |= bit
+    return gallery

@@ -206,14 +206,14 @@ def _locate_by_landmark(view: View, draws: Draws, hidden: int) -> tuple[Thing, s
     landmark = draws.pick(view.objects)
     # A unique landmark named by the attribute asked for would rule that value out as an answer.
     references = view.references(landmark, hidden)
-    found = [
+    choices = [
         (beyond[0], relation)
         for relation in RELATIONS
         if len(beyond := _beyond(view, relation, landmark)) == 1 and _distance(beyond[0], relation, landmark) >= MARGIN
     ]
-    if not references or not found:
+    if not references or not choices:
         return None
-    thing, relation = draws.pick(found)
+    thing, relation = draws.pick(choices)
     return thing, f"object {relation} the {phrase(draws.pick(references))}"
 
 

@@ -49,13 +49,13 @@ def object_map(scene: Scene) -> UInt8Array:
 
 def label_map(scene: Scene, ground: int, labels: Sequence[int]) -> UInt8Array:
     """For each pixel, the label of the object that covers it whole, `ground` where none does, or 0 on a rim."""
-    found = np.full((IMAGE_SIZE, IMAGE_SIZE), ground, dtype=np.uint8)
+    pixels = np.full((IMAGE_SIZE, IMAGE_SIZE), ground, dtype=np.uint8)
     for thing, label in zip(scene.objects, labels, strict=True):
         coverage = _stencil(thing.shape, thing.radius, thing.tilt)
-        window = found[_window(thing)]
+        window = pixels[_window(thing)]
         window[coverage > 0] = 0
         window[coverage == SUBSAMPLES**2] = label
-    return found
+    return pixels
 
 
 def _window(thing: Thing) -> tuple[slice, slice]:

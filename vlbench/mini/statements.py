@@ -127,8 +127,8 @@ def state(pairs: Sequence[tuple[Scene, Scene]], split: str, index: int, count: i
     """`count` different statements about the pairs of set `index`."""
     draws = Draws(STREAMS["statement"], SPLITS[split], index)
     views = [(View(left), View(right)) for left, right in pairs]
-    found: dict[str, Statement] = {}
-    while len(found) < count:  # ends: four pairs of chance differ in many ways
+    by_text: dict[str, Statement] = {}
+    while len(by_text) < count:  # ends: four pairs of chance differ in many ways
         kind = draws.weighted(KINDS, WEIGHTS)
         # A kind is kept while it finds nothing: giving it up at once would favour the kinds that always do.
         for _ in range(TRIES):
@@ -137,20 +137,20 @@ def state(pairs: Sequence[tuple[Scene, Scene]], split: str, index: int, count: i
                 description, number, truths = draws.pick(fitting)
                 words = {"one": phrase(description), "many": phrase(description, plural=True)}
                 text = draws.pick(kind.texts).format(number=NUMBERS[number], **words)
-                found[text] = Statement(text, truths)
+                by_text[text] = Statement(text, truths)
                 break
-    return list(found.values())
+    return list(by_text.values())
 
 
 def _telling(
     kind: Kind, form: Sequence[Description], views: Sequence[tuple[View, View]]
 ) -> list[tuple[Description, int, tuple[bool, ...]]]:
     """The descriptions and numbers with which the kind is true of one half of the pairs."""
-    found = []
+    statements = []
     for description in form:
         counts = [(left.counts[description], right.counts[description]) for left, right in views]
         for number in kind.numbers:
             truths = tuple(kind.holds(left, right, number) for left, right in counts)
             if 2 * sum(truths) == len(truths):
-                found.append((description, number, truths))
-    return found
+                statements.append((description, number, truths))
+    return statements

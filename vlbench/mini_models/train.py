@@ -162,8 +162,8 @@ def _renamed(key: str, rename: Mapping[str, Sequence[str]]) -> list[str]:
 
 def _words(folder: Path) -> dict[str, int]:
     """Word -> number, of a tokenizer in a model folder."""
-    found: dict[str, int] = read_json(folder / "tokenizer.json")["model"]["vocab"]
-    return found
+    vocabulary: dict[str, int] = read_json(folder / "tokenizer.json")["model"]["vocab"]
+    return vocabulary
 
 
 def _take_words(own: nn.Parameter, theirs: Tensor, words: Mapping[str, int], known: Mapping[str, int]) -> None:
@@ -203,14 +203,14 @@ def evaluate(model: Model, task: Task, store: ImageStore) -> dict[str, float]:
     file = cache_folder() / "train_mini" / f"{model.card.name}-{os.getpid()}.jsonl"
     lines = Evaluator(model, task, store, settings=settings, batch_size=256).run(samples, Predictions(file))
     file.unlink()
-    found: dict[str, float] = task.aggregate(samples, [line["score"] for line in lines])
-    return found
+    metrics: dict[str, float] = task.aggregate(samples, [line["score"] for line in lines])
+    return metrics
 
 
 def readme(name: str, model: Model, recipe: Recipe, losses: list[float], metrics: dict[str, float]) -> str:
     """The weights' card."""
     size = sum(p.numel() for p in model.net.parameters())
-    told = "\n".join(f"| {k} | {v:.2f} |" for k, v in metrics.items())
+    table = "\n".join(f"| {k} | {v:.2f} |" for k, v in metrics.items())
     return f"""# {name}
 
 {model.card.title}. {size:,} parameters, fp16, Apache-2.0.
@@ -223,7 +223,7 @@ On the select split (cut from train, not trained on):
 
 | metric | value |
 |---|---|
-{told}
+{table}
 """
 
 

@@ -18,15 +18,15 @@ from .kinds import REQUIRED
 
 def read_cards(file: Path) -> list[dict[str, Any]]:
     """The facts of every card of a file. Raises ValueError naming the card that lacks one."""
-    told = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(told, dict) or not isinstance(told.get("cards"), list) or not told["cards"]:
+    table = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(table, dict) or not isinstance(table.get("cards"), list) or not table["cards"]:
         raise ValueError(f'{file.name} holds no cards: it should be {{"every": {{...}}, "cards": [{{...}}, ...]}}')
-    found = [joined(told.get("every", {}), card) for card in told["cards"]]
-    for facts in found:
+    cards = [joined(table.get("every", {}), card) for card in table["cards"]]
+    for facts in cards:
         lacking = [key for key in ("name", *REQUIRED["family"]) if key not in facts]
         if lacking:
             raise ValueError(f"{file.name}: the card {facts.get('name', '?')} lacks {', '.join(lacking)}")
-    return found
+    return cards
 
 
 def joined(every: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,8 +44,8 @@ def _once(key: tuple[Any, ...], read: Callable[[], T]) -> T:
         return read()
     if key not in known:
         known[key] = read()
-    found: T = known[key]
-    return found
+    value: T = known[key]
+    return value
 
 
 @dataclass(frozen=True)

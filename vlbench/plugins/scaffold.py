@@ -57,9 +57,9 @@ def create(kind: str, name: str) -> list[str]:
     title = name.replace("_", " ").capitalize()
     cls = "".join(part.capitalize() for part in name.split("_"))
     write_text(file, METHOD.format(name=name, title=title, cls=cls))
-    told = [f"wrote {path}: {folder} is a workspace now" for path, _ in new_files]
+    lines = [f"wrote {path}: {folder} is a workspace now" for path, _ in new_files]
     return [
-        *told,
+        *lines,
         f"wrote {file}",
         f"try it:   vlbench run method={name} task=imagenet",
         f"check it: vlbench check method={name}",

@@ -13,28 +13,28 @@ from .kinds import FOLDERS
 
 def source_files(file: Path, module: str) -> list[Path]:
     """The file, and those that it imports from its own package or folder, and those that they import."""
-    found: set[Path] = set()
+    files: set[Path] = set()
     todo = [file]
     above = file.resolve().parents
     top = above[min(len(module.split(".")) - (file.name != "__init__.py"), len(above) - 1)]
     package = module.split(".")[0]
     while todo:
         one = todo.pop().resolve()
-        if one in found or not one.is_file():
+        if one in files or not one.is_file():
             continue
-        found.add(one)
+        files.add(one)
         with contextlib.suppress(SyntaxError):  # whoever imports it is told
             for node in ast.walk(ast.parse(one.read_bytes(), str(one))):
                 todo += _imported(node, one, top, package)
-    return sorted(found)
+    return sorted(files)
 
 
 def _imported(node: ast.AST, file: Path, top: Path, package: str) -> list[Path]:
     """Candidates for the files that an import statement reads, of the plug-in's own code."""
     names: list[Path] = []
     if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "family":
-        told = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
-        return [file.with_name(name) for name in told if isinstance(name, str)]  # files of cards
+        literals = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+        return [file.with_name(name) for name in literals if isinstance(name, str)]  # files of cards
     if isinstance(node, ast.ImportFrom):
         start = node.module or ""
         if node.level:
@@ -58,8 +58,8 @@ def uncommitted() -> frozenset[Path]:
         return frozenset()
     command = ["git", "--no-optional-locks", "-C", str(root), "status", "--porcelain", "-z", "--untracked-files=all"]
     try:
-        told = subprocess.run([*command, "--", *FOLDERS.values()], capture_output=True, timeout=20, check=True)
+        status = subprocess.run([*command, "--", *FOLDERS.values()], capture_output=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return frozenset()
     # "XY path", NUL; the old name of a renamed file stands alone and does no harm.
-    return frozenset(root / line[3:] for line in told.stdout.decode("utf-8", "replace").split("\0") if line)
+    return frozenset(root / line[3:] for line in status.stdout.decode("utf-8", "replace").split("\0") if line)

@@ -49,13 +49,13 @@ def table(kind: Kind) -> Table:
     broken: dict[str, str] = {}
     for file, module, built_in in _files(kind, broken):
         try:
-            found = list(declared(file, module, built_in))
+            entries_here = list(declared(file, module, built_in))
         except (SyntaxError, ValueError, OSError) as error:
             broken[str(file)] = f"{type(error).__name__}: {error}"
             continue
-        if not found:
+        if not entries_here:
             broken[str(file)] = f"it registers nothing: a class of it should be decorated with {_DECORATOR[kind]}"
-        for entry in found:
+        for entry in entries_here:
             if entry.kind == kind:
                 _refuse_second(entries.get(entry.name), entry)
                 entries[entry.name] = entry

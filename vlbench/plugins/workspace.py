@@ -43,13 +43,13 @@ def workspace(start: Path | None = None) -> Workspace:
 
 def _read_roots(file: Path) -> dict[str, str]:
     try:
-        told = tomllib.loads(file.read_text(encoding="utf-8"))
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{file} cannot be read as TOML ({error}): mend it.") from error
-    unknown = [key for key in told if key != "roots"]
+    unknown = [key for key in content if key != "roots"]
     if unknown:
         raise UserError(f"{file} has {unknown[0]!r}, but knows only the table [roots]: mend it.")
-    roots = told.get("roots", {})
+    roots = content.get("roots", {})
     if not isinstance(roots, dict) or not all(isinstance(v, str) for v in roots.values()):
         raise UserError(f'{file}: [roots] should hold lines like imagenet = "/data/imagenet".')
     return roots

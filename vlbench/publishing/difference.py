@@ -16,9 +16,9 @@ KEY = ("suite", "task", "model", "label", "config")
 
 def differences(name: str, found: str, wanted: str) -> list[str]:
     """Lines on how the file `name` differs, at most LISTED of them. found, wanted: its text and the right one."""
-    told = list(_of_csv(found, wanted) if name.endswith(".csv") else ()) or list(_of_text(found, wanted))
-    more = [f"{name}: and {len(told) - LISTED} more"] if len(told) > LISTED else []
-    return [*(f"{name}: {line}" for line in told[:LISTED]), *more]
+    differences = list(_of_csv(found, wanted) if name.endswith(".csv") else ()) or list(_of_text(found, wanted))
+    more = [f"{name}: and {len(differences) - LISTED} more"] if len(differences) > LISTED else []
+    return [*(f"{name}: {line}" for line in differences[:LISTED]), *more]
 
 
 def _of_csv(found: str, wanted: str) -> Iterator[str]:
@@ -41,8 +41,8 @@ def _rows(text: str) -> dict[tuple[str, ...], dict[str, str]] | None:
     if not lines or tuple(lines[0]) != COLUMNS or any(len(line) != len(COLUMNS) for line in lines):
         return None
     rows = [dict(zip(COLUMNS, line, strict=True)) for line in lines[1:]]
-    found = {tuple(row[name] for name in KEY): row for row in rows}
-    return found if len(found) == len(rows) else None
+    by_key = {tuple(row[name] for name in KEY): row for row in rows}
+    return by_key if len(by_key) == len(rows) else None
 
 
 def _row(row: Mapping[str, str]) -> str:

@@ -25,13 +25,13 @@ def boards(results_root: Path) -> dict[Path, str]:
     """<suite>/<task>.csv and .md, a board for each suite and task, and <suite>/index.html, a page for each suite:
     names relative to the leaderboards' folder -> text."""
     texts: dict[Path, str] = {}
-    found = rows_of(load_results(results_root, scores=False))
-    for (suite, task), group in groupby(found, key=lambda pair: (pair[0].suite, pair[0].task)):
+    rows = rows_of(load_results(results_root, scores=False))
+    for (suite, task), group in groupby(rows, key=lambda pair: (pair[0].suite, pair[0].task)):
         members = [row for row, _ in group]
         board = Path(file_name(suite)) / file_name(task)
         texts[board.with_name(f"{board.name}.csv")] = csv_text(members)
         texts[board.with_name(f"{board.name}.md")] = markdown(members)
-    for suite, pairs in groupby(found, key=lambda pair: pair[0].suite):
+    for suite, pairs in groupby(rows, key=lambda pair: pair[0].suite):
         texts[Path(file_name(suite)) / "index.html"] = page(suite, list(pairs), load_published())
     return texts
 
@@ -54,11 +54,11 @@ def check(results_root: Path, out_root: Path) -> list[str]:
     texts = boards(results_root)
     lines: list[str] = []
     for name, text in texts.items():
-        found = _bytes(out_root / name)
-        if found is None:
+        present = _bytes(out_root / name)
+        if present is None:
             lines.append(f"{name.as_posix()} is missing")
-        elif found != text.encode():
-            lines += differences(name.as_posix(), found.decode("utf-8", errors="replace"), text)
+        elif present != text.encode():
+            lines += differences(name.as_posix(), present.decode("utf-8", errors="replace"), text)
     return [*lines, *(f"{name.as_posix()} has no results" for name in _strays(out_root, texts))]
 
 

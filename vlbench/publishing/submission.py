@@ -107,8 +107,8 @@ def verified(run: Path) -> Record:
     clusters = [sample.cluster for sample in cell.samples]
     _verify_metrics(run, record, cell, scores, clusters)
     saved = _verify_model(run, record, cell)
-    told = {"sample_clusters": pack_clusters(clusters), "model_digest": saved}
-    return record.model_copy(update={**told, "provenance": _without_host(record.provenance)})
+    additions = {"sample_clusters": pack_clusters(clusters), "model_digest": saved}
+    return record.model_copy(update={**additions, "provenance": _without_host(record.provenance)})
 
 
 def _verify_name(run: Path, record: Record) -> None:
@@ -128,7 +128,7 @@ def _verify_name(run: Path, record: Record) -> None:
 
 def _contradicted(record: Record) -> list[str]:
     """Parts of the identity that are not the record's."""
-    told = record.identity
+    identity = record.identity
     here = {
         "suite": record.suite,
         "split": [record.split, record.split_digest],
@@ -137,9 +137,9 @@ def _contradicted(record: Record) -> list[str]:
         "label": record.label,
         "evaluation": record.evaluation,
     }
-    wrong = [name for name, value in here.items() if name not in told or told[name] != value]
+    wrong = [name for name, value in here.items() if name not in identity or identity[name] != value]
     try:
-        fine = told["task"][:2] == [record.task, record.task_version], _same_chain(told["chain"], record.chain)
+        fine = identity["task"][:2] == [record.task, record.task_version], _same_chain(identity["chain"], record.chain)
     except (KeyError, TypeError, ValueError):  # an identity of another program
         fine = (False, False)
     return [*wrong, *(name for name, good in zip(("task", "chain"), fine, strict=True) if not good)]
@@ -213,13 +213,13 @@ def _verify_metrics(run: Path, record: Record, cell: Cell, scores: Sequence[Scor
     from ..run.outcome import difference_of, interval_of
 
     task, file = cell.task, str(run / "result.json")
-    found: dict[str, Any] = {**task.aggregate(cell.samples, scores)}
+    metrics: dict[str, Any] = {**task.aggregate(cell.samples, scores)}
     if record.metric != task.metric or record.metric not in record.metrics:
         _inconsistent(file, f"its primary metric is not {task.metric}")
     # A metric that only one of the two machines can measure (it needs Java) cannot be compared.
-    wanted = {k: v for k, v in found.items() if k in record.metrics or k not in record.unmeasured}
-    told = {k: v for k, v in record.metrics.items() if k in found or k not in task.unmeasured()}
-    _compare(file, "metrics", told, wanted)
+    wanted = {k: v for k, v in metrics.items() if k in record.metrics or k not in record.unmeasured}
+    stated = {k: v for k, v in record.metrics.items() if k in metrics or k not in task.unmeasured()}
+    _compare(file, "metrics", stated, wanted)
     _compare(file, "interval", record.interval.model_dump(), interval_of(task, scores, clusters).model_dump())
     dense = None if record.cell == cell.id else _dense_scores(run, cell)
     versus = None if dense is None else difference_of(task, scores, dense, clusters).model_dump()
@@ -257,15 +257,15 @@ def _verify_model(run: Path, record: Record, cell: Cell) -> str:
         saved = manifest_digest(folder)
         if record.model_digest and record.model_digest != saved:
             _inconsistent(str(folder), "it is not the model that was evaluated")
-    found = count_parameters(model, dense=size, prunable=structure.size, towers=structure.tower_sizes())
+    counted = count_parameters(model, dense=size, prunable=structure.size, towers=structure.tower_sizes())
     here = {
-        "parameters": found, "macs": macs_of(model, cell.task), "macs_dense": dense_macs, "budget": state.budget,
+        "parameters": counted, "macs": macs_of(model, cell.task), "macs_dense": dense_macs, "budget": state.budget,
         "pattern": state.pattern, "trained": state.trained, "n_tuned": state.n_tuned,
     }  # fmt: skip
     for name, value in here.items():
         if getattr(record, name) != value:
-            told = f"its {name} are {getattr(record, name)}, those of {folder} {value}"
-            _inconsistent(str(run / "result.json"), told)
+            difference = f"its {name} are {getattr(record, name)}, those of {folder} {value}"
+            _inconsistent(str(run / "result.json"), difference)
     return saved
 
 

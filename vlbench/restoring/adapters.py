@@ -67,15 +67,15 @@ class AdapterOptions(RestoreOptions):
 
 def parse_ranks(text: str) -> dict[str, int]:
     """ "vision:4,qformer?:2" -> {"vision": 4, "qformer?": 2}. Raises ValueError for anything else."""
-    found: dict[str, int] = {}
+    ranks: dict[str, int] = {}
     for part in filter(None, text.split(",")):
-        told = re.fullmatch(r"([\w.]+\??):(\d+)", part)
-        if told is None:
+        match = re.fullmatch(r"([\w.]+\??):(\d+)", part)
+        if match is None:
             raise ValueError(f"{part!r} should be a tower and its rank, like vision:4")
-        if told[1] in found:
-            raise ValueError(f"{told[1]} is given twice")
-        found[told[1]] = int(told[2])
-    return found
+        if match[1] in ranks:
+            raise ValueError(f"{match[1]} is given twice")
+        ranks[match[1]] = int(match[2])
+    return ranks
 
 
 # Where they go -----------------------------------------------------------------------------------------------------
@@ -87,15 +87,15 @@ def placed(model: Model, options: AdapterOptions, pruned: set[str]) -> Ranks:
     net, structure = model.net, model.structure()
     candidates = _candidates(net, structure, options, pruned)
     suffixes = list(filter(None, options.targets.split(",")))
-    found = {p: r for p, r in candidates.items() if not suffixes or any(_ends(p, suffix) for suffix in suffixes)}
-    if not found:
+    chosen = {p: r for p, r in candidates.items() if not suffixes or any(_ends(p, suffix) for suffix in suffixes)}
+    if not chosen:
         names = sorted({path.rpartition(".")[2] for path in candidates})
         more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-        told = f"targets={options.targets} matches" if suffixes else "ranks=0 everywhere leaves"
+        sentence = f"targets={options.targets} matches" if suffixes else "ranks=0 everywhere leaves"
         raise UserError(
-            f"{told} none of the matrices here, which end in {', '.join(names[:LISTED]) or 'nothing'}{more}."
+            f"{sentence} none of the matrices here, which end in {', '.join(names[:LISTED]) or 'nothing'}{more}."
         )
-    for path, rank in found.items():
+    for path, rank in chosen.items():
         layer = net.get_submodule(path)
         if isinstance(layer, Adapted):
             raise UserError(f"{path} has an adapter beside its weight already: train that one with merge=true.")
@@ -104,17 +104,17 @@ def placed(model: Model, options: AdapterOptions, pruned: set[str]) -> Ranks:
             raise UserError(
                 f"rank {rank} is too large for {path}, a matrix of {rows} x {columns}: at most {min(rows, columns)}."
             )
-    return found
+    return chosen
 
 
 def _candidates(net: nn.Module, structure: Structure, options: AdapterOptions, pruned: set[str]) -> Ranks:
     """What could have an adapter, if all targets were wanted."""
-    given, found, used = parse_ranks(options.ranks), Ranks(), set()
+    given, ranks, used = parse_ranks(options.ranks), Ranks(), set()
     for tower in structure.towers:
         name = next((n for n in _names(tower) if n in given), "")
         used |= {*_names(tower)}
         if rank := given[name] if name else options.rank * (tower.name in pruned):
-            found.update({matrix.removesuffix(".weight"): rank for matrix in Structure((tower,)).matrices})
+            ranks.update({matrix.removesuffix(".weight"): rank for matrix in Structure((tower,)).matrices})
     prunable = {matrix.removesuffix(".weight") for matrix in structure.matrices}
     modules = dict(net.named_modules())
     for name in given.keys() - used:
@@ -122,11 +122,11 @@ def _candidates(net: nn.Module, structure: Structure, options: AdapterOptions, p
         if path in modules:
             inside = {p: m for p, m in modules.items() if p == path or p.startswith(f"{path}.")}
             plain = [p for p, m in inside.items() if isinstance(m, nn.Linear) and p not in prunable]
-            found.update(dict.fromkeys(plain if given[name] else [], given[name]))
+            ranks.update(dict.fromkeys(plain if given[name] else [], given[name]))
         elif not name.endswith("?"):
             known = ", ".join(f"{tower.name} ({modality(tower)})" for tower in structure.towers)
             raise UserError(f"ranks={options.ranks}: this model has no tower or module {path!r}. Its towers: {known}.")
-    return found
+    return ranks
 
 
 def _names(tower: Tower) -> list[str]:
@@ -141,13 +141,13 @@ def _ends(path: str, suffix: str) -> bool:
 def pruned_towers(structure: Structure, state: Compression) -> set[str]:
     """Towers that have zeros or were cut; all of them where nothing was pruned (the control)."""
     cut = {name for made in state.cuts for name in made.sites}
-    found = {
+    filled = {
         tower.name
         for tower in structure.towers
         if key_of(tower) in cut
         or any(site.name in cut or site.matrices.keys() & state.masks.keys() for site in tower.sites)
     }
-    return found or {tower.name for tower in structure.towers}
+    return filled or {tower.name for tower in structure.towers}
 
 
 def refuse_misplaced(model: Model, options: AdapterOptions) -> None:

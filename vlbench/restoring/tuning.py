@@ -99,10 +99,10 @@ def tuned(job: Job, stage: str, options: T, train: Callable[[Job, T], Any]) -> N
 
 def _resumed(store: CheckpointStore, start: str) -> tuple[Trials, dict[str, Tensor]]:
     """What an interrupted run from the same start has found, and the weights it would keep."""
-    found = store.load()
-    if found is None or found[2]["start"] != start:
+    state = store.load()
+    if state is None or state[2]["start"] != start:
         return Trials(start), {}
-    return Trials(**found[2]), found[1]
+    return Trials(**state[2]), state[1]
 
 
 def _is_best(trial: Job, train: Callable[[Job, T], Any], options: T, trials: Trials) -> bool:
@@ -128,9 +128,9 @@ def _keep(job: Job, stage: str, options: TuneOptions, trials: Trials, kept: Mapp
     state.trained = True
     state.steps += trials.steps
     state.samples_seen += trials.samples_seen
-    found = {
+    entry = {
         "n_tuned": len(names),
         "lr": options.rates[trials.best],
         "select": dict(zip(names, trials.values, strict=True)),
     }
-    state.log[stage] = {**trials.log, **found}
+    state.log[stage] = {**trials.log, **entry}

@@ -21,8 +21,8 @@ MEANINGS = {
 
 def meanings(flags: Iterable[str]) -> list[tuple[str, str]]:
     """(flag, what it tells) for each kind of flag among these, in the order of MEANINGS."""
-    told = set(flags)
-    kinds = ((kind, meaning) for kind, meaning in MEANINGS.items() if any(flag.startswith(kind) for flag in told))
+    present = set(flags)
+    kinds = ((kind, meaning) for kind, meaning in MEANINGS.items() if any(flag.startswith(kind) for flag in present))
     return [(kind.rstrip(":"), meaning) for kind, meaning in kinds]
 
 

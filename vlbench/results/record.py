@@ -205,10 +205,10 @@ def unpack_scores(text: str) -> NDArray[np.float64]:
             return _unpack_columns(data[12:], count, columns)
         end = 12 + count * columns * 8
         rows = np.frombuffer(data[12:end], dtype="<f8").reshape(count, columns)
-        found: NDArray[np.float64] = rows[np.frombuffer(data[end:], dtype=f"<u{width}")]
+        values: NDArray[np.float64] = rows[np.frombuffer(data[end:], dtype=f"<u{width}")]
     except (ValueError, zlib.error, IndexError, TypeError) as error:
         raise UserError(f"a packed score vector is damaged ({error}).") from error
-    return found
+    return values
 
 
 def _unpack_columns(data: bytes, count: int, columns: int) -> NDArray[np.float64]:

@@ -21,10 +21,10 @@ def enter_score(run: Path, file: Path) -> Path:
         raise UserError(f"{run} is no finished run of an unlabelled split: run it first.")
     if not file.is_file():
         raise UserError(f"file={file} does not exist.")
-    found = _scores(file)
-    told = {"server": found, "predictions": file_digest(run / "predictions.jsonl"), "flags": ["server-scored"]}
+    scores = _scores(file)
+    entry = {"server": scores, "predictions": file_digest(run / "predictions.jsonl"), "flags": ["server-scored"]}
     path = run / "server.json"
-    write_json(path, told)
+    write_json(path, entry)
     return path
 
 
@@ -36,23 +36,23 @@ def server_score(run: Path) -> dict[str, Any]:
         return {}
     from ..disk.digests import file_digest
 
-    told = read_json(file)
-    if not isinstance(told, dict) or not {"server", "predictions", "flags"} <= told.keys():
+    entry = read_json(file)
+    if not isinstance(entry, dict) or not {"server", "predictions", "flags"} <= entry.keys():
         raise UserError(f"{file} is no server's score: delete it, and enter the score again (`vlbench score`).")
     predictions = run / "predictions.jsonl"
-    same = predictions.is_file() and file_digest(predictions) == told["predictions"]
-    return {"server": told["server"], "flags": [*told["flags"], *([] if same else ["of other predictions"])]}
+    same = predictions.is_file() and file_digest(predictions) == entry["predictions"]
+    return {"server": entry["server"], "flags": [*entry["flags"], *([] if same else ["of other predictions"])]}
 
 
 def _scores(file: Path) -> dict[str, float]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError):
-        found = None
-    sound = isinstance(found, dict) and found and all(_is_number(v) for v in found.values())
+        content = None
+    sound = isinstance(content, dict) and content and all(_is_number(v) for v in content.values())
     if not sound:
         raise UserError(f'{file} should be JSON like {{"accuracy": 77.4}}, with numbers only.')
-    return dict(found)
+    return dict(content)
 
 
 def _is_number(value: object) -> bool:

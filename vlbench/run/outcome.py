@@ -67,11 +67,11 @@ def _versus(
     if dense is None or not dense.complete:
         return None
     file = runs / dense.cell / "predictions.jsonl"
-    theirs, told = (line["score"] for line in read_predictions(file, ids)), unpack_scores(dense.scores)
-    found = _table(list(theirs))
-    if told.shape != found.shape or not np.allclose(found, told, rtol=1e-6, atol=1e-5):
+    theirs, ours = (line["score"] for line in read_predictions(file, ids)), unpack_scores(dense.scores)
+    table = _table(list(theirs))
+    if ours.shape != table.shape or not np.allclose(table, ours, rtol=1e-6, atol=1e-5):
         raise UserError(f"{file} does not say what its result.json says: delete that folder and run again.")
-    return difference_of(task, scores, found, clusters)
+    return difference_of(task, scores, table, clusters)
 
 
 def percent(scores: Sequence[Score]) -> NDArray[np.float64]:

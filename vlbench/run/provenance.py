@@ -38,10 +38,10 @@ def _commit() -> str:
     if not (root / ".git").exists():
         return ""
     try:
-        told = subprocess.run(
+        answer = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+"],
             capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return ""
-    return told.stdout.strip()
+    return answer.stdout.strip()

@@ -59,10 +59,10 @@ class Runner:
             return self._follow(cell, folder)
         if (folder / "result.json").is_file():
             checksums.check(folder, "result.json")
-        found = finished(folder)
-        self.world.share(f"is {cell.id} done", DONE if found else "")
-        if found is not None:
-            return found
+        record = finished(folder)
+        self.world.share(f"is {cell.id} done", DONE if record else "")
+        if record is not None:
+            return record
         self._check(cell)
         dense = self.cell(cell.dense()) if _has_baseline(cell) else None
         self._lost.clear()

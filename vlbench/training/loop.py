@@ -256,8 +256,8 @@ class Loop:
     def _state(self) -> dict[str, Tensor]:
         state = {f"net.{k}": v for k, v in self.net.state_dict(keep_vars=True).items()}
         for index, slots in self.optimiser.state_dict()["state"].items():
-            told = {name: v for name, v in slots.items() if v is not None}  # SGD's, of what had no gradient yet
-            state.update({f"optimiser.{index}.{name}": torch.as_tensor(v) for name, v in told.items()})
+            filled = {name: v for name, v in slots.items() if v is not None}  # SGD's, of what had no gradient yet
+            state.update({f"optimiser.{index}.{name}": torch.as_tensor(v) for name, v in filled.items()})
         for number, hook in enumerate(self.hooks):
             state.update({f"hook.{number}.{k}": v for k, v in hook.state().items()})
         return state
@@ -265,10 +265,10 @@ class Loop:
     def _resume(self) -> int:
         """The step to go on from. A state that another start led to is not this run's: a method may train under one
         name twice, and a GPU may give another model when a killed link is repeated."""
-        found = self.store.load() if self.store is not None else None
-        if found is None:
+        state = self.store.load() if self.store is not None else None
+        if state is None:
             return 0
-        step, tensors, log = found
+        step, tensors, log = state
         if not isinstance(log, dict) or log.get("start") != self._start:
             return 0
         self.losses = list(log["losses"])

@@ -32,9 +32,9 @@ def join(leaves: Sequence[Tensor], value: float, world: World) -> float:
     optimiser leaves it alone as it does in one process.
     """
     device = leaves[0].device if leaves else torch.device("cpu")
-    told = torch.tensor([value, *(leaf.grad is not None for leaf in leaves)], dtype=torch.float64, device=device)
-    world.sum(told)
-    total, *having = told.tolist()
+    numbers = torch.tensor([value, *(leaf.grad is not None for leaf in leaves)], dtype=torch.float64, device=device)
+    world.sum(numbers)
+    total, *having = numbers.tolist()
     gradients = []
     for leaf, count in zip(leaves, having, strict=True):
         if count:
@@ -50,9 +50,9 @@ def join(leaves: Sequence[Tensor], value: float, world: World) -> float:
 
 def summed(count: int, world: World) -> int:
     """The sum of a count over the workers."""
-    told = torch.tensor([count], dtype=torch.int64, device=computing_device())
-    world.sum(told)
-    return int(told)
+    total = torch.tensor([count], dtype=torch.int64, device=computing_device())
+    world.sum(total)
+    return int(total)
 
 
 def mixed(seed: int, step: int, rank: int) -> int:

@@ -77,8 +77,8 @@ def write_splits(writer: Writer, dataset: str, splits: tuple[CaptionSplit, ...])
 
 def _sentences(captions: list[str], image: int, first: int) -> dict[str, Any]:
     ids = list(range(first, first + len(captions)))
-    told = [
+    sentences = [
         {"tokens": tokens(caption), "raw": caption, "imgid": image, "sentid": number}
         for number, caption in zip(ids, captions, strict=True)
     ]
-    return {"imgid": image, "sentids": ids, "sentences": told}
+    return {"imgid": image, "sentids": ids, "sentences": sentences}
