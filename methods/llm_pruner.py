@@ -43,7 +43,7 @@ REDUCTION: Mapping[str, Callable[[Tensor], Tensor]] = {
 class LlmPrunerOptions(GradientOptions):
     """The published run: 10 samples, each its own backward pass, param_first, sum."""
 
-    pattern: Literal["structured"] = "structured"  # type: ignore[assignment]
+    pattern: Literal["structured"] = "structured"
     calibration_samples: int = 10
     taylor: Literal["vectorize", "param_first", "param_second", "param_mix"] = Field(
         "param_first", description="vectorize: |sum W G|; param_first: sum |W G|; param_second: sum |W H W|; param_mix"

@@ -23,7 +23,7 @@ from vlbench.structure import Site
 class WandaSpOptions(CalibratedOptions):
     """Structured only."""
 
-    pattern: Literal["structured"] = "structured"  # type: ignore[assignment]
+    pattern: Literal["structured"] = "structured"
 
 
 @method(
