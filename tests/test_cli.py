@@ -380,3 +380,20 @@ def test_bars_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     told = capsys.readouterr().err
     assert "search" in told
     assert "between" in told
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # importing it raises
+from vlbench import cli
+sys.argv = ["vlbench", *sys.argv[1:]]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("words", [("table", "task=vqav2"), ("status",), ("leaderboard", "--help"), ("list", "models")])
+def test_verbs_that_print_what_is_on_disk_need_no_torch(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """It takes seconds and half a gigabyte to import."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout

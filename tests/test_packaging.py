@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from vlbench.cell.resolve import resolve
-from vlbench.cell.spec import parse
+from vlbench.cell.words import parse
 from vlbench.plugins import scaffold
 from vlbench.plugins import table as plugins
 

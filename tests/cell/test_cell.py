@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.lab import make_data, make_weights, method_file, write_toml
 from vlbench.cell.cell import Cell, open_cell
 from vlbench.cell.resolve import resolve
-from vlbench.cell.spec import parse
+from vlbench.cell.words import parse
 from vlbench.disk.storage import digest
 from vlbench.errors import UserError
 from vlbench.mini import world as mini

@@ -14,7 +14,7 @@ from PIL import Image
 from vlbench.cell.cell import Cell, open_cell
 from vlbench.cell.resolve import resolve
 from vlbench.cell.sources import adapted
-from vlbench.cell.spec import parse
+from vlbench.cell.words import parse
 from vlbench.errors import UserError
 from vlbench.images.pipeline import ImageStore
 from vlbench.job import Job, Surroundings

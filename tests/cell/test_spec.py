@@ -9,7 +9,8 @@ import pytest
 
 from tests.lab import method_file
 from vlbench.cell.resolve import resolve
-from vlbench.cell.spec import Spec, parse
+from vlbench.cell.spec import Spec
+from vlbench.cell.words import parse
 from vlbench.errors import UserError
 from vlbench.plugins.table import forget
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..errors import UserError
 from ..method import Method
 from ..options import MethodOptions, PruneOptions
 from ..plugins.entry import Entry
@@ -98,20 +96,3 @@ class Spec:
                 target = link.options.sparsity
                 return target if isinstance(target, str) else f"{target:.6g}"
         return ""
-
-
-def parse(words: Iterable[str]) -> dict[str, str]:
-    """["task=vqav2", ...] -> {"task": "vqav2"}. Raises UserError for words without '=', and keys given twice."""
-    found: dict[str, str] = {}
-    errors: list[str] = []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            errors.append(f"{word!r} should be key=value, like task=vqav2 (flags start with --).")
-        elif key in found:
-            errors.append(f"{key}= is given twice ({found[key]!r} and {value!r}).")
-        else:
-            found[key] = value
-    if errors:
-        raise UserError("\n".join(errors))
-    return found

@@ -133,7 +133,7 @@ def score(
     runs: Runs = RUNS,
 ) -> None:
     """Enter what an evaluation server returned: vlbench score RUN file=scores.json."""
-    from ..cell.spec import parse
+    from ..cell.words import parse
     from ..results.server import enter_score
 
     given = parse(words)

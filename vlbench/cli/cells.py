@@ -31,7 +31,7 @@ def run(
 ) -> None:
     """Run one cell and print its table: vlbench run method=upop task=vqav2."""
     from ..cell.resolve import resolve
-    from ..cell.spec import parse
+    from ..cell.words import parse
     from ..machine.ui import Screen
     from ..machine.workers import leave, world
 
@@ -165,7 +165,7 @@ def reproduce(
     json: Json = False,
 ) -> None:
     """A paper's table, published against measured: vlbench reproduce upop task=nlvr2."""
-    from ..cell.spec import parse
+    from ..cell.words import parse
     from ..machine.ui import Screen
     from ..sweep import reproduce as table
     from ..sweep import sweep as sweeping

@@ -44,7 +44,7 @@ def stop(message: object, code: int) -> NoReturn:
 
 def names_and_words(arguments: list[str], known: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:
     """Names, and key=value words of which only `known` ones make sense here."""
-    from ..cell.spec import parse
+    from ..cell.words import parse
     from ..errors import did_you_mean
 
     words = parse([a for a in arguments if "=" in a])

@@ -43,7 +43,7 @@ def cost(
     json: Json = False,
 ) -> None:
     """Parameters, bytes and MACs of architectures, without weights: vlbench cost model=deit-small sparsity=0.5."""
-    from ..cell.spec import parse
+    from ..cell.words import parse
     from ..cost.report import print_costs
 
     print_costs(parse(words or []), json=json)
@@ -65,7 +65,7 @@ def verify_(
     json: Json = False,
 ) -> None:
     """Missing files, annotations that do not parse, samples without their images: vlbench data verify task=vqav2."""
-    from ..cell.spec import parse
+    from ..cell.words import parse
     from ..checks.data import print_roots, verify
     from ..machine.ui import Screen
 

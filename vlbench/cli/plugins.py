@@ -28,7 +28,7 @@ def new(
 
 def check(words: Words, runs: Runs = RUNS, device: Device = "") -> None:
     """Test a method's contract, or a model's published numbers: vlbench check method=mine, or model=NAME limit=1000."""
-    from ..cell.spec import parse
+    from ..cell.words import parse
     from ..machine.ui import Screen
 
     if device:

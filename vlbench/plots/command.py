@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from ..cell.spec import parse
+from ..cell.words import parse
 from ..errors import UserError
 from ..leaderboard.filters import FILTERS, Found, absent, selected
 from ..leaderboard.rows import rows_of

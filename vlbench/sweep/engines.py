@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..cell.spec import parse
+from ..cell.words import parse
 from ..errors import UserError, did_you_mean
 from .executor import Executor
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..cell.spec import parse
+from ..cell.words import parse
 from ..errors import UserError, did_you_mean
 from ..machine.ui import Screen
 from ..plugins.workspace import boards_folder

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..cell.spec import parse
+from ..cell.words import parse
 from ..errors import UserError
 
 
