@@ -19,7 +19,7 @@ from transformers.initialization import no_init_weights
 from vlbench.capability import Batch
 from vlbench.errors import UserError
 from vlbench.images.view import View
-from vlbench.model import Card
+from vlbench.model import Card, read_config
 from vlbench.nn import library
 from vlbench.nn.stock import Stock
 from vlbench.structure import Structure
@@ -86,6 +86,11 @@ class Projected(Prompted):
         """A folder in the published layout: config.json, one or more *.safetensors, the tokenizer, a chat template and
         the settings of the image processor."""
         home = folder if folder.is_dir() else folder.parent
+        if "auto_map" in read_config(home):
+            raise UserError(
+                f"{home} needs the code of its repository, which is never run: use the same model in the library's own "
+                f"layout, {card.checkpoint}."
+            )
         weights = {cls.renamed(k): v for k, v in read_weights(folder).items() if not re.search(cls.dropped, k)}
         refuse_others(weights, cls.__name__, cls.telling)
         config = read_kind(home, cls.model_type)

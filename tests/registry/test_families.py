@@ -4,6 +4,8 @@ One test over every family of a vision tower, a projector and a language model (
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from copy import copy, deepcopy
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from vlbench.compression.cut import Cut, cut
 from vlbench.compression.export import export
 from vlbench.compression.saved import load_model, open_checkpoint, save_model
 from vlbench.compression.state import Compression
+from vlbench.errors import UserError
 from vlbench.plugins.table import table
 from vlbench.structure import Structure, check_structure
 from vlbench.task import Sample
@@ -314,6 +317,44 @@ def test_an_exported_cut_model_is_the_librarys_own_class(opened: Opened, tmp_pat
     with torch.no_grad():
         want = model.net(**found).logits
         assert float((net(**found).logits - want).abs().max()) <= 1e-6 * float(want.abs().max())
+
+
+def refused(opened: Opened, folder: Path) -> str:
+    with pytest.raises(UserError) as error:
+        type(opened.model).open(opened.model.card, folder)
+    return str(error.value)
+
+
+def edited(folder: Path, name: str, change: Callable[[dict[str, Any]], Any]) -> None:
+    told = json.loads((folder / name).read_text())
+    change(told)
+    (folder / name).write_text(json.dumps(told))
+
+
+def test_folders_that_lack_something_are_told_what(opened: Opened, tmp_path: Path) -> None:
+    def copied(name: str) -> Path:
+        return shutil.copytree(opened.folder, tmp_path / name)
+
+    folder = copied("remote")
+    edited(folder, "config.json", lambda c: c.update(auto_map={"AutoModel": "modeling.Model"}))
+    assert f"never run: use the same model in the library's own layout, {opened.model.card.checkpoint}" in refused(
+        opened, folder
+    )
+    folder = copied("template")
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['role'] }}")
+    assert "has no place for" in refused(opened, folder)
+    (folder / "chat_template.jinja").unlink()
+    assert "has no chat template" in refused(opened, folder)
+    folder = copied("processor")
+    edited(
+        folder, "processor_config.json", lambda c: c["image_processor"].update(image_processor_type="ViTImageProcessor")
+    )
+    assert "is a ViTImageProcessor, and this model's is a" in refused(opened, folder)
+    (folder / "processor_config.json").unlink()
+    assert "does not say how its images are prepared" in refused(opened, folder)
+    folder = copied("kind")
+    edited(folder, "config.json", lambda c: c.update(model_type="bert"))
+    assert "is of a model of type 'bert'" in refused(opened, folder)
 
 
 def test_attention_has_the_units_that_the_class_allows(opened: Opened) -> None:
