@@ -11,6 +11,7 @@ import copy
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from vlbench.errors import UserError
 from vlbench.model import Card, Model, read_config
 from vlbench.nn import blip
 from vlbench.nn.stock import Stock
+from vlbench.runtime import Stage
 from vlbench.tensors.reading import load_into, read_weights, refuse_others
 
 from ._blip_keys import converted, is_original
@@ -43,6 +45,36 @@ TEXT: Config = {
     "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
     "bos_token_id": 30522, "pad_token_id": 0, "sep_token_id": 102,
 }  # fmt: skip
+
+
+def text_stage(name: str, *images: str) -> Stage:
+    """The text encoder that attends to the states of one image or more, each with a row a text.
+
+    Elsewhere states have no owner: a text brings its images' states along, and keys are computed once a text.
+    """
+    inputs = {"ids": ("texts", "tokens"), "mask": ("texts", "tokens"), **dict.fromkeys(images, ("texts", "", ""))}
+
+    def compute(model: Any, ids: Tensor, mask: Tensor, *states: Tensor) -> Tensor:
+        context = states if len(images) > 1 else states[0]
+        out = model.net.text_encoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=context, use_cache=False)
+        found: Tensor = out.last_hidden_state
+        return found
+
+    def tensors(
+        *, input_ids: Tensor, attention_mask: Tensor, encoder_hidden_states: Any, **_: Any
+    ) -> tuple[Tensor, ...]:
+        shared = encoder_hidden_states if isinstance(encoder_hidden_states, tuple) else (encoder_hidden_states,)
+        return input_ids, attention_mask, *(one.states[one.owner] for one in shared)
+
+    return Stage(name, "net.text_encoder.forward", inputs, compute, tensors, _Hidden)
+
+
+@dataclass(frozen=True)
+class _Hidden:
+    """What is read of a text encoder's answer."""
+
+    last_hidden_state: Tensor
+
 
 B = TypeVar("B", bound="Blip")
 

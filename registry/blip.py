@@ -19,9 +19,10 @@ from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.nn.beam import beam_search
 from vlbench.nn.caches import with_cache
+from vlbench.runtime import Stage
 from vlbench.structure import Structure
 
-from ._blip import Blip, Config, blip_config, uneven
+from ._blip import Blip, Config, blip_config, text_stage, uneven
 from ._blip_text import by_length, clean_question
 
 LABEL_SMOOTHING = 0.1  # of BLIP's decoder, in training and in ranking (med.py)
@@ -77,6 +78,10 @@ class BlipVQA(Blip, Answerer):
                 blip.text_tower(self.net, "text_decoder.bert.encoder.layer", "answer"),
             )
         )
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The ViT and the question encoder. The decoder remembers keys between its calls and stays here."""
+        return (*super().stages(), text_stage("question", "image"))
 
     def answer(self, states: Any, batch: Batch) -> Sequence[Prediction]:
         ids = self.question_ids([s.text for s in batch.samples])

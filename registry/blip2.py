@@ -115,7 +115,7 @@ class Blip2(Blip2Folder, Prompted):
     def encode(self, images: Tensor) -> Tensor:
         """(I, 3, H, W) -> (I, queries, D) tokens for the language model."""
         states = self.vision(images)
-        out: Any = self.net.qformer(query_embeds=self.queries(len(images)), encoder_hidden_states=states)
+        out: Any = self.net.qformer(query_embeds=self.queries(images.shape[0]), encoder_hidden_states=states)
         found: Tensor = self.net.language_projection(out.last_hidden_state.to(states.dtype))
         return found
 

@@ -18,9 +18,10 @@ from vlbench.model import Card, family
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.nn.stock import Stock
+from vlbench.runtime import Stage
 from vlbench.structure import Structure
 
-from ._blip import LOADERS, Blip, Config, blip_config
+from ._blip import LOADERS, Blip, Config, blip_config, text_stage
 from ._blip_text import clean_caption
 
 MERGE_FROM = 6  # the first text layer with a merge_layer (models/nlvr_encoder.py)
@@ -78,6 +79,10 @@ class BlipNlvr(Blip, Judge):
         """transformers has no class of this head: network.py has it."""
         facts = {"attention": blip.told(self.net)}
         return Stock.of(facts, LOADERS / "blip_nlvr.py", LOADERS / "blip_nlvr_network.py")
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The ViT, and the text encoder with both images in view; its head is two small matrices."""
+        return (*super().stages(), text_stage("sentence", "left", "right"))
 
     def judge(self, states: Any, batch: Batch) -> Sequence[Prediction]:
         """A sentence is true where the second logit is the larger one."""

@@ -22,6 +22,7 @@ from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, Model, family, read_config
 from vlbench.nn import open_clip as adopted
 from vlbench.nn.stock import Stock
+from vlbench.runtime import Stage
 from vlbench.structure import Structure
 from vlbench.tensors.locate import locate
 from vlbench.tensors.reading import load_into
@@ -129,6 +130,12 @@ class CLIP(Model, Matcher):
 
     def stock(self) -> Stock:
         return Stock.of({"attention": adopted.told(self.net)}, Path(__file__).parent / "loaders" / "clip.py")
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Both towers."""
+        ids = {"ids": ("texts", "tokens")}
+        text = Stage("text_features", "text_features", ids, lambda model, *tensors: model.text_features(*tensors))
+        return (*super().stages(), text)
 
     def encode(self, images: Tensor) -> Tensor:
         """(I, 3, H, W) -> (I, 1 + patches, D), normalised; the class token first."""

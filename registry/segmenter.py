@@ -20,6 +20,7 @@ from vlbench.model import Card, Model, family, read_config
 from vlbench.nn import segmenter as masks
 from vlbench.nn import timm as timm_nn
 from vlbench.nn.stock import Stock
+from vlbench.runtime import Stage
 from vlbench.structure import Structure
 from vlbench.tensors.locate import locate
 from vlbench.tensors.reading import load_into, read_weights
@@ -126,6 +127,11 @@ class MaskSegmenter(Model, Segmenter):
         folder = Path(__file__).parent / "loaders"
         facts = {"attention": timm_nn.told(self.net)}
         return Stock.of(facts, folder / "segmenter.py", folder / "segmenter_network.py")
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Windows to coarse logits: how they are spread over an image of any size stays here."""
+        windows = {"windows": ("windows", "", "", "")}
+        return (Stage("masks", "net.masks", windows, lambda model, *tensors: model.net.masks(*tensors)),)
 
     def encode(self, images: Any) -> Any:
         """A list of images: itself. (I, 3, S, S) crops: their tokens (I, 1 + patches, D), the class token first."""

@@ -35,6 +35,7 @@ from .images.view import View
 from .machine.device import computing_device
 from .nn.stock import Stock
 from .plugins.cards import read_cards
+from .runtime import Stage
 from .structure import Structure
 
 
@@ -106,6 +107,12 @@ class Model(ABC):
     @abstractmethod
     def encode(self, images: Any) -> Any:
         """Stage one: normalised images (Batch.images) -> states, an index of which is one image."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The parts of inference that other runtimes can hold, for `vlbench export --to` and `vlbench time --runtime`.
+        Unless a family says more: `encode`, of images of one size to one tensor."""
+        images = {"images": ("images", "", "", "")}
+        return (Stage("encode", "encode", images, lambda model, *tensors: model.encode(*tensors)),)
 
     def image_tokens(self, batch: Batch) -> Tensor | None:
         """(batch, tokens), True = a token of an image, in the order in which `<capability>_loss` lays them out, where

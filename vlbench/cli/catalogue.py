@@ -14,7 +14,7 @@ from ..plugins.entry import Entry
 from ..plugins.kinds import Kind
 from ..plugins.table import table
 
-KINDS: tuple[Kind, ...] = ("tasks", "models", "methods")
+KINDS: tuple[Kind, ...] = ("tasks", "models", "methods", "runtimes")
 PLURAL: dict[str, Kind] = {"method": "methods", "task": "tasks", "model": "models"}
 WIDTH = 100  # columns of help, or the terminal's where it has fewer
 
@@ -57,6 +57,8 @@ def _detail(entry: Entry) -> str:
         return ", ".join((facts["role"], *facts.get("patterns", ())))
     if entry.kind == "models":
         return ", ".join((*facts["capabilities"], f"suite={facts.get('suite', 'full')}"))
+    if entry.kind == "runtimes":
+        return ", ".join(facts.get("packages", ()))
     return f"{facts['capability']}, {facts['metric']}"
 
 

@@ -22,6 +22,9 @@ def time_(
     accelerate: Annotated[
         str, typer.Option("--accelerate", help="semi_structured: verify 2:4 masks and time their linears")
     ] = "",
+    runtime: Annotated[
+        str, typer.Option("--runtime", help="where it is served: onnx,openvino,torch (`vlbench list runtimes`)")
+    ] = "",
     json: Json = False,
 ) -> None:
     """Latency, throughput and memory of finished runs on this device: vlbench time RUN."""
@@ -35,7 +38,14 @@ def time_(
     ask_for(device)
     refuse_precision(precision)
     how = How(computing_device(), "bf16" if precision == "bf16" else "fp32", compiled)
+    if runtime and accelerate:
+        raise UserError("--runtime and --accelerate measure different things: give one of them.")
     with Screen(quiet=json) as screen:
+        if runtime:
+            from ..serving.measured import time_served
+
+            time_served([run_folder(name, runs) for name in names], runtime.split(","), how, screen, json=json)
+            return
         time_runs([run_folder(name, runs) for name in names], how, screen, json=json, accelerate=accelerate)
 
 
@@ -57,9 +67,19 @@ def export(
     name: Annotated[str, typer.Argument(metavar="RUN", help="the run: its name, the beginning of it, or its folder")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="the folder to write, which must not exist")],
     runs: Runs = RUNS,
+    to: Annotated[
+        str, typer.Option("--to", help="a runtime (`vlbench list runtimes`): written, reopened there and compared")
+    ] = "",
 ) -> None:
-    """A compressed model with a loader that needs no vlbench: vlbench export RUN DIR."""
+    """A compressed model with a loader that needs no vlbench: vlbench export RUN DIR, or for a runtime: --to onnx."""
     from ..compression.export import export as write
+    from ..compression.export import run_of
 
+    if to:
+        from ..serving.export import export_to
+
+        for line in export_to(run_of(name, runs), folder, to):
+            print(line)
+        return
     for line in write(name, folder, runs):
         print(line)

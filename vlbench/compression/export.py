@@ -28,21 +28,15 @@ def export(run: str, folder: Path, runs: Path) -> list[str]:
     """Write the compressed model of a run to `folder`, whole or not at all; returns sentences that say what was done.
     Raises UserError where there is no such model, it is damaged, or `folder` holds something."""
     source = find_model(run, runs)
-    _refuse_taken(folder)
+    refuse_taken(folder)
     model, state = load_model(source)
-    stock = None if state.adapters else model.stock()
     with new_folder(folder.absolute()) as temporary:
-        copy_saved(source, temporary)
-        write_json(temporary / PREPROCESSING, asdict(model.card.image))
-        if stock is not None:
-            write_json(temporary / STOCK, {**stock.facts, **_dropped(source, model, state)})
-            for name, text in stock.files.items():
-                write_text(temporary / name, text)
+        stock = write_stock(source, model, state, temporary)
     names = sorted(p.name for p in folder.iterdir())
     told = [f"wrote {folder}: {', '.join(names)}"]
     if state.adapters:
         told.append(f"no {LOADER}: adapters stand beside the weights, which libraries do not read; vlbench.load does.")
-    elif stock is None:
+    elif not stock:
         told.append(f"no {LOADER}: {model.card.name} has no Model.stock() that says it; vlbench.load opens the folder.")
     return told
 
@@ -62,18 +56,37 @@ def _dropped(source: Path, model: Model, state: Compression) -> dict[str, Any]:
     return {"dropped": {path: gone for path, gone in dropped.items() if gone}}
 
 
+def write_stock(source: Path, model: Model, state: Compression, folder: Path) -> bool:
+    """Copy the saved model, and put beside it what its library opens it with; whether there is such a thing. model and
+    state: those in `source`."""
+    copy_saved(source, folder)
+    write_json(folder / PREPROCESSING, asdict(model.card.image))
+    stock = None if state.adapters else model.stock()
+    if stock is None:
+        return False
+    write_json(folder / STOCK, {**stock.facts, **_dropped(source, model, state)})
+    for name, text in stock.files.items():
+        write_text(folder / name, text)
+    return True
+
+
 def find_model(name: str, runs: Path) -> Path:
     """The folder of a compressed model: of a run in `runs` by its name or the beginning of it, of a run's folder, or
     itself. Raises UserError where it is none, or the beginning fits several."""
     for folder in (Path(name), Path(name) / "model"):
         if is_saved(folder):
             return folder
-    run = Path(name) if (Path(name) / "cell.json").is_file() else runs / _named(name, runs)
+    run = run_of(name, runs)
     if is_saved(run / "model"):
         return run / "model"
     if [link[0] for link in read_json(run / "cell.json")["identity"]["chain"]] == ["dense"]:
         raise UserError(f"{run.name} is of the dense model, which nothing was done to: export a run of a method.")
     raise UserError(f"{run.name} has no compressed model yet: run it to its end first.")
+
+
+def run_of(name: str, runs: Path) -> Path:
+    """The folder of a run by its folder, its name or the beginning of it. Raises UserError where several begin so."""
+    return Path(name) if (Path(name) / "cell.json").is_file() else runs / _named(name, runs)
 
 
 def _named(name: str, runs: Path) -> str:
@@ -88,7 +101,8 @@ def _named(name: str, runs: Path) -> str:
     raise UserError(f"there is no run {name!r} in {runs}. {did_you_mean(name, known)}")
 
 
-def _refuse_taken(folder: Path) -> None:
+def refuse_taken(folder: Path) -> None:
+    """Raise UserError where something is there already."""
     if folder.is_dir() and not any(os.scandir(folder)):
         return
     if folder.exists() or folder.is_symlink():

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from ..machine.ui import Screen
 
 SCHEMA_VERSION = 1
-KEY = ("device", "torch", "precision", "threads", "compiled")
+# runtime, version: of a runtime in vlbench/runtimes/; an entry without them is of torch.
+KEY = ("device", "torch", "precision", "threads", "compiled", "runtime", "version")
 
 
 def time_runs(folders: Sequence[Path], how: How, screen: Screen, *, json: bool, accelerate: str = "") -> None:
@@ -50,7 +51,7 @@ def time_runs(folders: Sequence[Path], how: How, screen: Screen, *, json: bool, 
     if json:
         print(jsonlib.dumps([{"cell": record.cell, **entry} for record, entry in found], indent=1))
     else:
-        _print(found)
+        print_table(found)
 
 
 def _record(folder: Path) -> Record:
@@ -80,18 +81,19 @@ def open_run(folder: Path, record: Record) -> Model:
 
 
 def keep(file: Path, record: Record, capability: str, entry: dict[str, Any]) -> None:
-    """Write the entry into cost.json, in the place of an older one of the same device, torch, precision and threads."""
+    """Write the entry into cost.json, in the place of an older one of the same device, torch, precision, threads and
+    runtime."""
     with _alone(file.parent):
         told = read_json(file) if file.is_file() else {}
         if told and told.get("schema_version") != SCHEMA_VERSION:
             raise UserError(f"{file} is of another version ({told.get('schema_version')!r}): delete it.")
-        others = [one for one in told.get("measured", []) if any(one[key] != entry[key] for key in KEY)]
+        others = [one for one in told.get("measured", []) if any(one.get(key) != entry.get(key) for key in KEY)]
         value = {
             "schema_version": SCHEMA_VERSION,
             "cell": record.cell,
             "capability": capability,
             "sample": STATED[capability].inferred,
-            "measured": sorted([*others, entry], key=lambda one: [str(one[key]) for key in KEY]),
+            "measured": sorted([*others, entry], key=lambda one: [str(one.get(key, "")) for key in KEY]),
         }
         write_json(file, value)
 
@@ -107,13 +109,16 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _print(found: Sequence[tuple[Record, dict[str, Any]]]) -> None:
+def print_table(found: Sequence[tuple[Record, dict[str, Any]]]) -> None:
     """One row a run; ratios are to the first one, which was measured in the same minutes."""
     from rich.console import Console
     from rich.table import Table
 
     columns = Table(box=None, pad_edge=False, header_style="bold")
     columns.add_column("run", overflow="fold")
+    served = any("runtime" in entry for _, entry in found)
+    if served:
+        columns.add_column("runtime")
     for name in ("p50 ms", "p95 ms", "", "samples/s", "batch", "", "MB at 1", "at batch"):
         columns.add_column(name, justify="right", no_wrap=True)
     first = found[0][1]
@@ -123,7 +128,8 @@ def _print(found: Sequence[tuple[Record, dict[str, Any]]]) -> None:
         ratios = ["", ""] if entry is first else [f"x{ratio:.2f}" for ratio in faster]
         spread = (rate["q75"] - rate["q25"]) / rate["per_second"]
         columns.add_row(
-            record.cell, f"{latency['p50']:.4g} ±{(latency['q75'] - latency['q25']) / 2:.2g}", f"{latency['p95']:.4g}",
+            record.cell, *([entry.get("runtime", "torch")] if served else []),
+            f"{latency['p50']:.4g} ±{(latency['q75'] - latency['q25']) / 2:.2g}", f"{latency['p95']:.4g}",
             ratios[0], f"{rate['per_second']:.4g} ±{50 * spread:.1f}%", str(rate["batch"]), ratios[1],
             *("" if memory[at] is None else f"{memory[at]:,.0f}" for at in ("batch_1", "saturated")),
         )  # fmt: skip

@@ -184,6 +184,11 @@ def _compile(model: Model) -> None:
 # Memory ------------------------------------------------------------------------------------------------------------
 
 
+def resident_mb() -> float | None:
+    """MB of this process that are in memory now. None where the system does not tell."""
+    return _memory(torch.device("cpu"))
+
+
 def _memory(device: torch.device, *, peak: bool = False) -> float | None:
     """MB in use: allocated on a GPU, of the whole process on a CPU. None where the system does not tell."""
     if (count := allocated_bytes(device, peak=peak)) is not None:

@@ -33,7 +33,7 @@ def attend(
         dropout_p=dropout,
         is_causal=causal,
         scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
+        enable_gqa=bool(q.shape[1] != k.shape[1]),  # under torch.jit.trace sizes are tensors
     )
 
 

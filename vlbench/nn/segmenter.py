@@ -46,14 +46,14 @@ class MaskTransformer(nn.Module):
 
     def forward(self, patches: Tensor, grid: Size) -> Tensor:
         classes = self.cls_emb.shape[1]
-        x = torch.cat([self.proj_dec(patches), self.cls_emb.expand(len(patches), -1, -1)], 1)
+        x = torch.cat([self.proj_dec(patches), self.cls_emb.expand(patches.shape[0], -1, -1)], 1)
         for block in self.blocks:
             x = block(x)
         x = self.decoder_norm(x)
         seen = F.normalize(x[:, :-classes] @ self.proj_patch, dim=-1)
         named = F.normalize(x[:, -classes:] @ self.proj_classes, dim=-1)
         masks: Tensor = self.mask_norm(seen @ named.transpose(1, 2))
-        return masks.transpose(1, 2).reshape(len(masks), classes, *grid)
+        return masks.transpose(1, 2).reshape(masks.shape[0], classes, *grid)
 
 
 class Segmenter(nn.Module):
@@ -91,7 +91,7 @@ class Segmenter(nn.Module):
         grid = self.grid((height, width))
         images = F.pad(images, (0, grid[1] * self.patch - width, 0, grid[0] * self.patch - height))
         x = encoder.patch_embed.proj(images).flatten(2).transpose(1, 2)
-        x = torch.cat([encoder.cls_token.expand(len(x), -1, -1), x], 1) + self._positions(grid)
+        x = torch.cat([encoder.cls_token.expand(x.shape[0], -1, -1), x], 1) + self._positions(grid)
         x = encoder.pos_drop(x)
         for block in encoder.blocks:
             x = block(x)

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from ..cell.cell import Cell, open_cell
-from ..cell.resolve import resolve
-from ..disk.storage import read_json
-from ..errors import UserError
 from ..evaluation.predictions import Line, read_predictions
 from ..leaderboard.local import comparable
 from ..results.record import Record, read_record
+from ..run.again import dense_cell
 from ..task import Sample, Score, Task
 
 MOST = 50  # samples of a page
 LOST, GAINED = 30, 8  # of them at most: where the dense model is better, where it is worse
-OF_THE_COMMAND = ("precision", "batch_size")  # of a record's evaluation: the rest are the task's options
 
 Kind = Literal["lost", "gained", "same", "alone"]
 
@@ -46,7 +42,7 @@ class Shown:
 def all_samples(folder: Path, record: Record) -> tuple[Task, list[Shown]]:
     """Every evaluated sample of a run, with what the dense run beside it says. Raises UserError where the data are not
     there, or are others than those that were evaluated."""
-    cell = _dense_cell(folder, record)
+    cell = dense_cell(folder, record)
     samples = cell.samples
     ids = [sample.id for sample in samples]
     lines = read_predictions(folder / "predictions.jsonl", ids)
@@ -61,19 +57,6 @@ def all_samples(folder: Path, record: Record) -> tuple[Task, list[Shown]]:
             dense = None if their is None else value_of(task, their["score"])
             entries.append(Shown(sample, line, value_of(task, line["score"]), their, dense))
     return task, entries
-
-
-def _dense_cell(folder: Path, record: Record) -> Cell:
-    """The cell of the same data and model without a method."""
-    words: Mapping[str, Any] = read_json(folder / "cell.json")["words"]
-    kept = {k: str(v) for k, v in words.items() if v and k not in ("method", "recipe", "model")}
-    spec = resolve({**kept, "method": "dense", "model": record.model})
-    settings = {k: v for k, v in record.evaluation.items() if k not in OF_THE_COMMAND}
-    options = type(spec.task_options).model_validate({**spec.task_options.model_dump(), **settings})
-    cell = open_cell(replace(spec, task_options=options))
-    if cell.split_digest != record.split_digest:
-        raise UserError(f"the data of {record.task} are not those that {folder.name} was evaluated on.")
-    return cell
 
 
 def _dense_run(folder: Path, record: Record) -> Path | None:

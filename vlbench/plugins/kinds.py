@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Literal
 
-Kind = Literal["models", "tasks", "methods"]
+Kind = Literal["models", "tasks", "methods", "runtimes"]
 
 
-FOLDERS: dict[Kind, str] = {"models": "registry", "tasks": "tasks", "methods": "methods"}
+FOLDERS: dict[Kind, str] = {"models": "registry", "tasks": "tasks", "methods": "methods", "runtimes": "runtimes"}
 
 
-DECORATORS: dict[str, Kind] = {"family": "models", "task": "tasks", "method": "methods", "chain": "methods"}
+DECORATORS: dict[str, Kind] = {
+    "family": "models",
+    "task": "tasks",
+    "method": "methods",
+    "chain": "methods",
+    "runtime": "runtimes",
+}
 
 
 # What the engine reads of a declaration without importing the file.
@@ -19,10 +25,16 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "task": ("title", "capability", "metric", "version"),
     "method": ("title", "role"),
     "chain": ("title", "links"),
+    "runtime": ("title",),
 }
 
 
-_DECORATOR: dict[Kind, str] = {"models": "@family(Card(...))", "tasks": "@task(...)", "methods": "@method(...)"}
+_DECORATOR: dict[Kind, str] = {
+    "models": "@family(Card(...))",
+    "tasks": "@task(...)",
+    "methods": "@method(...)",
+    "runtimes": "@runtime(...)",
+}
 
 
 # Prefixes of words (task.decoding=, evaluation.batch_size=): no link of a chain may be called so.

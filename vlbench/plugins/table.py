@@ -1,4 +1,4 @@
-"""The three tables: models, tasks and methods, from the package, entry points and the user's workspace.
+"""The open tables: models, tasks, methods and runtimes, from the package, entry points and the user's workspace.
 
 A table is read from source text: the decorator's literal arguments say name, title and capability, so that `list`
 imports nothing. A file is imported when one of its names is used. A built-in enjoys nothing that a stranger's file
@@ -44,7 +44,7 @@ class Table:
 
 @cache
 def table(kind: Kind) -> Table:
-    """One of the three tables. Raises UserError where two files register one name (both are named)."""
+    """One of the tables. Raises UserError where two files register one name (both are named)."""
     entries: dict[str, Entry] = {}
     broken: dict[str, str] = {}
     for file, module, built_in in _files(kind, broken):

@@ -1,0 +1,176 @@
+"""Runtimes compute what the model computes, on its own samples: the oracle is the evaluation loop with torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import minis
+from tests.lab import Lab, workspace
+from vlbench.errors import UserError
+from vlbench.plugins.table import table
+from vlbench.runtime import Served, Stage
+from vlbench.serving.export import installed, runtime_named
+from vlbench.serving.measured import stated_parts
+from vlbench.serving.stages import noted, parts_of
+
+# A runtime of a stranger that computes with the stages themselves, times FACTOR.
+MINE = """
+from vlbench import load
+from vlbench.compression.saved import copy_saved
+from vlbench.runtime import Runtime, runtime
+
+@runtime("mine", title="Mine", packages=("numpy",))
+class Mine(Runtime):
+    def refusal(self, served):
+        return "it is masked" if served.state.masks else ""
+    def write(self, served, folder):
+        copy_saved(served.source, folder)
+        return ["a sentence of mine."]
+    def open(self, served, folder, threads):
+        model = load(folder)
+        return {
+            part.stage.name: lambda tensors, stage=part.stage: stage.compute(model, *tensors) * FACTOR
+            for part in served.parts
+        }
+"""
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> object:
+    with workspace(tmp_path, monkeypatch, capsys, val=30) as made:
+        assert made.run("method=uniform", "sparsity=0.5").code == 0
+        made.plug("runtimes/mine.py", MINE.replace("FACTOR", "1.00001"))
+        yield made
+
+
+def test_a_strangers_runtime_is_proved_on_the_runs_samples(lab: Lab) -> None:
+    assert "Mine" in lab("list", "runtimes").out
+    told = lab("export", "full-imagenet-deit-mini-uniform", "out", "--to", "mine")
+    assert told.code == 0, told
+    wrote, mine, proof = told.out.splitlines()
+    assert wrote == "wrote out: config.json, model.safetensors, proof.json, vlbench.json"
+    assert mine == "a sentence of mine."
+    assert proof.startswith("proof: 64 of 64 samples predicted alike by numpy")
+    found = json.loads((lab.folder / "out" / "proof.json").read_text())
+    assert (found["samples"], found["equal"], found["of"]) == (64, 64, 90)
+    assert found["stages"]["encode"]["relative"] == pytest.approx(1e-5, rel=0.02)
+    assert found["stages"]["encode"]["calls"] == 4
+    assert list(found["files"]) == ["config.json", "model.safetensors", "vlbench.json"]
+
+
+def test_a_proof_that_fails_says_what_and_where_and_leaves_nothing(lab: Lab) -> None:
+    lab.plug("runtimes/mine.py", MINE.replace("FACTOR", "1.01"))
+    told = lab("export", "full-imagenet-deit-mini-uniform", "out", "--to", "mine")
+    assert told.code == 1
+    assert "no proof: Mine computes other outputs of encode: they differ by " in told.err
+    assert "0.01 of the largest one, and 0.0001 are allowed" in told.err
+    # As alike as can be, and another answer: outputs alone would not say so.
+    loose = MINE.replace("class Mine(Runtime):", "class Mine(Runtime):\n    tolerance = 2.0")
+    lab.plug("runtimes/mine.py", loose.replace("FACTOR", "-1"))
+    told = lab("export", "full-imagenet-deit-mini-uniform", "out", "--to", "mine")
+    assert told.code == 1
+    assert "no proof: Mine predicts something else on " in told.err
+    lab.plug("runtimes/mine.py", MINE.replace("FACTOR", "float('nan')"))
+    assert "they differ by nan" in lab("export", "full-imagenet-deit-mini-uniform", "out", "--to", "mine").err
+    assert not list(lab.folder.glob("*out*"))
+
+
+def test_what_cannot_be_asked_is_told_and_nothing_written(lab: Lab) -> None:
+    run = next(p.name for p in (lab.folder / "runs").glob("*uniform*"))
+    assert "there is no runtime 'onxx'. Did you mean 'onnx'?" in lab.refused("export", run, "out", "--to", "onxx")
+    lab.plug("runtimes/other.py", MINE.replace('"mine"', '"other"').replace('"numpy"', '"no_such_wheel"'))
+    assert lab.refused("export", run, "out", "--to", "other") == (
+        "--to other needs no_such_wheel, which is not installed: pip install no_such_wheel"
+    )
+    assert "weights holds something already" in lab.refused("export", run, "weights", "--to", "mine")
+    assert lab.run("method=magnitude", "sparsity=0.5").code == 0
+    masked = next(p.name for p in (lab.folder / "runs").glob("*magnitude*"))
+    assert lab.refused("export", masked, "out", "--to", "mine") == "Mine cannot hold this deit-mini: it is masked."
+    told = lab("export", masked, "out", "--to", "torch")
+    assert told.code == 0, told
+    assert "zeros are stored, and the file is as large as the dense" in told.out
+    (lab.folder / "runs" / run / "result.json").unlink()
+    assert "is no finished run" in lab.refused("export", run, "new", "--to", "mine")
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlbench.serving.export.installed", lambda package: False)
+    with pytest.raises(UserError, match=r'onnxruntime, which is not installed: pip install "vlbench\[onnx\]"'):
+        runtime_named("onnx")
+
+
+def test_an_operator_that_a_runtime_lacks_is_told_with_its_stage(lab: Lab) -> None:
+    lab.plug("runtimes/mine.py", MINE.replace("copy_saved(served", "1 / 0; copy_saved(served"))
+    told = lab("export", "full-imagenet-deit-mini-uniform", "out", "--to", "mine")
+    assert told.code == 1
+    assert "Mine cannot write deit-mini (encode): ZeroDivisionError" in told.err
+
+
+def test_measured_where_it_is_served(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries of runtimes stand beside torch's, and replace their own alone."""
+    from vlbench.cost import timing
+
+    for name in ("WARM", "LATENCY", "BATCH"):
+        monkeypatch.setattr(timing, name, timing.Patience(1, 1, 0.0))
+    monkeypatch.setattr(timing, "LARGEST", 2)
+    run = next(p.name for p in (lab.folder / "runs").glob("*uniform*"))
+    assert lab("time", run).code == 0
+    for _ in range(2):
+        told = lab("time", run, "--runtime", "mine,torch", "--json")
+        assert told.code == 0, told
+    assert [one["runtime"] for one in json.loads(told.out)] == ["mine", "torch"]
+    kept = json.loads((lab.folder / "runs" / run / "cost.json").read_text())["measured"]
+    assert [one.get("runtime") for one in kept] == [None, "mine", "torch"]
+    mine = kept[1]
+    assert mine["bytes"] > 10_000
+    assert mine["version"].startswith("numpy ")
+    assert mine["stages"] == ["encode"]
+    assert mine["latency_ms"]["p50"] > 0
+    assert "float32 on the CPU alone" in lab("time", run, "--runtime", "mine", "--precision", "bf16").err
+    assert "measure different things" in lab("time", run, "--runtime", "mine", "--accelerate", "semi_structured").err
+
+
+def test_a_family_that_says_nothing_is_refused_by_name() -> None:
+    model = minis.opened("segmenter-mini")
+    listed = Stage("encode", "encode", {"images": ("",)}, lambda model, a: a, tensors=lambda images: (images[0],))
+    wrong = pytest.raises(UserError, match="segmenter-mini cannot be served elsewhere: its encode gives no tensor")
+    with wrong, noted(model, (listed,)):
+        model.encode([torch.zeros(3, 64, 64)])
+    with noted(model, model.stages()) as calls, pytest.raises(UserError, match="calls none of its stages"):
+        parts_of(model, model.stages(), calls)
+    assert "masks" not in vars(model.net)  # what was put there is taken away
+
+
+HEAVY = ("onnx", "openvino")
+
+
+@pytest.mark.parametrize("name", ["pt2", *HEAVY])
+def test_a_runtime_computes_the_same_bits_or_nearly(name: str, tmp_path: Path) -> None:
+    """Uneven heads and feed-forward layers; more rows than were traced. All minis: docs/runtimes.md."""
+    if missing := [p for p in table("runtimes").get(name).facts["packages"] if not installed(p)]:
+        pytest.skip(f"{missing[0]} is not installed")
+    runtime = runtime_named(name)
+    for model_name in ["deit-mini"] if name in HEAVY else ["blip-nlvr-mini", "segmenter-mini"]:
+        served = _served(model_name, "cut")
+        folder = tmp_path / model_name
+        folder.mkdir()
+        runtime.write(served, folder)
+        serve = runtime.open(served, folder, 1)
+        for part in served.parts:
+            more = tuple(torch.cat([t, t.flip(0), t], 0) for t in part.example)
+            with torch.no_grad():
+                wanted = part.stage.compute(served.model, *more)
+            found = serve[part.stage.name](more)
+            difference = float((found - wanted).abs().max() / wanted.abs().max())
+            assert difference <= (0.0 if name == "pt2" else runtime.tolerance), (model_name, part.stage.name)
+
+
+def _served(name: str, way: str) -> Served:
+    model, state = minis.compressed(name, way)
+    served = Served(model, state, ())
+    capability = model.card.capabilities[0]
+    return Served(model, state, stated_parts(served, capability))

@@ -1,0 +1,119 @@
+"""The runtime contract: where a compressed model is served, and what of a model can be served there.
+
+A runtime is one file in vlbench/runtimes/ (or in the `runtimes` folder of a workspace):
+
+    @runtime("onnx", title="ONNX Runtime", packages=("onnxruntime",), extra="onnx")
+    class Onnx(Runtime): ...
+
+The engine (vlbench/serving/) calls `refusal`, then `write` into an empty folder, then `open` on the same folder, and
+compares what it answers there with the model itself on real samples of the run: the proof. `vlbench time` calls the
+same three and measures the stated sample in the place of comparing.
+
+What is served are the *stages* of a model (`Model.stages`): parts of inference with tensors in and one tensor out. What
+is no stage stays in Python: tokenizing, beam search, sorting.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .compression.state import Compression
+    from .model import Model
+
+Tensors = tuple[Tensor, ...]
+Serve = Callable[[Tensors], Tensor]  # what an opened runtime computes of one stage
+
+
+def _as_given(*tensors: Tensor) -> Tensors:
+    return tensors
+
+
+def _itself(output: Tensor) -> Any:
+    return output
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a model's inference that a runtime can hold.
+
+    name: of its file. place: the path from the model of the function that the model calls for it ("encode",
+    "net.text_encoder.forward"); a runtime is put there. inputs: name -> the names of its dimensions, "" for a fixed
+    one; dimensions of one name have one size. compute: (model, *tensors) -> tensor, which is traced. tensors: the
+    arguments of a call at `place` -> the tensors. result: the tensor -> what the caller there expects.
+    """
+
+    name: str
+    place: str
+    inputs: Mapping[str, tuple[str, ...]]
+    compute: Callable[..., Tensor]
+    tensors: Callable[..., Tensors] = _as_given
+    result: Callable[[Tensor], Any] = _itself
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stage with an example of what it is given: the tensors of a call on real samples, and with some more rows."""
+
+    stage: Stage
+    example: Tensors
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is to be served. source: the folder of the saved model, or None of a model that was only measured."""
+
+    model: Model
+    state: Compression
+    parts: Sequence[Part]
+    source: Path | None = None
+
+
+class Runtime(ABC):
+    """One runtime. It has no state: what it knows of a model lies in the folder that it wrote.
+
+    tolerance: the largest difference of outputs, as a part of the largest output, with which the proof holds (float32).
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]] = ()
+    tolerance: ClassVar[float] = 1e-4
+
+    def version(self) -> str:
+        """Of the packages that compute there: an entry of cost.json is keyed by it."""
+        return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in self.packages)
+
+    def refusal(self, served: Served) -> str:
+        """Why this model cannot be held here, in words that end a sentence; "" where it can."""
+        return ""
+
+    @abstractmethod
+    def write(self, served: Served, folder: Path) -> Sequence[str]:
+        """Write the model into the empty folder; returns sentences that the user should read."""
+
+    @abstractmethod
+    def open(self, served: Served, folder: Path, threads: int) -> Mapping[str, Serve]:
+        """Stage name -> its function, of what `write` wrote, reopened by the runtime from the files alone. `served`
+        says only the names and order of inputs."""
+
+
+R = TypeVar("R", bound=type[Runtime])
+
+
+def runtime(name: str, *, title: str, packages: tuple[str, ...] = (), extra: str = "") -> Callable[[R], R]:
+    """Register a Runtime subclass. packages: of Python, as pip names them, without which it is not there. extra: that
+    of vlbench which installs them."""
+
+    def register(cls: R) -> R:
+        cls.name, cls.title, cls.packages = name, title, packages
+        return cls
+
+    return register

@@ -1,0 +1,1 @@
+"""Compressed models where they are served: export with its proof, and measurement there. Names no runtime."""
