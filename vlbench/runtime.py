@@ -27,6 +27,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .compression.state import Compression
     from .model import Model
+    from .task import Sample
 
 Tensors = tuple[Tensor, ...]
 Serve = Callable[[Tensors], Tensor]  # what an opened runtime computes of one stage
@@ -80,12 +81,15 @@ class Runtime(ABC):
     """One runtime. It has no state: what it knows of a model lies in the folder that it wrote.
 
     tolerance: the largest difference of outputs, as a part of the largest output, with which the proof holds (float32).
+    staged: whether it holds the model's stages. One that writes texts by itself (llama.cpp) has no stages: `open` gives
+    nothing, and `proof` compares what it writes.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     packages: ClassVar[tuple[str, ...]] = ()
     tolerance: ClassVar[float] = 1e-4
+    staged: ClassVar[bool] = True
 
     def version(self) -> str:
         """Of the packages that compute there: an entry of cost.json is keyed by it."""
@@ -103,6 +107,11 @@ class Runtime(ABC):
     def open(self, served: Served, folder: Path, threads: int) -> Mapping[str, Serve]:
         """Stage name -> its function, of what `write` wrote, reopened by the runtime from the files alone. `served`
         says only the names and order of inputs."""
+
+    def proof(self, served: Served, folder: Path, samples: Sequence[Sample], capability: str) -> dict[str, Any]:
+        """Of a runtime that is not staged: what proof.json says besides. Raises RunFailed where the runtime, reopened
+        from `folder`, says something else than the model on one of the samples."""
+        raise NotImplementedError(f"{type(self).__name__} is not staged and has no proof")
 
 
 R = TypeVar("R", bound=type[Runtime])

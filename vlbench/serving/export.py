@@ -21,7 +21,7 @@ from ..plugins.table import table
 from ..results.record import Record, read_record
 from ..run.again import dense_cell
 from ..runtime import Runtime, Served
-from .proof import proved, wanted
+from .proof import proved, proved_by_itself, wanted
 
 PROOF = "proof.json"
 SCHEMA_VERSION = 1
@@ -71,16 +71,20 @@ def export_to(folder: Path, target: Path, name: str) -> list[str]:
     served = opened(folder, record)
     refuse(runtime, served)
     cell = dense_cell(folder, record)
-    told = wanted(served.model, cell)
-    served = replace(served, parts=told.parts)
+    told = wanted(served.model, cell) if runtime.staged else None
+    served = replace(served, parts=told.parts if told else ())
     with new_folder(target.absolute()) as temporary:
         notes = [*written(runtime, served, temporary), *_masked(served)]
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
-        serve = runtime.open(served, temporary, torch.get_num_threads())
+        if told:
+            serve = runtime.open(served, temporary, torch.get_num_threads())
+            compared = proved(runtime, served.model, cell, told, serve)
+        else:
+            compared = proved_by_itself(runtime, served, temporary, cell)
         proof = {
             "schema_version": SCHEMA_VERSION, "run": record.cell, "runtime": name, "version": runtime.version(),
             "torch": torch.__version__, "device": product(computing_device()), "tolerance": runtime.tolerance,
-            **proved(runtime, served.model, cell, told, serve),
+            **compared,
             "files": {p.relative_to(temporary).as_posix(): file_digest(p) for p in files},
         }  # fmt: skip
         write_json(temporary / PROOF, proof)
@@ -115,8 +119,8 @@ def _masked(served: Served) -> list[str]:
 
 def _lines(proof: dict[str, Any], runtime: Runtime) -> list[str]:
     few = "" if proof["samples"] >= 64 else ", all that the run has"
+    alike = f"proof: {proof['equal']} of {proof['samples']} samples{few} predicted alike by {proof['version']}"
+    if not proof["stages"]:
+        return [alike]
     stages = ", ".join(f"{name} {found['relative']:.2g}" for name, found in proof["stages"].items())
-    return [
-        f"proof: {proof['equal']} of {proof['samples']} samples{few} predicted alike by {proof['version']}; largest "
-        f"difference as a part of the largest output: {stages}"
-    ]
+    return [f"{alike}; largest difference as a part of the largest output: {stages}"]

@@ -28,6 +28,8 @@ def time_served(folders: Sequence[Path], names: Sequence[str], how: How, screen:
     if how.device.type != "cpu" or how.precision != "fp32" or how.compile:
         raise UserError("--runtime measures float32 on the CPU alone: leave --device, --precision and --compile out.")
     runtimes = [(name, runtime_named(name)) for name in names]
+    if alone := [name for name, runtime in runtimes if not runtime.staged]:
+        raise UserError(f"{alone[0]} has no stages that the stated sample goes through: leave it out of --runtime.")
     found = []
     for folder in folders:
         record = finished(folder)

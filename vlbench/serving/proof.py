@@ -16,7 +16,7 @@ from ..evaluation.loop import Evaluator
 from ..evaluation.predictions import Line, Predictions
 from ..images.pipeline import ImageStore
 from ..model import Model
-from ..runtime import Part, Runtime, Serve, Stage
+from ..runtime import Part, Runtime, Serve, Served, Stage
 from ..task import Sample
 from .stages import Calls, noted, parts_of, served_by
 
@@ -49,6 +49,13 @@ def wanted(model: Model, cell: Cell) -> Wanted:
     if bad:
         raise RunFailed(f"{len(bad)} samples fail before any export, the first ({bad[0]['id']}): {bad[0]['error']}")
     return Wanted(samples, lines, calls, parts_of(model, stages, calls))
+
+
+def proved_by_itself(runtime: Runtime, served: Served, folder: Path, cell: Cell) -> dict[str, Any]:
+    """The same of a runtime without stages."""
+    samples = chosen(cell.samples)
+    told = runtime.proof(served, folder, samples, cell.task.capability)
+    return {"samples": len(samples), "of": len(cell.samples), "equal": len(samples), **told}
 
 
 def proved(runtime: Runtime, model: Model, cell: Cell, told: Wanted, serve: Mapping[str, Serve]) -> dict[str, Any]:
