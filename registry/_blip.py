@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from transformers import BlipConfig
 
+from vlbench.capability import Stage
 from vlbench.compression.shapes import fit_to, narrow
 from vlbench.errors import UserError
 from vlbench.model import Card, Model, read_config
 from vlbench.nn import blip
 from vlbench.nn.stock import Stock
-from vlbench.runtime import Stage
 from vlbench.tensors.reading import load_into, read_weights, refuse_others
 
 from ._blip_keys import converted, is_original
@@ -56,15 +56,19 @@ def text_stage(name: str, *images: str) -> Stage:
 
     def compute(model: Any, ids: Tensor, mask: Tensor, *states: Tensor) -> Tensor:
         context = states if len(images) > 1 else states[0]
-        out = model.net.text_encoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=context, use_cache=False)
+        added = _added(mask, states[0].dtype)
+        out = model.net.text_encoder(
+            input_ids=ids, attention_mask=added, encoder_hidden_states=context, use_cache=False
+        )
         found: Tensor = out.last_hidden_state
         return found
 
     def tensors(
-        *, input_ids: Tensor, attention_mask: Tensor, encoder_hidden_states: Any, **_: Any
+        *, input_ids: Tensor, attention_mask: Tensor | None, encoder_hidden_states: Any, **_: Any
     ) -> tuple[Tensor, ...]:
         shared = encoder_hidden_states if isinstance(encoder_hidden_states, tuple) else (encoder_hidden_states,)
-        return input_ids, attention_mask, *(one.states[one.owner] for one in shared)
+        mask = torch.ones_like(input_ids) if attention_mask is None else (attention_mask[:, 0, 0] == 0).long()
+        return input_ids, mask, *(one.states[one.owner] for one in shared)
 
     return Stage(name, "net.text_encoder.forward", inputs, compute, tensors, _Hidden)
 
@@ -199,8 +203,7 @@ class Blip(Model):
         nothing is padded. Given its own, the library looks at the values, and waits for the device."""
         if not uneven(ids):
             return None
-        added = torch.zeros_like(mask, dtype=self.dtype).masked_fill(mask == 0, torch.finfo(self.dtype).min)
-        return added[:, None, None, :].expand(-1, -1, mask.shape[1], -1)
+        return _added(mask, self.dtype)
 
     def shown(self, ids: Tensor) -> str:
         """The text of token ids, with the spaces before punctuation gone (the default of transformers 4.15, by which
@@ -208,6 +211,12 @@ class Blip(Model):
         words = [i for i in ids.tolist() if i < self.bos]
         text: str = self.tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=True)
         return text
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """(n, L), 1 = a token -> (n, 1, L, L), the lowest number where a column is padding."""
+    added = torch.zeros_like(mask, dtype=dtype).masked_fill(mask == 0, torch.finfo(dtype).min)
+    return added[:, None, None, :].expand(-1, -1, mask.shape[1], -1)
 
 
 def uneven(ids: Sequence[Sequence[int]]) -> bool:

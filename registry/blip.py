@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from transformers import BlipForQuestionAnswering, BlipTextLMHeadModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from vlbench.capability import Answerer, Awaited, Batch, Outputs, Prediction, offered
+from vlbench.capability import Answerer, Awaited, Batch, Outputs, Prediction, Stage, offered
 from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, family
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.nn.beam import beam_search
 from vlbench.nn.caches import with_cache
-from vlbench.runtime import Stage
 from vlbench.structure import Structure
 
 from ._blip import Blip, Config, blip_config, text_stage, uneven

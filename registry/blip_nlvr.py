@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from vlbench.capability import Awaited, Batch, Judge, Outputs, Prediction
+from vlbench.capability import Awaited, Batch, Judge, Outputs, Prediction, Stage
 from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, family
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.nn.stock import Stock
-from vlbench.runtime import Stage
 from vlbench.structure import Structure
 
 from ._blip import LOADERS, Blip, Config, blip_config, text_stage

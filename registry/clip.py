@@ -15,14 +15,13 @@ from open_clip.transformer import text_global_pool
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from vlbench.capability import Batch, Matcher, Outputs, Pairs, Prediction, Views, both_ways, embedded
+from vlbench.capability import Batch, Matcher, Outputs, Pairs, Prediction, Stage, Views, both_ways, embedded
 from vlbench.compression.shapes import fit_to, narrow
 from vlbench.errors import UserError
 from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, Model, family, read_config
 from vlbench.nn import open_clip as adopted
 from vlbench.nn.stock import Stock
-from vlbench.runtime import Stage
 from vlbench.structure import Structure
 from vlbench.tensors.locate import locate
 from vlbench.tensors.reading import load_into

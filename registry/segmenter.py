@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlbench.capability import Awaited, Batch, Outputs, Prediction, Segmenter
+from vlbench.capability import Awaited, Batch, Outputs, Prediction, Segmenter, Stage
 from vlbench.compression.shapes import fit_to, narrow
 from vlbench.evaluation.windows import Sliding, best, class_maps
 from vlbench.images.maps import IGNORED, pack_map
@@ -20,7 +20,6 @@ from vlbench.model import Card, Model, family, read_config
 from vlbench.nn import segmenter as masks
 from vlbench.nn import timm as timm_nn
 from vlbench.nn.stock import Stock
-from vlbench.runtime import Stage
 from vlbench.structure import Structure
 from vlbench.tensors.locate import locate
 from vlbench.tensors.reading import load_into, read_weights

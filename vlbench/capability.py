@@ -146,6 +146,35 @@ class Views(NamedTuple):
     rest: Tensor | float = 0.0
 
 
+Tensors = tuple[Tensor, ...]
+
+
+def _as_given(*tensors: Tensor) -> Tensors:
+    return tensors
+
+
+def _itself(output: Tensor) -> Any:
+    return output
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a model's inference that a runtime can hold.
+
+    name: of its file. place: the path from the model of the function that the model calls for it ("encode",
+    "net.text_encoder.forward"); a runtime is put there. inputs: name -> the names of its dimensions, "" for a fixed
+    one; dimensions of one name have one size. compute: (model, *tensors) -> tensor, which is traced. tensors: the
+    arguments of a call at `place` -> the tensors. result: the tensor -> what the caller there expects.
+    """
+
+    name: str
+    place: str
+    inputs: Mapping[str, tuple[str, ...]]
+    compute: Callable[..., Tensor]
+    tensors: Callable[..., Tensors] = _as_given
+    result: Callable[[Tensor], Any] = _itself
+
+
 class Capability:
     """Base of the capabilities. loss_over_batch: the loss compares the samples of a batch with one another, so that
     parts of a batch have another gradient than the whole."""

@@ -28,14 +28,13 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .capability import Batch, Json
+from .capability import Batch, Json, Stage
 from .errors import UserError
 from .images.spec import ImageSpec
 from .images.view import View
 from .machine.device import computing_device
 from .nn.stock import Stock
 from .plugins.cards import read_cards
-from .runtime import Stage
 from .structure import Structure
 
 

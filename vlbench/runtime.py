@@ -20,43 +20,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .compression.state import Compression
-    from .model import Model
-    from .task import Sample
+from .capability import Stage as Stage
+from .capability import Tensors as Tensors
+from .compression.state import Compression
+from .model import Model
+from .task import Sample
 
-Tensors = tuple[Tensor, ...]
 Serve = Callable[[Tensors], Tensor]  # what an opened runtime computes of one stage
-
-
-def _as_given(*tensors: Tensor) -> Tensors:
-    return tensors
-
-
-def _itself(output: Tensor) -> Any:
-    return output
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of a model's inference that a runtime can hold.
-
-    name: of its file. place: the path from the model of the function that the model calls for it ("encode",
-    "net.text_encoder.forward"); a runtime is put there. inputs: name -> the names of its dimensions, "" for a fixed
-    one; dimensions of one name have one size. compute: (model, *tensors) -> tensor, which is traced. tensors: the
-    arguments of a call at `place` -> the tensors. result: the tensor -> what the caller there expects.
-    """
-
-    name: str
-    place: str
-    inputs: Mapping[str, tuple[str, ...]]
-    compute: Callable[..., Tensor]
-    tensors: Callable[..., Tensors] = _as_given
-    result: Callable[[Tensor], Any] = _itself
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 
+from ..cell.again import dense_cell
 from ..evaluation.predictions import Line, read_predictions
 from ..leaderboard.local import comparable
 from ..results.record import Record, read_record
-from ..run.again import dense_cell
 from ..task import Sample, Score, Task
 
 MOST = 50  # samples of a page

@@ -33,7 +33,7 @@ class Stock(Runtime):
 
     def write(self, served: Served, folder: Path) -> Sequence[str]:
         assert served.source is not None
-        write_stock(served.source, served.model, folder)
+        write_stock(served.source, served.model, served.state, folder)
         return []
 
     def open(self, served: Served, folder: Path, threads: int) -> Mapping[str, Serve]:

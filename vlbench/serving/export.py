@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..cell.again import dense_cell
 from ..compression.export import refuse_taken
 from ..compression.saved import load_model
 from ..compression.state import Compression
@@ -19,7 +20,6 @@ from ..errors import RunFailed, UserError
 from ..machine.device import computing_device, product
 from ..plugins.table import table
 from ..results.record import Record, read_record
-from ..run.again import dense_cell
 from ..runtime import Runtime, Served
 from .proof import proved, proved_by_itself, wanted
 

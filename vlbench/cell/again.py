@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..cell.cell import Cell, open_cell
-from ..cell.resolve import resolve
 from ..disk.storage import read_json
 from ..errors import UserError
 from ..results.record import Record
+from .cell import Cell, open_cell
+from .resolve import resolve
 
 OF_THE_COMMAND = ("precision", "batch_size")  # of a record's evaluation: the rest are the task's options
 
