@@ -107,7 +107,7 @@ def _larger(one: float, other: float) -> float:
 
 def _predicted(model: Model, cell: Cell, samples: Sequence[Sample]) -> list[Line]:
     """Lines of the evaluation loop itself, in float32."""
-    store = ImageStore(model.card.image)
+    store = ImageStore(model.card.image, model.views)
     with tempfile.TemporaryDirectory(prefix="vlbench-proof-") as name:
         evaluator = Evaluator(model, cell.task, store, settings=cell.settings, batch_size=BATCH)
         return evaluator.run(samples, Predictions(Path(name) / "predictions.jsonl"))
