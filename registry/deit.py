@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import timm
 from timm.data import ImageNetInfo
+from timm.models import get_pretrained_cfg_value
 from torch import Tensor
 
 from vlbench.capability import Classifier
@@ -17,6 +17,7 @@ from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, Model, family, read_config
 from vlbench.nn import timm as adopted
 from vlbench.nn.stock import Stock
+from vlbench.nn.timm_names import plain_model, plain_name
 from vlbench.structure import Structure
 from vlbench.tensors.locate import locate
 from vlbench.tensors.reading import load_into, read_weights
@@ -74,7 +75,7 @@ class DeiT(Model, Classifier):
 
     @classmethod
     def build(cls, card: Card, config: dict[str, Any], folder: Path) -> DeiT:
-        net = timm.create_model(config["architecture"], pretrained=False, **_arguments(config))
+        net: Any = plain_model(config["architecture"], _arguments(config))
         model = cls(card, config, adopted.adopt(net).eval())
         model.classes = _classes(config, card, net.num_classes)
         if config.get("widths"):
@@ -129,11 +130,11 @@ class DeiT(Model, Classifier):
 def _sized(config: dict[str, Any], card: Card) -> dict[str, Any]:
     """The configuration for images of the card's size, where the architecture's own size is another (a folder whose
     pretrained_cfg says 384 of a ViT that is named for 224)."""
-    arguments = config.get("model_args") or {}
-    default = timm.models.get_pretrained_cfg_value(config["architecture"], "input_size")
+    arguments = _arguments(config)
+    default = get_pretrained_cfg_value(plain_name(config["architecture"]), "input_size")
     if not default or "img_size" in arguments or default[-1] == card.image.size:
         return config
-    return {**config, "model_args": {**arguments, "img_size": card.image.size}}
+    return {**config, "model_args": {**(config.get("model_args") or {}), "img_size": card.image.size}}
 
 
 def _classes(config: dict[str, Any], card: Card, count: int) -> list[str]:
@@ -160,7 +161,10 @@ def _classes(config: dict[str, Any], card: Card, count: int) -> list[str]:
 
 def _arguments(config: dict[str, Any]) -> dict[str, Any]:
     """What timm's hub format keeps beside the architecture."""
-    arguments = dict(config.get("model_args") or {})
+    arguments = config.get("model_args") or {}
+    if not isinstance(arguments, dict):
+        raise UserError("config.json: model_args should be an object of names and numbers.")
+    arguments = dict(arguments)
     if config.get("num_classes") is not None:
         arguments["num_classes"] = config["num_classes"]
     return arguments

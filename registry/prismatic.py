@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
-import timm
 import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from vlbench.model import Card, family, read_config
 from vlbench.nn import library
 from vlbench.nn import timm as timm_nn
 from vlbench.nn.stock import Stock
+from vlbench.nn.timm_names import plain_model
 from vlbench.structure import Structure
 from vlbench.tensors.reading import load_into
 
@@ -42,7 +42,7 @@ class Network(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.vision = nn.ModuleDict(
-            {t["name"]: timm.create_model(t["model"], num_classes=0, **t["args"]) for t in config["vision"]}
+            {t["name"]: plain_model(t["model"], {"num_classes": 0, **t["args"]}) for t in config["vision"]}
         )
         self.language = LlamaForCausalLM(LlamaConfig(**config["text_config"]))
         wide = sum(int(t["args"]["embed_dim"]) for t in config["vision"])

@@ -4,6 +4,7 @@ model(images): (B, 3, H, W), normalised -> (B, classes) logits.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,22 @@ import timm
 from safetensors.torch import load_file
 from torch import nn
 
+# Anything else might name a file that timm unpickles, or a place on the network.
+ALLOWED = {
+    *("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio"),
+    *("init_values", "reg_tokens", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate"),
+    *("attn_drop_rate", "drop_path_rate", "qkv_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "proj_bias"),
+    *("class_token", "no_embed_class", "pre_norm", "final_norm", "fc_norm", "dynamic_img_size", "dynamic_img_pad"),
+    *("global_pool", "pos_embed", "weight_init", "act_layer", "norm_layer"),
+}
+
 
 def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
     """The model in eval mode. Raises ValueError where weights and configuration are not of one model."""
     config, stock = (json.loads(Path(folder, name).read_text()) for name in ("config.json", "stock.json"))
     told = {"num_classes": config.get("num_classes"), **(config.get("model_args") or {})}
+    if not re.fullmatch(r"[A-Za-z0-9_]+", config["architecture"]) or told.keys() - ALLOWED:
+        raise ValueError(f"{folder}: config.json asks timm to read other files than this folder's")
     net: nn.Module = timm.create_model(config["architecture"], **{k: v for k, v in told.items() if v is not None})
     for path, gone in stock.get("dropped", {}).items():  # whole layers that were cut
         for number in sorted(gone, reverse=True):
