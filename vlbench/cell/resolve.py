@@ -177,7 +177,8 @@ class _Resolver:
     def _default_model(self, words: Words, task: Entry | None) -> Entry | None:
         if task is None or "suite" in self.wrong:
             return None
-        for entry in table("models").entries.values():
+        # A built-in first: no other card takes its place where no model is named.
+        for entry in sorted(table("models").entries.values(), key=lambda entry: not entry.built_in):
             if _suite(entry) == words.suite and task.name in entry.facts.get("default_for", ()):
                 return entry
         self.errors.append(f"suite={words.suite} has no default model for task={task.name}: give model=NAME.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -66,5 +67,12 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
     ] = False,
+    workspace: Annotated[
+        list[Path] | None, typer.Option("--workspace", help="a folder whose vlbench.toml and plug-ins you trust")
+    ] = None,
 ) -> None:
-    """--version, and nothing else before the verb."""
+    """--version and --workspace, and nothing else before the verb."""
+    from ..plugins.workspace import allow
+
+    for folder in workspace or []:
+        allow(folder)

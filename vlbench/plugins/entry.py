@@ -19,7 +19,7 @@ from ..errors import UserError
 from .kinds import Kind
 from .moved import moved_imports
 from .source import source_files, uncommitted
-from .workspace import WORKSPACE_MODULES
+from .workspace import WORKSPACE_MODULES, announce
 
 T = TypeVar("T")
 
@@ -106,6 +106,7 @@ def _open_workspace(entry: Entry) -> None:
     """Make vlbench_workspace.methods the entry's folder: no folder enters sys.path, and relative imports work."""
     if not any(isinstance(finder, _WorkspaceFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _WorkspaceFinder())
+    announce(entry.file.parent.parent)
     name = entry.module.rpartition(".")[0]
     package = sys.modules.get(name)
     if package is not None and list(package.__path__) != [str(entry.file.parent)]:

@@ -21,7 +21,7 @@ from .declared import declared
 from .entry import Entry
 from .kinds import _DECORATOR, FOLDERS, Kind
 from .source import uncommitted
-from .workspace import WORKSPACE_MODULES, package_folder, workspace
+from .workspace import WORKSPACE_MODULES, package_folder, refuse_foreign, workspace
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,11 @@ def _files(kind: Kind, broken: dict[str, str]) -> Iterator[tuple[Path, str, bool
     space = workspace()
     own = space.folder / FOLDERS[kind]
     if space.present and own.is_dir() and own.resolve() != folder.resolve():
+        refuse_foreign(space.folder, own, *_plain_files(own))
         yield from ((file, f"{WORKSPACE_MODULES}.{FOLDERS[kind]}.{file.stem}", False) for file in _plain_files(own))
 
 
 def _plain_files(folder: Path) -> list[Path]:
     """Plug-in files: those whose name begins with an underscore are helpers, and with a dot are editors' own."""
-    return sorted(file for file in folder.glob("*.py") if not file.name.startswith(("_", ".")))
+    files = (file for file in folder.glob("*.py") if not file.name.startswith(("_", ".")))
+    return sorted(file for file in files if file.is_file())  # a pipe would be waited for without end
