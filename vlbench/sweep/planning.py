@@ -21,6 +21,7 @@ from ..plugins.entry import reading_once
 from .executor import Work
 from .sweepfile import Line
 
+LARGEST = 10**6  # cells of a sweep
 SHOWN = 3  # cells that a message names
 UNKNOWN = "is not known here"  # what resolve() says of a word that nothing in the cell takes
 
@@ -50,6 +51,7 @@ class _Group:
 def plan(lines: Sequence[Line], progress: BuildProgress | None = None) -> list[Planned]:
     """The distinct cells of all lines, and the dense baselines they need, baselines first. Raises one UserError with
     everything that is wrong with any of them."""
+    _refuse_endless(lines)
     with reading_once():
         opener = _Opener(progress)
         opened = [(group, opener.open(group)) for group in _resolved(lines)]
@@ -60,6 +62,13 @@ def plan(lines: Sequence[Line], progress: BuildProgress | None = None) -> list[P
                 _add(planned, group, cell)
     needed = {one.dense for one in planned.values()}
     return sorted(planned.values(), key=lambda one: one.cell not in needed)
+
+
+def _refuse_endless(lines: Sequence[Line]) -> None:
+    """Raise UserError by the lengths of the lists, before a cell is made: their product is larger than any memory."""
+    count = sum(line.count() for line in lines)
+    if count > LARGEST:
+        raise UserError(f"this sweep has {count:,} cells, and at most {LARGEST:,} are planned: split it in several.")
 
 
 def _add(found: dict[str, Planned], group: _Group, first: Cell) -> None:

@@ -11,6 +11,7 @@ task=vqav2 such a file is that task's board alone.
 from __future__ import annotations
 
 import itertools
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ class Line:
 
     words: Mapping[str, str]
     place: str = ""
+
+    def count(self) -> int:
+        """How many cells() are, without making them."""
+        return math.prod(len(_values(key, text)) for key, text in self.words.items())
 
     def cells(self) -> list[dict[str, str]]:
         """The words of every cell, the last key varying fastest."""
