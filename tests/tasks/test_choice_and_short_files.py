@@ -11,8 +11,7 @@ import pytest
 
 from tests.tasks.asked import make, recorded, recorded_here, totals
 from vlbench.errors import UserError
-from vlbench.job import refuse_report_ids
-from vlbench.task import held_out
+from vlbench.task import held_out, refuse_report_ids
 
 
 def problem(**more: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ VERBS: tuple[Callable[..., Any], ...] = (
     boards.leaderboard, boards.compare, boards.table_, boards.plot, finished.page, boards.submit, boards.score,
     finished.export, plugins.new, plugins.check,
 )  # fmt: skip
-DATA_VERBS: tuple[Callable[..., Any], ...] = (listing.where, listing.verify_)
+DATA_VERBS: tuple[Callable[..., Any], ...] = (listing.where, listing.prepare, listing.verify_)
 
 app = typer.Typer(
     add_completion=True,

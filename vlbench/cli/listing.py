@@ -56,6 +56,21 @@ def where(json: Json = False) -> None:
     print_where(json=json)
 
 
+def prepare(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="task=NAME,NAME split=NAME,NAME; split= may be left out"),
+    ] = None,
+) -> None:
+    """Unpack images that lie inside a benchmark's table, once: vlbench data prepare task=mmbench."""
+    from ..cell.spec import parse
+    from ..checks.prepare import prepare as unpack
+    from ..machine.ui import Screen
+
+    with resumable(), Screen(quiet=False) as screen:
+        unpack(parse(words or []), screen.say)
+
+
 def verify_(
     words: Annotated[
         list[str] | None,
