@@ -58,7 +58,7 @@ class Gguf(Runtime):
             if attention.head_dim != width or len(getattr(attention, "pairs", range(width // 2))) != width // 2:
                 return (
                     f"llama.cpp has one head width for all layers, and rotary pairs of layer {number} were cut: prune "
-                    "whole heads (units=heads) and neurons instead"
+                    "whole heads and neurons instead"
                 )
         return ""
 
