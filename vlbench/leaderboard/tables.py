@@ -46,7 +46,13 @@ def _cell(name: str, value: object) -> str:
         return "yes" if value else "no"
     if name == "p":
         return f"{value:.4g}"
-    return fixed(value, DIGITS[name]) if isinstance(value, float) else str(value)
+    return fixed(value, DIGITS[name]) if isinstance(value, float) else _harmless(value)
+
+
+def _harmless(value: object) -> str:
+    """A text that a spreadsheet would run as a formula has an apostrophe before it; a number has none."""
+    text = str(value)
+    return f"'{text}" if isinstance(value, str) and text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def fixed(value: float, digits: int) -> str:
