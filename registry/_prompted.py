@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertTokenizer
 
-from vlbench.capability import Answerer, Batch, Captioner, Outputs, Prediction, offered
+from vlbench.capability import Answerer, Batch, Captioner, SCORE, Outputs, Prediction, offered, unmarked
 from vlbench.errors import UserError
 from vlbench.model import Card, Model, read_config
 from vlbench.nn.spread import place
@@ -101,7 +101,8 @@ class Prompted(Model, Answerer, Captioner):
         ids = [self.target_ids(text) for text in offer.texts]
 
         def best(read: Read, rows: Sequence[int]) -> list[str]:
-            return [offer.texts[i] for i in offer.best(self.language.rank(read, ids, offer.k), rows).tolist()]
+            best = offer.best(self.language.rank(read, ids, offer.k), rows)
+            return [offer.texts[i] for i in unmarked(best, SCORE)]
 
         return [{"answer": text} for text in self._said(states, self.owner_of(batch), prompts, best)]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import BlipForQuestionAnswering, BlipTextLMHeadModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from vlbench.capability import Answerer, Awaited, Batch, Outputs, Prediction, Stage, offered
+from vlbench.capability import Answerer, Awaited, Batch, Outputs, Prediction, SCORE, Stage, offered, unmarked
 from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, family
 from vlbench.nn import blip
@@ -90,7 +90,7 @@ class BlipVQA(Blip, Answerer):
         offer = offered(batch)
         score = self.rank(questions, mask, self.candidate_ids(offer.texts), offer.k, uneven=uneven(ids))
         texts = offer.texts
-        return Awaited(len(ids), [offer.best(score)], lambda best: [{"answer": texts[i]} for i in best.tolist()])
+        return Awaited(len(ids), [offer.best(score)], lambda best: [{"answer": texts[i]} for i in unmarked(best, SCORE)])
 
     def answer_outputs(self, batch: Batch) -> Outputs:
         """sum over answers of weight * nll (summed over tokens), a question's mean: BLIP's VQA loss."""

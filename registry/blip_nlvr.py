@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from vlbench.capability import Awaited, Batch, Judge, Outputs, Prediction, Stage
+from vlbench.capability import Awaited, Batch, Judge, Outputs, Prediction, Stage, marked, unmarked
 from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, family
 from vlbench.nn import blip
@@ -86,7 +86,8 @@ class BlipNlvr(Blip, Judge):
     def judge(self, states: Any, batch: Batch) -> Sequence[Prediction]:
         """A sentence is true where the second logit is the larger one."""
         logits = self.logits(states, [s.text for s in batch.samples], batch.owner_on_host)
-        return Awaited(len(logits), [logits.argmax(1)], lambda best: [{"answer": i == 1} for i in best.tolist()])
+        best = marked(logits.argmax(1), logits.isfinite().all(1))
+        return Awaited(len(logits), [best], lambda best: [{"answer": i == 1} for i in unmarked(best, "a logit")])
 
     def judge_outputs(self, batch: Batch) -> Outputs:
         logits = self.logits(self.encode(batch.images), [s.text for s in batch.samples], batch.owner)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vlbench.capability import Awaited, Batch, Outputs, Prediction, Segmenter, Stage
 from vlbench.compression.shapes import fit_to, narrow
-from vlbench.evaluation.windows import Sliding, best, class_maps
-from vlbench.images.maps import IGNORED, pack_map
+from vlbench.evaluation.windows import NOT_FINITE, Sliding, best, class_maps
+from vlbench.images.maps import IGNORED, Map, pack_map
 from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, Model, family, read_config
 from vlbench.nn import segmenter as masks
@@ -150,7 +150,7 @@ class MaskSegmenter(Model, Segmenter):
             parts = pixels.split([size.numel() for size in sizes])
             maps = (part.view(size).numpy() for part, size in zip(parts, sizes, strict=True))
             with ThreadPoolExecutor(PACKING, thread_name_prefix="pack") as pool:
-                texts = list(pool.map(pack_map, maps))
+                texts = list(pool.map(_packed, maps))
             return [{"map": texts[row]} for row in rows]
 
         return Awaited(len(rows), [torch.cat([one.flatten() for one in found])], packed)  # one copy for all maps
@@ -187,3 +187,10 @@ class MaskSegmenter(Model, Segmenter):
         """Height and width of a batch of crops."""
         height, width = batch.images.shape[2:]
         return int(height), int(width)
+
+
+def _packed(numbers: Map) -> str:
+    """Raises ValueError for a map with a pixel whose logits are not finite."""
+    if (numbers == NOT_FINITE).any():
+        raise ValueError("a logit of its map is not finite")
+    return pack_map(numbers)

@@ -7,18 +7,31 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar, Literal, cast
 
 from vlbench.errors import UserError, did_you_mean
-from vlbench.task import Role, Sample, Score, Task, held_out, task
+from vlbench.options import later
+from vlbench.task import Role, Sample, Score, Task, TaskOptions, held_out, task
 
 SELECT_PERCENT = 2  # of the training images: 25 a class
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SOLUTION = "LOC_val_solution.csv"  # Kaggle: "ImageId,PredictionString", the latter "wnid x y x y wnid ..."
+WNID = re.compile(r"n\d{8}")
 SHOWN = 5  # names that an error gives
+
+
+class ImageNetOptions(TaskOptions):
+    """Options of `task=imagenet`."""
+
+    classes: Literal["named", "index"] = later(
+        "named",
+        description="what a class folder's name is. named: the name that the model has for the class (a WordNet id); "
+        "index: the number of an ImageNet-1k class, from 0 in the order of their ids",
+    )
 
 
 @task("imagenet", title="ImageNet-1k classification", capability="classify", metric="top1", version=1)
@@ -26,6 +39,8 @@ class ImageNet(Task):
     """`root` holds train/ and val/, each with a folder a class. val/ may also be flat, as Kaggle has it, with
     LOC_val_solution.csv in `root` or beside the images."""
 
+    Options: ClassVar[type[TaskOptions]] = ImageNetOptions
+    options: ImageNetOptions
     metrics: ClassVar[Mapping[str, Literal["higher", "lower"]]] = {"top1": "higher", "top5": "higher"}
     titles: ClassVar[Mapping[str, str]] = {"top1": "top-1", "top5": "top-5"}
 
@@ -55,12 +70,28 @@ class ImageNet(Task):
             raise UserError(" ".join(lacking))
         if wnids := _class_folders(folder):
             listed = _sorted_into_classes(folder, wnids)
+            if self.options.classes == "index":
+                listed = sorted(_by_index(folder, listed))
         else:
             listed = iter(_flat(folder, self._solution(folder)))
         samples = [Sample(f"{wnid}/{path.name}", (path,), target=wnid) for wnid, path in listed]
         if split == "val":
             return samples
         return [sample for sample in samples if held_out(sample.id, SELECT_PERCENT) is (split == "select")]
+
+    def remarks(self, split: str) -> list[str]:
+        """Files that are not read, and class folders that are named otherwise than WordNet names classes."""
+        folder = self._folder(split)
+        if self.missing(split) or not (names := _class_folders(folder)):
+            return []
+        unread = [f"{name}/{file}" for name in names for file in _unread(folder / name)]
+        told = [f"{len(unread)} files of {folder} are no images by their names and are not read: {_some(unread)}"]
+        odd = [name for name in names if not WNID.fullmatch(name)] if self.options.classes == "named" else []
+        doubt = (
+            f"{len(odd)} of the {len(names)} class folders of {folder} are not named by WordNet ids ({_some(odd)}): "
+            "only a model whose classes have these names can be evaluated (classes=index reads numbers of ImageNet-1k)"
+        )
+        return [*(told if unread else ()), *([doubt] if odd else ())]
 
     def score(self, sample: Sample, prediction: Mapping[str, Any]) -> Score:
         """[top-1, top-5], each 0 or 1."""
@@ -87,10 +118,18 @@ def _class_folders(folder: Path) -> list[str]:
 
 def _images(folder: Path) -> list[str]:
     """Sorted names of the image files. No file is asked for its type: train has 1.28 million."""
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries]
     # An archive made on a Mac has a "._NAME.JPEG" beside each image.
-    return sorted(n for n in names if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith("."))
+    return sorted(n for n in _names(folder) if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith("."))
+
+
+def _names(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries]
+
+
+def _unread(folder: Path) -> list[str]:
+    """What lies in a class folder and is no image by its name."""
+    return sorted(n for n in _names(folder) if not n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith("."))
 
 
 def _sorted_into_classes(folder: Path, wnids: Sequence[str]) -> Iterator[tuple[str, Path]]:
@@ -106,6 +145,18 @@ def _sorted_into_classes(folder: Path, wnids: Sequence[str]) -> Iterator[tuple[s
         yield from ((wnid, folder / wnid / name) for name in names)
     if empty:
         raise UserError(f"{len(empty)} class folders of {folder} have no image: {_some(empty)}.")
+
+
+def _by_index(folder: Path, listed: Iterator[tuple[str, Path]]) -> Iterator[tuple[str, Path]]:
+    """(wnid, image) of folders that are named by the numbers of ImageNet-1k's classes."""
+    # Imported late: it brings torch, and this file is read to list the metrics as well.
+    from timm.data import ImageNetInfo
+
+    wnids: list[str] = ImageNetInfo().label_names()
+    for name, path in listed:
+        if not (name.isascii() and name.isdecimal() and int(name) < len(wnids)):
+            raise UserError(f"classes=index: the folder {name} of {folder} is no number from 0 to {len(wnids) - 1}.")
+        yield wnids[int(name)], path
 
 
 def _flat(folder: Path, solution: Path | None) -> list[tuple[str, Path]]:

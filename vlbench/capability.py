@@ -30,6 +30,7 @@ Json = Any
 Prediction = dict[str, Json]
 
 T = TypeVar("T")
+SCORE = "the score of a candidate"
 
 
 @dataclass
@@ -175,11 +176,28 @@ class Stage:
     result: Callable[[Tensor], Any] = _itself
 
 
+def marked(index: Tensor, good: Tensor) -> Tensor:
+    """Indices (n, ...) with -1 in the rows that are not good (n,): the values that decided are not finite. Told with
+    the indices, so that the host need not ask the device a second time."""
+    return torch.where(good.view(-1, *[1] * (index.ndim - 1)), index, -1)
+
+
+def unmarked(index: Tensor, what: str) -> Any:
+    """Indices as numbers. Raises ValueError where a row is marked: the evaluation halves its batch until the sample at
+    fault is alone."""
+    if bool((index < 0).any()):
+        raise ValueError(f"{what} is not finite")
+    return index.tolist()
+
+
 class Capability:
     """Base of the capabilities. loss_over_batch: the loss compares the samples of a batch with one another, so that
     parts of a batch have another gradient than the whole."""
 
     loss_over_batch: ClassVar[bool] = False
+
+    def check_samples(self, samples: Sequence[Sample]) -> None:
+        """Raise UserError where samples have answers that this model cannot give. Asked before anything is written."""
 
 
 class Classifier(Capability, ABC):
@@ -195,12 +213,24 @@ class Classifier(Capability, ABC):
         """The five best class names of each sample, best first; ties go to the lower class index."""
         logits = self.logits(states).float()
         best, rows = logits.sort(dim=1, descending=True, stable=True).indices[:, :5], batch.rows
+        best = marked(best, logits.isfinite().all(1))
 
         def named(best: Tensor) -> list[Prediction]:
-            numbers = best.tolist()
+            numbers = unmarked(best, "a logit")
             return [{"top5": [self.classes[i] for i in numbers[row]]} for row in rows]
 
         return Awaited(len(rows), [best], named)
+
+    def check_samples(self, samples: Sequence[Sample]) -> None:
+        """All classes of the samples are classes of the head: a folder that is named otherwise (by an index, by words)
+        would count as a wrong answer for every one of its images."""
+        named = dict.fromkeys(s.target for s in samples if s.target is not None)
+        if unknown := sorted(str(name) for name in named.keys() - set(self.classes)):
+            raise UserError(
+                f"{len(unknown)} of the {len(named)} classes of the data are no classes of the model (the first: "
+                f"{', '.join(unknown[:5])}; the model's: {', '.join(self.classes[:5])} ...): name the class folders as "
+                "the model names its classes, or give a model whose label_names are those of the folders."
+            )
 
     def classify_outputs(self, batch: Batch) -> Outputs:
         """Cross entropy; sample.target is the class name."""
@@ -243,11 +273,13 @@ class Offered(NamedTuple):
     allowed: Tensor | None = None
 
     def best(self, scores: Tensor, rows: Sequence[int] | None = None) -> Tensor:
-        """(R,) the likeliest candidate by scores (R, texts) of the samples `rows`, or of all samples."""
+        """(R,) the likeliest candidate by scores (R, texts) of the samples `rows`, or of all samples; -1 (see `marked`)
+        where a score is no number. -inf is the score of what is no candidate."""
+        told = ~scores.isnan().any(1)
         if self.allowed is not None:
             mine = self.allowed if rows is None else self.allowed[torch.tensor(rows)]
             scores = scores.masked_fill(~mine.to(scores.device), float("-inf"))
-        return scores.argmax(1)
+        return marked(scores.argmax(1), told)
 
 
 def offered(batch: Batch) -> Offered:

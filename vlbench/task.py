@@ -127,6 +127,11 @@ class Task(ABC):
         """Unpack once what lies packed in `root` (images inside a table), for `vlbench data prepare`. say: takes a
         line of progress. Raises UserError where `root` cannot be written, or what is packed is damaged."""
 
+    def remarks(self, split: str) -> list[str]:
+        """What a user should know of a split that is there: files that are not read, names that look wrong. Told before
+        it is evaluated, and by `vlbench data verify`."""
+        return []
+
     def score(self, sample: Sample, prediction: Mapping[str, Any]) -> Score:
         """The per-sample score, or the sufficient statistics that `aggregate` sums; see `scores`."""
         raise NotImplementedError(f"{self.name} has neither score() nor scores()")

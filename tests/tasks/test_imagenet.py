@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlbench.capability import Batch, Classifier
 from vlbench.errors import UserError
-from vlbench.task import Sample, TaskOptions, digest_samples
+from vlbench.task import Sample, digest_samples
 
 ImageNet = importlib.import_module("vlbench.tasks.imagenet").ImageNet
 
@@ -61,7 +61,7 @@ def flat(tmp_path: Path) -> Path:
 
 
 def make(root: Path) -> Any:
-    return ImageNet(root, TaskOptions())
+    return ImageNet(root, ImageNet.Options())
 
 
 def cases(shared: Path) -> dict[str, tuple[Any, Any]]:
@@ -174,3 +174,30 @@ def test_bad_folders_are_refused(folders: Path, flat: Path) -> None:
 def test_unknown_split_is_named(folders: Path) -> None:
     with pytest.raises(UserError, match="Did you mean 'val'"):
         make(folders).samples("vals")
+
+
+def test_pictures_of_other_formats_are_samples_and_the_rest_is_named(folders: Path) -> None:
+    """The same photo as .webp, .bmp and .tif vanished in silence."""
+    for name in ("a.webp", "b.BMP", "c.tif", "d.tiff", "notes.txt"):
+        touch(folders / "val" / WNIDS[2] / name)
+    task = make(folders)
+    assert len(task.samples("val")) == 6 + 4
+    (remark,) = task.remarks("val")
+    assert "1 files" in remark
+    assert f"{WNIDS[2]}/notes.txt" in remark
+
+
+def test_folders_that_are_named_by_the_number_of_the_class(folders: Path) -> None:
+    """ImageNet-1k's order is that of its ids: 0, 1 and 2 are the three first."""
+    numbers = {"n01440764": "0", "n01443537": "1", "n01484850": "2"}
+    named = make(folders).samples("val")
+    for wnid, number in numbers.items():
+        (folders / "val" / wnid).rename(folders / "val" / number)
+    assert "3 of the 3 class folders" in make(folders).remarks("val")[0]
+    task = ImageNet(folders, ImageNet.Options(classes="index"))
+    assert [s.target for s in task.samples("val")] == ["n01440764"] * 2 + ["n01443537"] * 2 + ["n01484850"] * 2
+    assert sorted(s.id for s in task.samples("val")) == sorted(s.id for s in named)
+    assert task.remarks("val") == []
+    (folders / "val/2").rename(folders / "val/1000")
+    with pytest.raises(UserError, match=r"the folder 1000 of .* is no number from 0 to 999"):
+        task.samples("val")

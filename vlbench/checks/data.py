@@ -186,6 +186,7 @@ def _verify_split(task: Task, split: str, exists: _Listing, files: Files) -> Spl
     except UserError as error:
         report.problems += str(error).splitlines()
         return report
+    report.problems += task.remarks(split)
     report.samples, report.clusters = len(samples), _clusters(samples)
     mine = _files(samples)
     report.images = sum(label is None for label in mine.values())

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import UserError
 
 Size = tuple[int, int]  # height, width
+NOT_FINITE = 255  # no class
 NUMBERS = 1 << 27  # logits that are resized at once, 0.5 GB
 
 
@@ -61,7 +62,7 @@ def class_maps(model: Windowed, images: Sequence[Tensor], sizes: Sequence[Size],
         if len(how.mirrored) == 1:  # a softmax changes no order
             yield best(next(logits), size)
         else:
-            yield averaged(islice(logits, len(how.mirrored)), how.mirrored, size).argmax(0).to(torch.uint8)
+            yield best(averaged(islice(logits, len(how.mirrored)), how.mirrored, size), size)
 
 
 def views(image: Tensor, how: Sliding) -> Iterator[Tensor]:
@@ -87,14 +88,15 @@ def averaged(logits: Iterable[Tensor], mirrored: Sequence[bool], size: Size) -> 
 
 
 def best(logits: Tensor, size: Size) -> Tensor:
-    """(H, W) uint8 class of the highest of the resized logits, a few classes at a time."""
+    """(H, W) uint8 class of the highest of the resized logits, a few classes at a time; NOT_FINITE where that is not
+    finite, which the host sees when it has the map."""
     step = max(1, NUMBERS // (size[0] * size[1]))
     value, index = resized(logits[:step], size).max(0)
     for start in range(step, len(logits), step):
         other, where = resized(logits[start : start + step], size).max(0)
-        higher = other > value
+        higher = (other > value) | other.isnan()
         value, index = torch.where(higher, other, value), torch.where(higher, where + start, index)
-    return index.to(torch.uint8)
+    return index.masked_fill(~value.isfinite(), NOT_FINITE).to(torch.uint8)
 
 
 def resized(logits: Tensor, size: Size) -> Tensor:

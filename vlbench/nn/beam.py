@@ -6,6 +6,7 @@ but not the end token; later versions of transformers count neither, and pick ot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -80,6 +81,8 @@ def beam_search(
         vocabulary = score.shape[1]
         best = (score + total.view(-1, 1)).view(count, -1).topk(2 * beams, dim=1)
         totals, flat = _heard(best.values, best.indices)
+        if any(math.isnan(total) for row in totals for total in row):  # topk puts it before all others
+            raise ValueError("the score of a beam is not finite")
         heard = zip(sentences, totals, flat, strict=True)
         ranks = [one.choose(sums, places, vocabulary, end) for one, sums, places in heard]
         length += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -13,6 +13,7 @@ from ..calibration.statistics import Statistics
 from ..calibration.walk import Decision, Seen
 from ..compression.cut import Kept
 from ..compression.masks import Keep, apply_masks, keep_over, last_of_all
+from ..errors import UserError
 from ..job import Job
 from ..structure import Block, Site, Structure
 from . import allocation
@@ -20,9 +21,25 @@ from .modality import modality
 from .options import CalibratedOptions, ScoreOptions
 
 
+def checked_score(method: str, name: str, scores: Tensor, shape: Sequence[int]) -> Tensor:
+    """The scores, one for each entry. Raises UserError naming the method where they are of another shape or not finite:
+    a ranking of such numbers takes away something else than was asked for."""
+    if not isinstance(scores, Tensor) or tuple(scores.shape) != tuple(shape):
+        told = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise UserError(f"{method}: the scores of {name} are of {told}, and it needs {tuple(shape)}: correct score().")
+    if not bool(scores.isfinite().all()):
+        bad = int((~scores.isfinite()).sum())
+        raise UserError(
+            f"{method}: {bad:,} of the {scores.numel():,} numbers of {name} are not finite: correct its score(), or "
+            "calibrate in fp32 on data that the model's numbers stay finite on."
+        )
+    return scores
+
+
 class Scorer(Protocol):
     """What is used of a pruner by score."""
 
+    name: ClassVar[str]
     options: Any
     additive: ClassVar[bool]
 
@@ -73,9 +90,12 @@ class MaskDecisions(Decisions):
         for name in dict.fromkeys(m for site in block.sites for m in site.matrices):
             weight = weight_of(self.net, name)
             if self.options.over_towers:
-                decision[f"score/{name}"] = last_of_all(self.pruner.score(weight, seen.get(name)), self._gone(name))
+                scores = checked_score(self.pruner.name, name, self.pruner.score(weight, seen.get(name)), weight.shape)
+                decision[f"score/{name}"] = last_of_all(scores, self._gone(name))
             elif self.ratios[name] > 0:
                 pruned = self.pruner.prune(weight, seen.get(name), self._keep(name))
+                if "weight" in pruned:
+                    checked_score(self.pruner.name, f"changed {name}", pruned["weight"], weight.shape)
                 decision.update({f"{what}/{name}": tensor for what, tensor in pruned.items()})
         return decision
 
@@ -130,7 +150,8 @@ class CutDecisions(Decisions):
         return list(dict.fromkeys([*self.structure.matrices, *gated]))
 
     def of_block(self, block: Block, seen: Seen) -> dict[str, Tensor]:
-        return {site.name: self.pruner.importance(self.net, site, seen) for site in block.sites}
+        found = {site.name: (site, self.pruner.importance(self.net, site, seen)) for site in block.sites}
+        return {name: checked_score(self.pruner.name, name, of, (site.units,)) for name, (site, of) in found.items()}
 
     def add(self, decision: Decision) -> None:
         self.taken.update({name: tensor.cpu() for name, tensor in decision.items()})

@@ -29,6 +29,7 @@ from .decisions import (
     CutDecisions,
     Decisions,
     MaskDecisions,
+    checked_score,
     ranked_parts,
     ranked_units,
     refuse_units,
@@ -73,12 +74,15 @@ class ScorePruner(Method):
     def importance(self, net: nn.Module, site: Site, seen: Seen) -> Tensor:
         """(units,) importance of a site's units from the scores of what they own: the norm, or the sum."""
         return unit_importance(
-            site, lambda name: self.score(weight_of(net, name), seen.get(name)), additive=self.additive
+            site, lambda name: self._checked(name, weight_of(net, name), seen.get(name)), additive=self.additive
         )
 
     def prune(self, weight: Tensor, statistics: Statistics | None, keep: Keep) -> dict[str, Tensor]:
         """{"mask": (out, in)}, and {"weight": (out, in)} where what stays is changed too."""
-        return {"mask": keep(self.score(weight, statistics))}
+        return {"mask": keep(self._checked("a matrix", weight, statistics))}
+
+    def _checked(self, name: str, weight: Tensor, statistics: Statistics | None) -> Tensor:
+        return checked_score(self.name, name, self.score(weight, statistics), weight.shape)
 
     def check(self, structure: Structure) -> None:
         """Raise UserError for a pattern that the method does not make, towers that are not there or cannot give what
@@ -278,4 +282,9 @@ class UnitPruner(Method):
 
     def importance(self, job: Job, site: Site) -> Tensor:
         """(units,) root of the summed squared scores of the matrix entries that a unit owns."""
-        return unit_importance(site, lambda name: self.score(weight_of(job.model.net, name)))
+
+        def score(name: str) -> Tensor:
+            weight = weight_of(job.model.net, name)
+            return checked_score(self.name, name, self.score(weight), weight.shape)
+
+        return unit_importance(site, score)

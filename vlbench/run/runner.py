@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from ..capability import Capability
 from ..cell.cell import Cell, open_cell
 from ..cell.resolve import resolve
 from ..cell.sources import refuse_too_few
@@ -121,9 +122,11 @@ class Runner:
     def _work(self, cell: Cell, folder: Path, dense: Record | None) -> Record:
         start = time.monotonic()
         model, state = self._build(cell)  # first: weights that do not fit leave nothing behind
-        self._say_preprocessing(cell)
         original = model.structure()
         ask(cell, model)
+        self._say_preprocessing(cell)
+        for remark in cell.task.remarks(cell.split) if cell.is_dense else ():
+            self.screen.say(remark)
         words = cell.spec.words.model_dump()
         write_json(folder / "cell.json", {"cell": cell.id, "words": words, "identity": cell.identity})
         store = ImageStore(model.card.image, model.views)
@@ -207,6 +210,8 @@ def ask(cell: Cell, model: Model) -> None:
     first.method(first.options).check(model.structure())
     for link in cell.spec.links:
         link.method(link.options).check_model(model)
+    if isinstance(model, Capability):
+        model.check_samples(cell.samples)
 
 
 def _asks(cell: Cell) -> bool:
