@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertTokenizer
 
-from vlbench.capability import Answerer, Batch, Captioner, SCORE, Outputs, Prediction, offered, unmarked
+from vlbench.capability import SCORE, Answerer, Batch, Captioner, Outputs, Prediction, offered, unmarked
 from vlbench.errors import UserError
 from vlbench.model import Card, Model, read_config
 from vlbench.nn.spread import place

@@ -90,7 +90,9 @@ class BlipVQA(Blip, Answerer):
         offer = offered(batch)
         score = self.rank(questions, mask, self.candidate_ids(offer.texts), offer.k, uneven=uneven(ids))
         texts = offer.texts
-        return Awaited(len(ids), [offer.best(score)], lambda best: [{"answer": texts[i]} for i in unmarked(best, SCORE)])
+        return Awaited(
+            len(ids), [offer.best(score)], lambda best: [{"answer": texts[i]} for i in unmarked(best, SCORE)]
+        )
 
     def answer_outputs(self, batch: Batch) -> Outputs:
         """sum over answers of weight * nll (summed over tokens), a question's mean: BLIP's VQA loss."""

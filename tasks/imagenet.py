@@ -71,7 +71,7 @@ class ImageNet(Task):
         if wnids := _class_folders(folder):
             listed = _sorted_into_classes(folder, wnids)
             if self.options.classes == "index":
-                listed = sorted(_by_index(folder, listed))
+                listed = iter(sorted(_by_index(folder, listed)))
         else:
             listed = iter(_flat(folder, self._solution(folder)))
         samples = [Sample(f"{wnid}/{path.name}", (path,), target=wnid) for wnid, path in listed]

@@ -326,6 +326,25 @@ def test_a_score_that_json_cannot_say_is_an_error_of_its_sample(
     assert [k for k, status in statuses(lines).items() if status == "error"] == ["02.0"]
 
 
+def test_a_sample_whose_score_cannot_be_had_is_an_error_and_the_others_are_kept(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    """A label map two pixels wider than its picture ended the cell after its inference."""
+
+    class Odd(Equal):
+        scores = Task.scores
+
+        def score(self, sample: Sample, prediction: Mapping[str, Any]) -> float:
+            if sample.id == "02.0":
+                raise UserError("02.png and the prediction are of 4 x 6 and 4 x 4 pixels")
+            return 1.0
+
+    lines = evaluator(Grey(), Odd()).run(samples, book(tmp_path))
+    (bad,) = [line for line in lines if line["status"] == "error"]
+    assert bad["id"] == "02.0"
+    assert "4 x 6 and 4 x 4" in bad["error"]
+
+
 def test_a_split_without_labels_has_no_scores(tmp_path: Path, samples: list[Sample]) -> None:
     loop = evaluator(Grey())
     loop.settings["labelled"] = False

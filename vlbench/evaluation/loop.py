@@ -148,22 +148,39 @@ class Evaluator:
         yield from waiting
 
     def _scored(self, samples: Sequence[Sample], lines: Sequence[Line]) -> list[Line]:
-        """The lines with their scores. A score that JSON cannot say (NaN, a tensor) is an error of its sample."""
+        """The lines with their scores. A score that cannot be had (a label map of another size), or that JSON cannot say
+        (NaN, a tensor), is an error of its sample."""
         good = [i for i, line in enumerate(lines) if line["status"] == "ok"]
         scored = list(lines)
         if not good or not self.settings.get("labelled", True):
             return scored
-        scores = self.task.scores([samples[i] for i in good], [lines[i]["prediction"] for i in good])
+        scores = self._scores([samples[i] for i in good], [lines[i]["prediction"] for i in good])
         if len(scores) != len(good):
             name = type(self.task).__name__
             raise RunFailed(f"{name}.scores gave {len(scores)} scores for {len(good)} samples: a mistake in the task.")
         for i, score in zip(good, scores, strict=True):
             try:
+                if isinstance(score, Exception):
+                    raise score
                 canonical(score)
                 scored[i] = {**lines[i], "score": score}
-            except (TypeError, ValueError) as error:
+            except Exception as error:
                 scored[i] = self._error(samples[i], _without_frames(error))
         return scored
+
+    def _scores(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> Sequence[Any]:
+        """A score a sample, or why it has none, where the task scores each by itself."""
+        if type(self.task).scores is not Task.scores:
+            return self.task.scores(samples, predictions)
+        return [self._score(s, p) for s, p in zip(samples, predictions, strict=True)]
+
+    def _score(self, sample: Sample, prediction: Prediction) -> Any:
+        try:
+            return self.task.score(sample, prediction)
+        except NotImplementedError:
+            raise
+        except Exception as error:
+            return error
 
     def _prefetched(self, plan: Sequence[list[Sample]]) -> Iterator[tuple[list[Sample], Decoded]]:
         """Batches with their decoded images; the next ones are decoded, put together and pinned while this one runs."""
