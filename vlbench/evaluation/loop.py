@@ -148,7 +148,7 @@ class Evaluator:
         yield from waiting
 
     def _scored(self, samples: Sequence[Sample], lines: Sequence[Line]) -> list[Line]:
-        """The lines with their scores. A score that cannot be had (a label map of another size), or that JSON cannot say
+        """The lines with their scores. A score that cannot be had (a label map of another size), or JSON cannot say
         (NaN, a tensor), is an error of its sample."""
         good = [i for i, line in enumerate(lines) if line["status"] == "ok"]
         scored = list(lines)
