@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import BlipForQuestionAnswering, BlipTextLMHeadModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from vlbench.capability import Answerer, Awaited, Batch, Outputs, Prediction, SCORE, Stage, offered, unmarked
+from vlbench.capability import SCORE, Answerer, Awaited, Batch, Outputs, Prediction, Stage, offered, unmarked
 from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, family
 from vlbench.nn import blip
