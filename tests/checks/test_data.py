@@ -27,7 +27,7 @@ def test_where(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLBENCH_DATA", str(lab.folder / "elsewhere"))
     write_toml(lab.folder, {"imagenet": lab.data, "ade20k": Path("/no/such")})
     told = lab("data", "where").out
-    assert f"imagenet   {lab.data}  (imagenet)" in told
+    assert f"imagenet {lab.data}  (imagenet)" in " ".join(told.split())
     assert f"{lab.folder / 'elsewhere' / 'coco'}  (" in told
     assert "/no/such (does not exist)" in told
     assert "weights    no folder" in told
