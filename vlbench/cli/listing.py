@@ -63,7 +63,7 @@ def prepare(
     ] = None,
 ) -> None:
     """Unpack images that lie inside a benchmark's table, once: vlbench data prepare task=mmbench."""
-    from ..cell.spec import parse
+    from ..cell.words import parse
     from ..checks.prepare import prepare as unpack
     from ..machine.ui import Screen
 
