@@ -76,7 +76,7 @@ def test_list_shows_every_table(lab: Lab) -> None:
 
 def test_list_for_programs(lab: Lab) -> None:
     found = json.loads(lab("list", "--json").out)
-    assert set(found) == {"tasks", "models", "methods", "runtimes"}
+    assert set(found) == {"tasks", "models", "methods", "runtimes", "capabilities"}
     upop = next(row for row in found["methods"] if row["name"] == "upop")
     assert upop["links"] == ["upop_search", "finetune"]
     assert upop["built_in"]

@@ -1,12 +1,15 @@
 """What a model can do: capabilities, and what goes in and comes out of them.
 
-Every capability has two stages, so that shared work is done once: `encode` runs once per distinct image, and the
-second stage (named after the capability) gets the states with the `owner` of each sample.
+A capability is two things. A class that families inherit from says which methods a model has (Classifier, Matcher ...
+below). An object in an open table, vlbench/capabilities/ or a file of a workspace, says what the engine does with them:
 
-For training a capability has `<capability>_outputs(batch)`, one forward from which both follow: the task's loss (which
-is `<capability>_loss(batch)`), and the logits that a student distils. Where a loss is not the mean over the samples,
-`<capability>_terms(batch)` says how many terms its mean has; one that is no mean at all says `loss_over_batch`.
-A capability with momentum encoders has `<capability>_momentum(batch, twin)`.
+    @capability("classify", title="the class of an image")
+    class Classify(Capability[Classifier]): ...
+
+Evaluation, training and costs ask that object and never a model by a built name.
+
+Every capability has two stages, so that shared work is done once: `encode` runs once per distinct image, and the
+second stage gets the states with the `owner` of each sample.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, TypeVar, overload
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +25,7 @@ from torch import Tensor
 
 from .errors import UserError
 from .machine.device import begin_fetch
+from .plugins.table import table
 from .task import Sample
 
 Json = Any
@@ -190,17 +194,119 @@ def unmarked(index: Tensor, what: str) -> Any:
     return index.tolist()
 
 
-class Capability:
-    """Base of the capabilities. loss_over_batch: the loss compares the samples of a batch with one another, so that
-    parts of a batch have another gradient than the whole."""
+M = TypeVar("M")
 
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of an evaluation over the samples. name: in messages. predict: (model, states, batch) -> what is
+    predicted of each sample. written: makes of one prediction what JSON can say."""
+
+    name: str
+    predict: Callable[[Any, Any, Batch], Sequence[Any]]
+    written: Callable[[Any], Json] = lambda prediction: prediction
+
+
+class Evaluation(Protocol):
+    """The running evaluation, as a capability drives it (evaluation/loop.py)."""
+
+    model: Any
+    settings: dict[str, Any]
+
+    def predict(
+        self, one: Pass, samples: Sequence[Sample], lines: Any, options: Mapping[str, Any]
+    ) -> list[dict[str, Json]]:
+        """The pass over every sample that `lines` lacks; all lines in the order of `samples`, without scores."""
+
+
+class Stated(NamedTuple):
+    """The sample that costs are stated for. trained, inferred: what passes through the model, in words. make: (model,
+    samples, train) -> a batch of them."""
+
+    trained: str
+    inferred: str
+    make: Callable[[Any, int, bool], Batch]
+
+
+class Capability(ABC, Generic[M]):
+    """What the engine does with models that can do one thing; M has the methods that it calls of them.
+
+    Evaluation calls `evaluate` once, whose passes call `predict` batch by batch. Training calls `loss`, or `outputs`
+    and then its loss, batch by batch, and `terms` where a batch is divided. Costs are those of `stated`, through
+    `counted` (training-style, for MACs) and `timed`. An object keeps nothing from call to call.
+
+    model: the class that a family inherits from, or None where any model with the right methods will do.
+    loss_over_batch: the loss compares the samples of a batch with one another, so that parts of a batch have another
+    gradient than the whole. momentum: `views` is there.
+    """
+
+    name: ClassVar[str] = ""
+    model: ClassVar[type[Any] | None] = None
     loss_over_batch: ClassVar[bool] = False
+    momentum: ClassVar[bool] = False
+    stated: ClassVar[Stated | None] = None
 
-    def check_samples(self, samples: Sequence[Sample]) -> None:
+    @abstractmethod
+    def predict(self, model: M, states: Any, batch: Batch) -> Sequence[Any]:
+        """Stage two: a prediction for each sample of the batch."""
+
+    @abstractmethod
+    def outputs(self, model: M, batch: Batch) -> Outputs:
+        """One forward of a training batch, from which its loss and the logits that a student distils follow."""
+
+    def loss(self, model: M, batch: Batch) -> Tensor:
+        """The task's loss, a scalar."""
+        return self.outputs(model, batch).loss()
+
+    def terms(self, model: M, batch: Batch) -> int:
+        """How many terms the loss of a batch is the mean over."""
+        return len(batch.samples)
+
+    def views(self, model: M, batch: Batch, twin: M) -> Views:
+        """What loss=momentum compares. twin: a model like this one, whose weights follow."""
+        raise UserError(f"{type(model).__name__} has no momentum encoders: leave loss=momentum away.")
+
+    def evaluate(self, run: Evaluation, samples: Sequence[Sample], lines: Any) -> list[dict[str, Json]]:
+        """All lines of a split, without scores, in as many passes as it takes."""
+        return run.predict(Pass(self.name, self.predict), samples, lines, run.settings)
+
+    def counted(self, model: M, batch: Batch) -> Any:
+        """The training-style forward pass that MACs are counted of."""
+        return self.loss(model, batch)
+
+    def timed(self, model: M, batch: Batch) -> Any:
+        """What evaluation does with a batch, which times are measured of."""
+        return self.predict(model, model.encode(batch.images), batch)  # type: ignore[attr-defined]
+
+    def check_samples(self, model: M, samples: Sequence[Sample]) -> None:
         """Raise UserError where samples have answers that this model cannot give. Asked before anything is written."""
 
+    def lacking(self, family: type[Any]) -> list[str]:
+        """Methods that a family lacks for this capability."""
+        wanted: frozenset[str] = getattr(self.model, "__abstractmethods__", frozenset())
+        return sorted(name for name in wanted if not hasattr(family, name))
 
-class Classifier(Capability, ABC):
+
+C = TypeVar("C", bound=type[Capability[Any]])
+
+
+def capability(name: str, *, title: str) -> Callable[[C], C]:
+    """Register a Capability. Both arguments must be literals: `vlbench list capabilities` reads them."""
+
+    def register(cls: C) -> C:
+        cls.name = name
+        return cls
+
+    return register
+
+
+def capability_of(name: str) -> Capability[Any]:
+    """The capability of that name. Raises UserError where there is none."""
+    found: Capability[Any] = table("capabilities").get(name).load()()
+    return found
+
+
+class Classifier(ABC):
     """Capability `classify`: images -> logits over `classes`."""
 
     classes: Sequence[str]
@@ -244,7 +350,7 @@ class Classifier(Capability, ABC):
         return self.classify_outputs(batch).loss()
 
 
-class Answerer(Capability, ABC):
+class Answerer(ABC):
     """Capability `answer`: a question about an image -> a short answer.
 
     options: `decoding` "generate", or "rank": over the sample's own candidates where it has some, all of them scored in
@@ -294,7 +400,7 @@ def offered(batch: Batch) -> Offered:
     return Offered(texts, len(texts), torch.tensor([[text in candidates for text in texts] for candidates in own]))
 
 
-class Judge(Capability, ABC):
+class Judge(ABC):
     """Capability `judge`: is a sentence about two images true? Both columns of batch.owner count: left, right."""
 
     @abstractmethod
@@ -309,7 +415,7 @@ class Judge(Capability, ABC):
         return self.judge_outputs(batch).loss()
 
 
-class Captioner(Capability, ABC):
+class Captioner(ABC):
     """Capability `caption`. options: `beams`; `max_length`, `min_length` in tokens, the prompt's included; `prompt`."""
 
     @abstractmethod
@@ -329,14 +435,13 @@ class Captioner(Capability, ABC):
         return self.caption_outputs(batch).loss()
 
 
-class Matcher(Capability, ABC):
+class Matcher(ABC):
     """Capability `match`: which text belongs to which image (retrieval), in two passes over the images.
 
     `embed` maps images and texts into one space, where similarity is the dot product; `match`, where the model has it
     (`reranks`), scores the pairs that `embed` finds most alike, with both in view. A sample is an image with its texts.
     """
 
-    loss_over_batch: ClassVar[bool] = True
     reranks: ClassVar[bool] = False
 
     @abstractmethod
@@ -366,7 +471,7 @@ class Matcher(Capability, ABC):
         raise UserError(f"{type(self).__name__} has no momentum encoders: leave loss=momentum away.")
 
 
-class Segmenter(Capability, ABC):
+class Segmenter(ABC):
     """Capability `segment`: a class for every pixel. Images keep their aspect ratio (ImageSpec resize="keep").
 
     options: `window` and `stride` in pixels of the resized image, `scales` (of the resized image) and `flip`.
@@ -419,13 +524,3 @@ def both_ways(similarity: Tensor) -> list[tuple[Tensor, Tensor | float]]:
     """Similarities (n, n), images by texts, as a contrastive loss reads them: the mean of both directions."""
     weight = 1 / (2 * len(similarity))
     return [(similarity, weight), (similarity.t(), weight)]
-
-
-CAPABILITIES: dict[str, type[Capability]] = {
-    "classify": Classifier,
-    "answer": Answerer,
-    "judge": Judge,
-    "caption": Captioner,
-    "match": Matcher,
-    "segment": Segmenter,
-}

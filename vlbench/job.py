@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from torch import Tensor
 from .calibration.data import LearningData
 from .calibration.shared import SharedWith
 from .calibration.source import Source
-from .capability import CAPABILITIES, Batch
+from .capability import Batch, Capability, capability_of
 from .compression.changes import Changes
 from .compression.masks import apply_masks
 from .compression.state import Compression
@@ -93,10 +94,14 @@ class Job:
         self._dense = dense
         self._teacher: Model | None = None
 
+    @cached_property
+    def capability(self) -> Capability[Any]:
+        """What the task asks of the model."""
+        return capability_of(self.task.capability)
+
     def loss(self, batch: Batch) -> Tensor:
         """The task's loss, by capability."""
-        loss: Tensor = getattr(self.model, self.task.capability + "_loss")(batch)
-        return loss
+        return self.capability.loss(self.model, batch)
 
     def teacher(self) -> Model:
         """The dense model that the chain began with, frozen, in a copy of its own that is made once. Raises UserError
@@ -139,13 +144,11 @@ class Job:
 
     def _terms(self, batch: Batch) -> int:
         """How many terms the loss of a batch is the mean over."""
-        counted = getattr(self.model, self.task.capability + "_terms", None)
-        return int(counted(batch)) if counted is not None else len(batch.samples)
+        return self.capability.terms(self.model, batch)
 
     def compares(self) -> bool:
         """Whether the task's loss compares the samples of a batch with one another."""
-        capability = CAPABILITIES.get(self.task.capability)
-        return capability is not None and capability.loss_over_batch
+        return self.capability.loss_over_batch
 
     def trial(self, name: str) -> Job:
         """A job on a copy of the model as it is now, with a folder of its own below checkpoint/: candidates that are

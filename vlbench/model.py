@@ -6,13 +6,7 @@ cards. The engine knows capabilities, never families.
     @family(Card(name="deit-small", capabilities=("classify",), ...))
     class DeiT(Model, Classifier): ...
 
-Every capability has two stages, so that shared work is done once: `encode` runs once per distinct image, and the
-second stage (named after the capability) gets the states with the `owner` of each sample.
-
-For training a capability has `<capability>_outputs(batch)`, one forward from which both follow: the task's loss (which
-is `<capability>_loss(batch)`), and the logits that a student distils. Where a loss is not the mean over the samples,
-`<capability>_terms(batch)` says how many terms its mean has; one that is no mean at all says `loss_over_batch`.
-A capability with momentum encoders has `<capability>_momentum(batch, twin)`.
+What the engine asks of a model, its capabilities say (capability.py).
 """
 
 from __future__ import annotations
@@ -28,7 +22,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .capability import Batch, Json, Stage
+from .capability import Batch, Json, Stage, capability_of
 from .errors import UserError
 from .images.spec import ImageSpec
 from .images.view import View
@@ -152,8 +146,8 @@ def family(*cards: Card | str) -> Callable[[M], M]:
         found = [c for card in cards for c in ([card] if isinstance(card, Card) else _cards_of(folder / card))]
         for card in found:
             for capability in card.capabilities:
-                if not hasattr(cls, capability):
-                    raise TypeError(f"{card.name}: {cls.__name__} has no {capability}()")
+                if lacking := capability_of(capability).lacking(cls):
+                    raise TypeError(f"{card.name}: {cls.__name__} has no {lacking[0]}()")
         cls.cards = tuple(found)  # type: ignore[attr-defined]
         return cls
 

@@ -14,7 +14,7 @@ import torch
 from vlbench.cost.architecture import assets
 from vlbench.cost.counts import stated_macs
 from vlbench.cost.report import cut_uniformly
-from vlbench.cost.sample import STATED
+from vlbench.cost.sample import stated
 from vlbench.cost.timing import How, measure
 from vlbench.machine.device import device_named
 from vlbench.model import Model
@@ -42,7 +42,7 @@ def main() -> None:
     print(", ".join(f"{key} {value}" for key, value in how.key.items()))
     for name in given.models.split(","):
         (capability, *_) = table("models").get(name).facts["capabilities"]
-        print(f"{name}: {STATED[capability].inferred}")
+        print(f"{name}: {stated(capability).inferred}")
         macs, found = [], []
         for fraction in (0.0, 0.5):
             model = random_model(name)

@@ -23,7 +23,7 @@ from tests.benchmarks.common import loaded
 from tests.benchmarks.search import build
 from vlbench.compression.cut import cut
 from vlbench.cost.counts import flop_counter
-from vlbench.cost.sample import STATED, train
+from vlbench.cost.sample import stated, train
 from vlbench.machine.memory import keep_heap
 from vlbench.model import Model
 from vlbench.pruning.allocation import unified
@@ -91,7 +91,7 @@ def main() -> None:
             other = build(name, given.image, 1)[0]
             halved(other, spread, multiple_of)
             for size in (1, given.batch):
-                batch = STATED[capability].make(dense, size, True)
+                batch = stated(capability).make(dense, size, True)
                 runs = work(dense, capability, batch), work(other, capability, batch)
                 saved = macs(runs[0]) / macs(runs[1])
                 wall, cpu = ratio(*runs, given.pairs * (2 if size == 1 else 1))

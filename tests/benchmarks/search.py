@@ -25,7 +25,7 @@ from tests.benchmarks.common import loaded
 from vlbench.capability import Batch
 from vlbench.compression.gates import Gates
 from vlbench.cost.architecture import assets
-from vlbench.cost.sample import STATED
+from vlbench.cost.sample import stated
 from vlbench.machine.memory import keep_heap
 from vlbench.methods.upop import Search, UPopOptions  # noqa: TID251 - a benchmark of this very file
 from vlbench.model import Model
@@ -44,7 +44,7 @@ def build(name: str, image: int, batch: int) -> tuple[Model, str, Batch]:
     torch.manual_seed(0)
     with assets(card) as folder:
         model: Model = family.build(card, family.architecture(card), folder)
-    return model, card.capabilities[0], STATED[card.capabilities[0]].make(model, batch, True)
+    return model, card.capabilities[0], stated(card.capabilities[0]).make(model, batch, True)
 
 
 class Steps:

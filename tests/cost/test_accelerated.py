@@ -82,8 +82,8 @@ def test_shapes_are_timed_once_at_the_rows_they_meet(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "unsupported", lambda weight: "")
     monkeypatch.setattr(module, "semi_structured_speed", speed)
     monkeypatch.setattr(module, "infer", lambda model, capability, batch: model.net(batch))
-    stated = type("Stated", (), {"make": staticmethod(lambda model, count, train: torch.ones(count, 5, 64))})
-    monkeypatch.setattr(module, "STATED", {"classify": stated})
+    example = type("Stated", (), {"make": staticmethod(lambda model, count, train: torch.ones(count, 5, 64))})
+    monkeypatch.setattr(module, "stated", lambda name: example)
     told = accelerated(model(), ["0.weight", "1.weight"], "classify", CPU, 8)
     assert asked == [((64, 64), 40, torch.float16)]
     assert told["linears"] == [{"rows": 64, "columns": 64, "tokens": 40, "count": 2, "dense_ms": 3.0, "sparse_ms": 2.0}]

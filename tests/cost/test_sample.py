@@ -13,7 +13,7 @@ from tests.lab import Lab
 from vlbench.cost.architecture import with_blank
 from vlbench.cost.counts import flop_counter, stated_macs
 from vlbench.cost.report import cut_uniformly
-from vlbench.cost.sample import STATED, infer, text_of, train
+from vlbench.cost.sample import infer, stated, text_of, train
 from vlbench.model import Model
 from vlbench.plugins.entry import Entry
 from vlbench.plugins.table import forget, table
@@ -71,25 +71,25 @@ def opened(entry: Entry) -> Model:
     return model
 
 
-@pytest.mark.parametrize("capability", STATED)
+@pytest.mark.parametrize("capability", table("capabilities").entries)
 def test_a_model_without_weights_counts_like_the_real_one(capability: str) -> None:
     """The oracle computes: real weights, and products that are really formed."""
     entry = mini(capability)
     model = opened(entry)
-    batch = STATED[capability].make(model, 1, True)
+    batch = stated(capability).make(model, 1, True)
     with torch.no_grad(), flop_counter() as counter:
         train(model, capability, batch)
     assert with_blank(entry, lambda blank: stated_macs(blank, capability)) == counter.get_total_flops() // 2
     assert counter.get_total_flops() > 0
 
 
-@pytest.mark.parametrize("capability", STATED)
+@pytest.mark.parametrize("capability", table("capabilities").entries)
 def test_the_stated_sample_is_evaluated(capability: str) -> None:
     """Three of them: a prediction each, as evaluation gives them."""
     model = opened(mini(capability))
     model.net.eval()
     with torch.inference_mode():
-        found = infer(model, capability, STATED[capability].make(model, 3, False))
+        found = infer(model, capability, stated(capability).make(model, 3, False))
     for predictions in found if capability == "match" else [found]:
         assert len(predictions) == 3
 

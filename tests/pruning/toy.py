@@ -87,7 +87,7 @@ class ToyJob(Job):
         model: Any = SimpleNamespace(
             net=net, structure=lambda: structure, device=torch.device("cpu"), image_tokens=lambda batch: None
         )
-        task: Any = SimpleNamespace(capability="toy")
+        task: Any = SimpleNamespace(capability="classify")
         super().__init__(model, task, cast(Any, None), Surroundings(seed, folder, identity={"toy": 1}))
         self.data, self.losses = ToyData(model, task, cast(Any, None), seed), 0
         self.data.inputs = inputs

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pydantic import ValidationError
 
 from tests.restoring.test_momentum import WORDS, options
-from vlbench.capability import CAPABILITIES, Batch
+from vlbench.capability import Batch, Matcher
 from vlbench.cell.resolve import resolve
 from vlbench.errors import UserError
 from vlbench.restoring.momentum import MomentumOptions
@@ -38,7 +38,7 @@ def test_tasks_without_momentum_encoders_refuse_it(task: str, link: str) -> None
 
 
 def test_a_family_without_it_says_so() -> None:
-    class Bare(CAPABILITIES["match"]):  # type: ignore[misc]
+    class Bare(Matcher):
         def embed(self, states: Any, batch: Batch) -> list[Any]:
             return []
 
@@ -46,7 +46,7 @@ def test_a_family_without_it_says_so() -> None:
             return None
 
     with pytest.raises(UserError, match="Bare has no momentum encoders"):
-        Bare().match_momentum(None, None)  # type: ignore[attr-defined]
+        Bare().match_momentum(cast(Any, None), None)
 
 
 def test_left_away_it_enters_no_identity() -> None:

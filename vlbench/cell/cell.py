@@ -119,7 +119,13 @@ class Cell:
             "seed": self.seed,
             "label": words.label,
             "evaluation": self.evaluation,
+            **({"capability": capability} if (capability := self._capability_digest) else {}),
         }
+
+    @property
+    def _capability_digest(self) -> str | None:
+        """Of a capability outside the package, in a file of its own or another's."""
+        return table("capabilities").get(self.task.capability).digest()
 
     def shared_identity(self) -> dict[str, Any]:
         """Of the identity what cells have in common whose first links look at the same dense model and the same data:

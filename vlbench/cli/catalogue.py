@@ -14,8 +14,8 @@ from ..plugins.entry import Entry
 from ..plugins.kinds import Kind
 from ..plugins.table import table
 
-KINDS: tuple[Kind, ...] = ("tasks", "models", "methods", "runtimes")
-PLURAL: dict[str, Kind] = {"method": "methods", "task": "tasks", "model": "models"}
+KINDS: tuple[Kind, ...] = ("tasks", "models", "methods", "runtimes", "capabilities")
+PLURAL: dict[str, Kind] = {"method": "methods", "task": "tasks", "model": "models", "capability": "capabilities"}
 WIDTH = 100  # columns of help, or the terminal's where it has fewer
 
 
@@ -53,6 +53,8 @@ def _detail(entry: Entry) -> str:
     facts = entry.facts
     if "links" in facts:
         return " -> ".join(facts["links"])
+    if entry.kind == "capabilities":
+        return "models: " + str(sum(entry.name in e.facts["capabilities"] for e in table("models").entries.values()))
     if entry.kind == "methods":
         return ", ".join((facts["role"], *facts.get("patterns", ())))
     if entry.kind == "models":
@@ -114,8 +116,18 @@ def _named(word: str) -> list[Entry]:
     alike = [table(kind).entries[word] for kind in KINDS if word in table(kind).entries]
     if not alike:
         hint = did_you_mean(word, [name for kind in KINDS for name in table(kind).entries])
-        raise UserError(f"vlbench help takes method=NAME, task=NAME or model=NAME, not {word!r}. {hint}")
+        raise UserError(
+            f"vlbench help takes method=NAME, task=NAME, model=NAME or capability=NAME, not {word!r}. {hint}"
+        )
     return alike
+
+
+def _capability_facts(entry: Entry, cls: Any) -> list[tuple[str, str]]:
+    """Who has it, who asks for it, and the samples that costs are stated for."""
+    models = [e.name for e in table("models").entries.values() if entry.name in e.facts["capabilities"]]
+    tasks = [e.name for e in table("tasks").entries.values() if entry.name == e.facts["capability"]]
+    stated = [("MACs of", cls.stated.trained), ("times of", cls.stated.inferred)] if cls.stated else []
+    return [("tasks", ", ".join(tasks)), ("models", ", ".join(models)), *stated]
 
 
 def _print_entry(entry: Entry, cls: Any) -> None:
@@ -125,6 +137,8 @@ def _print_entry(entry: Entry, cls: Any) -> None:
     facts = [(key, str(entry.facts[key])) for key in ("paper", "role") if entry.facts.get(key)]
     if entry.kind == "models":
         return _print_table(_card_facts(entry))
+    if entry.kind == "capabilities":
+        return _print_table(_capability_facts(entry, cls))
     if entry.kind == "tasks":
         facts += _task_facts(cls)
     if "links" in entry.facts:

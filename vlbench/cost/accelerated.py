@@ -17,7 +17,7 @@ from torch import nn
 from ..compression.semi_structured import UNMEASURED, Speed, is_two_of_four, semi_structured_speed, unsupported
 from ..errors import RunFailed, UserError
 from ..model import Model
-from .sample import STATED, infer
+from .sample import infer, stated
 from .timing import How
 
 KINDS = ("semi_structured",)
@@ -86,7 +86,7 @@ def _rows(model: Model, names: Iterable[str], capability: str, batch: int) -> di
         hooks.append(model.net.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(note))
     try:
         with torch.inference_mode():
-            infer(model, capability, STATED[capability].make(model, batch, False))
+            infer(model, capability, stated(capability).make(model, batch, False))
     finally:
         for hook in hooks:
             hook.remove()

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..model import Model
 from ..results.record import Parameters
 from ..task import Task
-from .sample import STATED, train
+from .sample import stated, train
 
 
 def count_parameters(model: Model, *, dense: int, prunable: int, towers: Mapping[str, int]) -> Parameters:
@@ -50,7 +50,7 @@ def flop_counter() -> Iterator[FlopCounterMode]:
 def stated_macs(model: Model, capability: str) -> int:
     """Multiply-accumulates of the capability's stated sample: a training-style forward pass (see stated.py)."""
     model.net.eval()
-    batch = STATED[capability].make(model, 1, True)
+    batch = stated(capability).make(model, 1, True)
     with torch.no_grad(), flop_counter() as counter:
         train(model, capability, batch)
     return int(counter.get_total_flops()) // 2

@@ -19,7 +19,7 @@ from ..model import Model
 from ..plugins.table import table
 from ..results.record import Record, read_record
 from .accelerated import accelerated, line, refuse_pattern
-from .sample import STATED
+from .sample import stated
 from .timing import How, measure
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def keep(file: Path, record: Record, capability: str, entry: dict[str, Any]) -> 
             "schema_version": SCHEMA_VERSION,
             "cell": record.cell,
             "capability": capability,
-            "sample": STATED[capability].inferred,
+            "sample": stated(capability).inferred,
             "measured": sorted([*others, entry], key=lambda one: [str(one.get(key, "")) for key in KEY]),
         }
         write_json(file, value)
@@ -143,4 +143,4 @@ def print_table(found: Sequence[tuple[Record, dict[str, Any]]]) -> None:
             console.print(f"{record.cell}: 2:4: {line(told)}", highlight=False, soft_wrap=True)
     capabilities = dict.fromkeys(table("tasks").get(record.task).facts["capability"] for record, _ in found)
     for capability in capabilities:
-        console.print(f"{capability}: {STATED[capability].inferred}", style="dim", highlight=False, soft_wrap=True)
+        console.print(f"{capability}: {stated(capability).inferred}", style="dim", highlight=False, soft_wrap=True)

@@ -18,7 +18,7 @@ from ..plugins.table import table
 from ..pruning.allocation import uniform
 from .architecture import with_blank
 from .counts import stated_macs
-from .sample import STATED
+from .sample import stated
 
 KEYS = ("model", "task", "sparsity")
 
@@ -84,9 +84,6 @@ def _models(names: str, capability: str) -> list[Entry]:
 
 
 def _cost(entry: Entry, capability: str, target: float) -> Cost:
-    if capability not in STATED:
-        raise UserError(f"no sample is stated for the capability {capability} (vlbench/cost/sample.py).")
-
     def count(model: Model) -> Cost:
         size = model.structure().size
         if target:
@@ -100,7 +97,7 @@ def _cost(entry: Entry, capability: str, target: float) -> Cost:
             prunable=size,
             bytes=_bytes(model),
             macs=stated_macs(model, capability),
-            sample=STATED[capability].trained,
+            sample=stated(capability).trained,
         )
 
     return with_blank(entry, count)

@@ -24,7 +24,7 @@ from ..errors import RunFailed
 from ..machine.device import allocated_bytes, empty_cache, forget_peak, product, synchronise
 from ..machine.memory import free_memory
 from ..model import Model
-from .sample import STATED, infer
+from .sample import infer, stated
 
 GAIN = 1.05  # a doubled batch that is not so much faster a sample is the last one
 LARGEST = 4096  # samples a batch
@@ -126,7 +126,7 @@ def _saturated(model: Model, capability: str, how: How, floor: float | None, rep
 def _timed(model: Model, capability: str, count: int, how: How, patience: Patience) -> tuple[list[float], float | None]:
     """Seconds of each pass of one batch, and the peak of memory in MB. Raises RunFailed where it does not fit."""
     with _told_when_full(how.device):
-        batch = STATED[capability].make(model, count, False)
+        batch = stated(capability).make(model, count, False)
         step = _step(model, capability, batch, how)
         _repeated(step, WARM)
         _forget_peak(how.device)

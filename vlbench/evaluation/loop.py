@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..capability import Awaited, Batch, Prediction, owners
+from ..capability import Awaited, Batch, Pass, Prediction, capability_of, owners
 from ..disk.storage import canonical
 from ..errors import RunFailed, UserError
 from ..images.pipeline import ImageStore, on_device
@@ -24,7 +24,6 @@ from ..machine.device import empty_cache, pinned
 from ..model import Model
 from ..nn.precision import plain_float32
 from ..task import Sample, Task
-from .matching import PACKED, matched, pack
 from .plan import batch_plan
 from .predictions import Line, Predictions
 
@@ -54,7 +53,7 @@ class Decoded:
         return not any(isinstance(self.images[path], OSError) for path in sample.images)
 
 
-Found = Sequence[Prediction] | Exception
+Found = Sequence[Any] | Exception
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Evaluator:
         self.batch_size, self.precision, self.progress = batch_size, precision, progress
         self.phases: dict[str, float] = defaultdict(float)
         self.errors = 0
-        self._method = task.capability
+        self._pass = Pass("", lambda model, states, batch: [])
         self._options: Mapping[str, Any] = self.settings
         self._fits: int | None = None
         self._limit: Callable[[int], None] = lambda size: None
@@ -104,35 +103,32 @@ class Evaluator:
 
     def run(self, samples: Sequence[Sample], predictions: Predictions) -> list[Line]:
         """Predict what `predictions` lacks, score all of it; returns all lines in the order of `samples`."""
-        if self.task.capability == "match":
-            lines = matched(self, samples, predictions)
-        else:
-            lines = self.predict(self.task.capability, samples, predictions, self.settings)
+        lines = capability_of(self.task.capability).evaluate(self, samples, predictions)
         with self._phase("score"):
             lines = self._scored(samples, lines)
         return predictions.finish(lines)
 
     def predict(
-        self, method: str, samples: Sequence[Sample], predictions: Predictions, options: Mapping[str, Any]
+        self, one: Pass, samples: Sequence[Sample], lines: Predictions, options: Mapping[str, Any]
     ) -> list[Line]:
-        """One pass: the model's `method` over every sample that `predictions` lacks; all lines in the order of
-        `samples`, without scores. A worker takes every size-th batch of the plan."""
-        world = predictions.world
+        """One pass over every sample that `lines` lacks; all lines in the order of `samples`, without scores. A worker
+        takes every size-th batch of the plan."""
+        world = lines.world
         mine = batch_plan(samples, self.batch_size)[world.rank :: world.size]
-        todo = [b for b in mine if any(s.id not in predictions.lines for s in b)]
+        todo = [b for b in mine if any(s.id not in lines.lines for s in b)]
         total = sum(map(len, mine))
         done = total - sum(map(len, todo))
         plain_float32()
         self.model.net.eval()
-        self._method, self._options = method, options
-        self._fits, self._limit = predictions.fits, predictions.limit
+        self._pass, self._options = one, options
+        self._fits, self._limit = lines.fits, lines.limit
         for batch, decoded in self._in_turn(todo):
-            lines = self._finish(batch, decoded)
+            found = self._finish(batch, decoded)
             with self._phase("write"):
-                predictions.add(lines)
+                lines.add(found)
             done += len(batch.samples)
             self.progress(done, total, f"{self.errors} errors" if self.errors else "")
-        return predictions.gather(samples)
+        return lines.gather(samples)
 
     def _in_turn(self, plan: Sequence[list[Sample]]) -> Iterator[tuple[Begun, Decoded]]:
         """The batches, begun. One whose results are on their way from a device comes after the next was begun, so that
@@ -263,13 +259,11 @@ class Evaluator:
             raise
         except Exception as error:
             return _without_frames(error)
-        name = f"{self.model.card.name}.{self._method}"
+        name = f"{self.model.card.name}.{self._pass.name}"
         raise RunFailed(f"{name} gave {len(found)} predictions for {len(samples)} samples: a mistake in the model.")
 
     def _line(self, sample: Sample, prediction: Any) -> Line:
-        if self._method in PACKED:
-            prediction = pack(prediction)
-        line = {"id": sample.id, "prediction": prediction, "score": None, "status": "ok"}
+        line = {"id": sample.id, "prediction": self._pass.written(prediction), "score": None, "status": "ok"}
         canonical(line)  # what JSON cannot say (NaN, a tensor) fails here, where its sample is known
         return line
 
@@ -280,7 +274,7 @@ class Evaluator:
         self._limit(self._fits)
         empty_cache(self.model.device)
 
-    def _forward(self, samples: Sequence[Sample], decoded: Decoded) -> Sequence[Prediction]:
+    def _forward(self, samples: Sequence[Sample], decoded: Decoded) -> Sequence[Any]:
         model, device = self.model, self.model.device
         with (
             torch.inference_mode(),
@@ -300,8 +294,7 @@ class Evaluator:
             with self._phase("encode"):
                 states = model.encode(batch.images)
             with self._phase("predict"):
-                found: Sequence[Prediction] = getattr(model, self._method)(states, batch)
-                return found
+                return self._pass.predict(model, states, batch)
 
     def _images(self, images: Sequence[Any] | Tensor, device: torch.device) -> Any:
         """Batch.images; of a blind evaluation all of them of the mean colour, which is 0 when it is normalised."""

@@ -8,30 +8,26 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..capability import Matcher
+from ..capability import Evaluation, Pass
 from ..task import Sample
 from .predictions import Line, Predictions
 from .ranks import ranks
 
-if TYPE_CHECKING:
-    from .loop import Evaluator
-
 Matrix = NDArray[np.float32]
-PACKED = ("embed", "match")  # methods whose predictions are tensors
 UNRANKED = -100.0  # the score of a pair that was not re-ranked (BLIP's itm_eval)
 
 
-def matched(evaluator: Evaluator, samples: Sequence[Sample], predictions: Predictions) -> list[Line]:
+def matched(evaluator: Evaluation, samples: Sequence[Sample], predictions: Predictions) -> list[Line]:
     """A line for each image: the rank of its best text, and that of the image for each of its texts."""
     embeddings = predictions.beside("embeddings")
-    first = evaluator.predict("embed", samples, embeddings, evaluator.settings)
+    first = evaluator.predict(EMBED, samples, embeddings, evaluator.settings)
     embeddings.finish(first)
     good = [i for i, line in enumerate(first) if line["status"] == "ok"]
     lines = list(first)
@@ -40,7 +36,7 @@ def matched(evaluator: Evaluator, samples: Sequence[Sample], predictions: Predic
         image, text = similarities(shown, [first[i]["prediction"] for i in good])
         pairs = predictions.beside("pairs")
         k = int(evaluator.settings.get("k_test", 0))
-        if cast(Matcher, evaluator.model).reranks and k:
+        if evaluator.model.reranks and k:
             image, text, failed = _reranked(evaluator, shown, image, k, pairs)
             lines = [failed.get(line["id"], line) for line in lines]
         for i, prediction in zip(good, _predictions(shown, image, text), strict=True):
@@ -83,14 +79,14 @@ def _best(rows: Tensor, k: int) -> Tensor:
 
 
 def _reranked(
-    evaluator: Evaluator, samples: Sequence[Sample], similarity: Matrix, k: int, pairs: Predictions
+    evaluator: Evaluation, samples: Sequence[Sample], similarity: Matrix, k: int, pairs: Predictions
 ) -> tuple[Matrix, Matrix, dict[str, Line]]:
     """Scores in both directions, logit + similarity for the re-ranked pairs of that direction, and the lines of
     images that failed."""
     chosen = {s.id: rows for s, rows in zip(samples, candidates(similarity, k), strict=True)}
     gallery = [text for s in samples for text in s.texts]
     options = {**evaluator.settings, "gallery": gallery, "pairs": chosen}
-    lines = evaluator.predict("match", samples, pairs, options)
+    lines = evaluator.predict(MATCH, samples, pairs, options)
     pairs.finish(lines)
     scores = np.full(similarity.shape, UNRANKED, dtype=np.float32)
     for row, line in enumerate(lines):
@@ -136,3 +132,7 @@ def pack(value: Any) -> Any:
 def unpack(text: str) -> Matrix:
     """The numbers that pack was given, in one row."""
     return np.frombuffer(base64.b64decode(text), dtype="<f4").astype(np.float32)
+
+
+EMBED = Pass("embed", lambda model, states, batch: model.embed(states, batch), pack)
+MATCH = Pass("match", lambda model, states, batch: model.match(states, batch), pack)

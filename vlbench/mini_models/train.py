@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ..capability import capability_of
 from ..cell.cell import open_cell
 from ..cell.resolve import resolve
 from ..compression.saved import distinct_tensors
@@ -114,7 +115,7 @@ def _stage(
     state = CheckpointStore(cache_folder() / "train_mini" / stage, identity, every_seconds=60)
     loop = Loop(
         model.net,
-        getattr(model, task.capability + "_loss"),
+        lambda batch: capability_of(task.capability).loss(model, batch),
         batches,
         recipe,
         seed=recipe.seed,

@@ -4,10 +4,25 @@ from __future__ import annotations
 
 from typing import Literal
 
-Kind = Literal["models", "tasks", "methods", "runtimes"]
+Kind = Literal["models", "tasks", "methods", "runtimes", "capabilities"]
 
 
-FOLDERS: dict[Kind, str] = {"models": "registry", "tasks": "tasks", "methods": "methods", "runtimes": "runtimes"}
+FOLDERS: dict[Kind, str] = {
+    "models": "registry",
+    "tasks": "tasks",
+    "methods": "methods",
+    "runtimes": "runtimes",
+    "capabilities": "capabilities",
+}
+SINGULAR: dict[Kind, str] = {
+    "models": "model",
+    "tasks": "task",
+    "methods": "method",
+    "runtimes": "runtime",
+    "capabilities": "capability",
+}
+# Folders of a workspace besides its own in which a kind is looked for: a capability comes with its family or task.
+ALSO_IN: dict[Kind, tuple[Kind, ...]] = {"capabilities": ("models", "tasks")}
 
 
 DECORATORS: dict[str, Kind] = {
@@ -16,6 +31,7 @@ DECORATORS: dict[str, Kind] = {
     "method": "methods",
     "chain": "methods",
     "runtime": "runtimes",
+    "capability": "capabilities",
 }
 
 
@@ -26,6 +42,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "method": ("title", "role"),
     "chain": ("title", "links"),
     "runtime": ("title",),
+    "capability": ("title",),
 }
 
 
@@ -34,6 +51,7 @@ _DECORATOR: dict[Kind, str] = {
     "tasks": "@task(...)",
     "methods": "@method(...)",
     "runtimes": "@runtime(...)",
+    "capabilities": "@capability(...)",
 }
 
 

@@ -126,7 +126,6 @@ NAMES = {
     "method:told": "options",
     "model:Answerer": "capability",
     "model:Batch": "capability",
-    "model:CAPABILITIES": "capability",
     "model:Capability": "capability",
     "model:Captioner": "capability",
     "model:Classifier": "capability",

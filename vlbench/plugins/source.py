@@ -57,8 +57,9 @@ def uncommitted() -> frozenset[Path]:
     if not (root / ".git").exists():
         return frozenset()
     command = ["git", "--no-optional-locks", "-C", str(root), "status", "--porcelain", "-z", "--untracked-files=all"]
+    places = [place for folder in FOLDERS.values() for place in (folder, f"vlbench/{folder}")]
     try:
-        status = subprocess.run([*command, "--", *FOLDERS.values()], capture_output=True, timeout=20, check=True)
+        status = subprocess.run([*command, "--", *places], capture_output=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return frozenset()
     # "XY path", NUL; the old name of a renamed file stands alone and does no harm.

@@ -1,4 +1,4 @@
-"""The open tables: models, tasks, methods and runtimes, from the package, entry points and the user's workspace.
+"""The open tables of models, tasks, methods, runtimes and capabilities: the package, entry points, the workspace.
 
 A table is read from source text: the decorator's literal arguments say name, title and capability, so that `list`
 imports nothing. A file is imported when one of its names is used. A built-in enjoys nothing that a stranger's file
@@ -19,7 +19,7 @@ from pathlib import Path
 from ..errors import UserError, did_you_mean
 from .declared import declared
 from .entry import Entry
-from .kinds import _DECORATOR, FOLDERS, Kind
+from .kinds import _DECORATOR, ALSO_IN, FOLDERS, SINGULAR, Kind
 from .source import uncommitted
 from .workspace import WORKSPACE_MODULES, package_folder, refuse_foreign, workspace
 
@@ -36,7 +36,7 @@ class Table:
         """The entry of that name; raises UserError with the nearest known one."""
         if name in self.entries:
             return self.entries[name]
-        singular = self.kind.removesuffix("s")
+        singular = SINGULAR[self.kind]
         hint = did_you_mean(name, self.entries)
         damaged = "".join(f" ({file} could not be read: {why})" for file, why in self.broken.items())
         raise UserError(f"there is no {singular} {name!r}. {hint}{damaged}")
@@ -47,13 +47,15 @@ def table(kind: Kind) -> Table:
     """One of the tables. Raises UserError where two files register one name (both are named)."""
     entries: dict[str, Entry] = {}
     broken: dict[str, str] = {}
+    others = [FOLDERS[k] for k in ALSO_IN.get(kind, ())]
     for file, module, built_in in _files(kind, broken):
         try:
             entries_here = list(declared(file, module, built_in))
         except (SyntaxError, ValueError, OSError) as error:
-            broken[str(file)] = f"{type(error).__name__}: {error}"
+            if file.parent.name not in others:  # else another table says so
+                broken[str(file)] = f"{type(error).__name__}: {error}"
             continue
-        if not entries_here:
+        if not entries_here and file.parent.name not in others:
             broken[str(file)] = f"it registers nothing: a class of it should be decorated with {_DECORATOR[kind]}"
         for entry in entries_here:
             if entry.kind == kind:
@@ -64,7 +66,7 @@ def table(kind: Kind) -> Table:
 
 def _refuse_second(other: Entry | None, entry: Entry) -> None:
     if other is not None:
-        what = f"the {entry.kind.removesuffix('s')} {entry.name!r} is registered twice"
+        what = f"the {SINGULAR[entry.kind]} {entry.name!r} is registered twice"
         places = f"in {entry.file}" if other.file == entry.file else f"by {other.file} and by {entry.file}"
         raise UserError(f"{what}, {places}: rename one of them.")
 
@@ -93,10 +95,11 @@ def _files(kind: Kind, broken: dict[str, str]) -> Iterator[tuple[Path, str, bool
         else:
             yield Path(spec.origin), module, False
     space = workspace()
-    own = space.folder / FOLDERS[kind]
-    if space.present and own.is_dir() and own.resolve() != folder.resolve():
-        refuse_foreign(space.folder, own, *_plain_files(own))
-        yield from ((file, f"{WORKSPACE_MODULES}.{FOLDERS[kind]}.{file.stem}", False) for file in _plain_files(own))
+    for name in (FOLDERS[k] for k in (kind, *ALSO_IN.get(kind, ()))):
+        own = space.folder / name
+        if space.present and own.is_dir() and own.resolve() != package_folder(name).resolve():
+            refuse_foreign(space.folder, own, *_plain_files(own))
+            yield from ((file, f"{WORKSPACE_MODULES}.{name}.{file.stem}", False) for file in _plain_files(own))
 
 
 def _plain_files(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ..capability import CAPABILITIES
+from ..capability import capability_of
 from ..options import PruneOptions, later
 
 COMPARED = 16  # samples a gradient of a loss that compares them
@@ -176,7 +176,7 @@ class GradientOptions(SampledOptions):
     )
 
     def refusal(self, capability: str) -> str:
-        if self.gradient_batch == 1 and CAPABILITIES[capability].loss_over_batch:
+        if self.gradient_batch == 1 and capability_of(capability).loss_over_batch:
             return (
                 f"gradient_batch=1: the loss of {capability} compares the samples of a batch with one another, and one "
                 f"alone has nothing to learn: leave it out, which is {COMPARED} here"

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor
 
-from ..capability import Batch, Outputs
+from ..capability import Batch, capability_of
 from ..errors import UserError
 from ..model import Model
 from ..options import later
@@ -71,15 +71,15 @@ class Distillation:
     """The loss above, w = weight, T = temperature. teacher: evaluated as it is, without dropout and gradients."""
 
     def __init__(self, teacher: Model, capability: str, weight: float, temperature: float) -> None:
-        self.teacher, self.capability = teacher, capability
+        self.teacher, self.capability = teacher, capability_of(capability)
         self.weight, self.temperature = weight, temperature
 
     def __call__(self, student: Model, batch: Batch) -> Tensor:
         """The loss of a training batch, one forward of each model. Raises UserError where the two models' logits are
         not of the same classes."""
         with torch.no_grad():
-            wanted = self._outputs(self.teacher, batch).logits
-        outputs = self._outputs(student, batch)
+            wanted = self.capability.outputs(self.teacher, batch).logits
+        outputs = self.capability.outputs(student, batch)
         pairs = list(zip(wanted, outputs.logits, strict=True))
         if any(a.shape != b.shape for (a, _), (b, _) in pairs):
             raise UserError(
@@ -90,10 +90,6 @@ class Distillation:
         if self.weight == 1:
             return distilled
         return (1 - self.weight) * outputs.loss() + self.weight * distilled
-
-    def _outputs(self, model: Model, batch: Batch) -> Outputs:
-        found: Outputs = getattr(model, self.capability + "_outputs")(batch)
-        return found
 
 
 def divergence(teacher: Tensor, student: Tensor, weight: Tensor | float, temperature: float) -> Tensor:

@@ -24,9 +24,10 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor
 
-from ..capability import CAPABILITIES, Batch, Pairs, Views
+from ..capability import Batch, Pairs, Views, capability_of
 from ..model import Model
 from ..options import later
+from ..plugins.table import table
 from ..task import Sample
 from ..training.loop import Hook, Schedule
 
@@ -60,7 +61,7 @@ class MomentumOptions(Schedule):
         return self
 
     def refusal(self, capability: str) -> str:
-        able = [name for name, cls in CAPABILITIES.items() if hasattr(cls, f"{name}_momentum")]
+        able = [name for name in table("capabilities").entries if capability_of(name).momentum]
         if self.loss == "momentum" and capability not in able:
             return (
                 f"loss=momentum: the capability {capability} has no momentum encoders ({', '.join(able)} has them): "
@@ -125,7 +126,7 @@ class Momentum(Hook):
         seed: int,
     ) -> None:
         self.model, self.twin = model, twin_of(model)
-        self.compare: Callable[[Batch, Model], Views] = getattr(model, f"{capability}_momentum")
+        self.capability = capability_of(capability)
         self.options, self.epoch, self.seed = options, epoch, seed
         self.number = {images: i for i, images in enumerate(dict.fromkeys(s.images for s in samples))}
         self.size = min(options.queue, len(samples))
@@ -135,7 +136,7 @@ class Momentum(Hook):
     def __call__(self, batch: Batch) -> Tensor:
         """The loss of the next batch. Called once a step: the twin and the queue move."""
         self._follow()
-        views = self.compare(batch, self.twin)
+        views = self.capability.views(self.model, batch, self.twin)
         numbers = torch.tensor([self.number[s.images] for s in batch.samples], device=views.scale.device)
         if self.queue is None:
             self.queue = Queue.random(self.size, views.queued.images, self.seed)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cost.sample import STATED, train
+from ..cost.sample import stated, train
 from ..errors import RunFailed, UserError
 from ..model import Model
 
@@ -32,7 +32,7 @@ def outputs_of(model: Model, capability: str) -> list[Tensor]:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices):
             torch.manual_seed(0)  # re-ranking draws its negatives
-            batch = STATED[capability].make(model, SAMPLES, True)
+            batch = stated(capability).make(model, SAMPLES, True)
             computed = [model.encode(batch.images), train(model, capability, batch)]
     except UserError:
         return []

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ..capability import Capability
+from ..capability import capability_of
 from ..cell.cell import Cell, open_cell
 from ..cell.resolve import resolve
 from ..cell.sources import refuse_too_few
@@ -210,8 +210,7 @@ def ask(cell: Cell, model: Model) -> None:
     first.method(first.options).check(model.structure())
     for link in cell.spec.links:
         link.method(link.options).check_model(model)
-    if isinstance(model, Capability):
-        model.check_samples(cell.samples)
+    capability_of(cell.task.capability).check_samples(model, cell.samples)
 
 
 def _asks(cell: Cell) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..cost.measured import keep, print_table
-from ..cost.sample import STATED, infer
+from ..cost.sample import infer, stated
 from ..cost.timing import How, measure, resident_mb
 from ..errors import UserError
 from ..machine.ui import Screen
@@ -52,7 +52,7 @@ def stated_parts(served: Served, capability: str) -> list[Part]:
     """The stages that the stated sample goes through. Needs no data."""
     model, stages = served.model, served.model.stages()
     with noted(model, stages) as calls, torch.no_grad():
-        infer(model, capability, STATED[capability].make(model, 2, False))
+        infer(model, capability, stated(capability).make(model, 2, False))
     return parts_of(model, stages, calls)
 
 

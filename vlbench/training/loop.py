@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..capability import CAPABILITIES, Batch
+from ..capability import Batch, capability_of
 from ..disk.storage import digest
 from ..errors import RunFailed
 from ..machine.stopping import Stopped, ordered, step_by_step
@@ -75,7 +75,7 @@ class Schedule(MethodOptions):
         return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
     def refusal(self, capability: str) -> str:
-        if self.accumulate > 1 and CAPABILITIES[capability].loss_over_batch:
+        if self.accumulate > 1 and capability_of(capability).loss_over_batch:
             return (
                 f"accumulate={self.accumulate}: the loss of {capability} compares the samples of a batch with one "
                 "another, so that parts of a batch teach something else: use checkpointing=on or a smaller batch_size="

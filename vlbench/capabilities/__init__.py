@@ -1,0 +1,1 @@
+"""The capabilities that ship: one file each, read through vlbench.plugins like a stranger's."""
