@@ -177,6 +177,7 @@ def workspace(
     monkeypatch.chdir(folder)
     monkeypatch.delenv("VLBENCH_DATA", raising=False)
     monkeypatch.setenv("VLBENCH_DEVICE", "")  # what a command asks for ends with the test
+    monkeypatch.setenv("VLBENCH_WORKSPACE", str(folder))  # its plug-ins are announced to no user
     forget()
     yield made
     forget()

@@ -83,7 +83,10 @@ def allow(folder: Path) -> None:
 
 
 def announce(folder: Path) -> None:
-    """Say once for each folder, ever, that code of it is run. Where no cache can be written: once a process."""
+    """Say once for each folder, ever, that code of it is run. Where no cache can be written: once a process. Nothing is
+    said of a folder that the user has named with --workspace."""
+    if _allowed(folder):
+        return
     name = str(folder)
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlbench" / TOLD
