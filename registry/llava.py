@@ -65,6 +65,7 @@ TEXT: dict[str, Config] = {
         image=ImageSpec(size=336, resize="crop"),
         licence="LLaMA 2 community licence",
         source="https://arxiv.org/abs/2310.03744",
+        default_for=("pope", "scienceqa", "textvqa", "mmbench", "mme", "seedbench"),
         trained_on=("vqav2/train", "gqa/train", "okvqa/train"),
         prunable="every attention and feed-forward matrix of the first 23 blocks of the ViT (the last is never read) "
         "and of Vicuna; the projector, embeddings and lm_head stay dense",
