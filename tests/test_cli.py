@@ -15,7 +15,7 @@ from vlbench.leaderboard.local import print_board
 from vlbench.machine import ui
 from vlbench.plugins import scaffold
 from vlbench.plugins.table import table
-from vlbench.results.record import read_record
+from vlbench.records.record import read_record
 from vlbench.run import runner as run_module
 from vlbench.run.runner import Runner, Uploaded
 

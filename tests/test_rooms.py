@@ -28,9 +28,9 @@ def lint(checkout: Path) -> subprocess.CompletedProcess[str]:
     [
         ("disk/paths.py", "from ..cell.spec import Spec", "vlbench.disk is not allowed to import vlbench.cell"),
         (
-            "results/flags.py",
+            "records/flags.py",
             "def late() -> None:\n    from ..run.flags import flags_of",
-            "vlbench.results is not allowed to import vlbench.run",
+            "vlbench.records is not allowed to import vlbench.run",
         ),
         ("nn/attend.py", "from .beam import beam_search", "No cycles are allowed in vlbench.nn"),
     ],

@@ -189,7 +189,7 @@ def task(
 
     version is bumped when a number could change. data: the name of the root in vlbench.toml that holds the files
     (several tasks may share one), the task's name where it is left out. chance: what the best constant answer scores in
-    the primary metric, in percent, where that is more than a few (vlbench/results/convergence.py asks).
+    the primary metric, in percent, where that is more than a few (vlbench/records/convergence.py asks).
     """
 
     def register(cls: T) -> T:

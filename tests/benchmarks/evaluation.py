@@ -32,7 +32,7 @@ from torch import Tensor
 
 from tests import naive
 from tests.benchmarks.common import CARDS, Bench, Precision, precisely, without_tf32
-from vlbench.capability import Batch
+from vlbench.capability import Batch, Pass
 from vlbench.evaluation.loop import Evaluator
 from vlbench.evaluation.predictions import Line, Predictions
 from vlbench.evaluation.ranks import ranks
@@ -204,10 +204,10 @@ class Watched(Evaluator):
 
     wait: Callable[[], None] | None = None
 
-    def predict(self, method: str, *arguments: Any) -> list[Line]:
+    def predict(self, one: Pass, *arguments: Any) -> list[Line]:
         start = time.perf_counter()
-        lines = super().predict(method, *arguments)
-        self.passes[method] += time.perf_counter() - start
+        lines = super().predict(one, *arguments)
+        self.passes[one.name] += time.perf_counter() - start
         return lines
 
     @property

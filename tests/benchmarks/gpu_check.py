@@ -171,8 +171,8 @@ def _caption(model: Any, states: Tensor, batch: Batch) -> Tensor:
 
 def _match(model: Any, states: Tensor, batch: Batch) -> Tensor:
     if model.reranks:
-        return torch.stack(model.match(states, batch))
-    found = model.embed(states, batch)
+        return torch.stack(list(model.match(states, batch)))
+    found = list(model.embed(states, batch))
     return torch.stack([f["image"] for f in found]) @ torch.cat([f["texts"] for f in found]).t()
 
 

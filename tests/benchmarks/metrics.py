@@ -19,7 +19,7 @@ from PIL import Image
 
 from vlbench.evaluation.ranks import ranks
 from vlbench.images.maps import LabelMap, pack_map
-from vlbench.results.statistics import bootstrap
+from vlbench.records.statistics import bootstrap
 from vlbench.task import Sample
 
 IMAGES, SHAPE, CLASSES, DISTINCT = 2000, (512, 683), 150, 20

@@ -21,7 +21,7 @@ from tests.pages.browser import CHROMIUM, Browser
 from vlbench.leaderboard.published import load_published
 from vlbench.leaderboard.rows import rows_of
 from vlbench.pages.board import page
-from vlbench.results.record import Record
+from vlbench.records.record import Record
 
 TASKS = ("nlvr2", "vqav2", "coco_caption", "coco_retrieval", "flickr30k_retrieval", "imagenet", "ade20k")
 REPEATS = 5

@@ -15,7 +15,7 @@ from tests.lab import Lab
 from vlbench.calibration import shared, walk
 from vlbench.calibration.statistics import Statistics
 from vlbench.machine.workers import World
-from vlbench.results.record import read_record
+from vlbench.records.record import read_record
 from vlbench.tensors.checkpoint import CheckpointStore
 
 DENSE = ("calibration_samples=4", "propagate=dense")

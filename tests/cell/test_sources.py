@@ -179,8 +179,8 @@ def test_every_block_is_calibrated_on_captions(tmp_path: Path, name: str) -> Non
     made = job(f"task={name} method=wanda calibration={file} calibration_samples=4", tmp_path / "job")
     method = table("methods").get("wanda").load()
     method(method.Options(calibration_samples=4)).apply(made)
-    assert set(made.state.masks) == set(made.structure.matrices)
-    assert made.state.log["wanda"]["calibration"]["samples"] == 4
+    assert set(made.changes.state.masks) == set(made.changes.structure.matrices)
+    assert made.changes.state.log["wanda"]["calibration"]["samples"] == 4
 
 
 def test_too_few_are_counted(tmp_path: Path) -> None:
@@ -189,16 +189,16 @@ def test_too_few_are_counted(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"128 calibration samples were asked for, and calibration=.*captions.tsv shows 3 im"
     ):
-        made.calibration(128)
-    assert [len(batch.samples) for batch in made.calibration(3, 2)] == [2, 1]
+        made.data.calibration(128)
+    assert [len(batch.samples) for batch in made.data.calibration(3, 2)] == [2, 1]
 
 
 def test_samples_follow_the_seed(tmp_path: Path) -> None:
     made = job("task=vqav2 method=wanda calibration=coco_caption", tmp_path)
-    first = [s.id for b in made.calibration(8) for s in b.samples]
-    made.seed = 1
-    second = [s.id for b in made.calibration(8) for s in b.samples]
+    first = [s.id for b in made.data.calibration(8) for s in b.samples]
+    made.data.seed = 1
+    second = [s.id for b in made.data.calibration(8) for s in b.samples]
     assert len(set(first)) == 8
     assert first != second
-    made.seed = 0
-    assert [s.id for b in made.calibration(8) for s in b.samples] == first
+    made.data.seed = 0
+    assert [s.id for b in made.data.calibration(8) for s in b.samples] == first

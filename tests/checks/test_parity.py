@@ -13,7 +13,7 @@ from tests.lab import Lab, workspace
 from vlbench.checks import parity
 from vlbench.checks.parity import Comparison
 from vlbench.plugins.table import table
-from vlbench.results.record import Interval, Record, pack_scores
+from vlbench.records.record import Interval, Record, pack_scores
 
 
 @pytest.fixture

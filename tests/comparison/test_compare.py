@@ -16,7 +16,7 @@ from vlbench.errors import UserError
 from vlbench.leaderboard import filters as select
 from vlbench.leaderboard.rows import rows
 from vlbench.plugins.workspace import boards_folder
-from vlbench.results.record import Budget, read_record, write_record
+from vlbench.records.record import Budget, read_record, write_record
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from scipy import stats
 
 from vlbench.comparison.compare import CLAIMED
 from vlbench.comparison.paired import holm, mcnemar, of_corpus, of_means
-from vlbench.results.statistics import bootstrap, versus
+from vlbench.records.statistics import bootstrap, versus
 
 
 @pytest.fixture(scope="module")

@@ -188,7 +188,7 @@ def test_a_run_is_named_by_its_name_its_beginning_or_its_folder(lab: Lab) -> Non
     for number, run in enumerate((name, beginning, f"runs/{name}", f"runs/{name}/model")):
         told = lab("export", run, f"out{number}")
         assert told.code == 0, told
-        files = "config.json, load.py, model.safetensors, stock.json, vlbench.json"
+        files = "config.json, load.py, model.safetensors, preprocessing.json, stock.json, vlbench.json"
         assert told.out == f"wrote out{number}: {files}\n"
     assert sorted(p.name for p in lab.folder.glob(".out*")) == []
     assert lab("export", "out0", "copy").code == 0  # what was exported is a model folder, too
@@ -228,7 +228,7 @@ def test_a_folder_is_written_whole_or_not_at_all(lab: Lab, monkeypatch: pytest.M
 def test_a_family_without_a_loader_is_exported_without_one(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table("models").get("deit-mini").load(), "stock", lambda _: None)
     wrote, why = export("full-imagenet-deit-mini-uniform", Path("out"), Path("runs"))
-    assert wrote == "wrote out: config.json, model.safetensors, vlbench.json"
+    assert wrote == "wrote out: config.json, model.safetensors, preprocessing.json, vlbench.json"
     assert why.startswith("no load.py: deit-mini has no Model.stock()")
     assert load("out").card.name == "deit-mini"
 

@@ -14,7 +14,7 @@ from tests.lab import Lab, make_weights
 from vlbench.cost import measured, timing
 from vlbench.cost.timing import How, Patience
 from vlbench.errors import RunFailed
-from vlbench.results.record import read_record
+from vlbench.records.record import read_record
 
 
 @pytest.fixture

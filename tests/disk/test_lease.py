@@ -296,7 +296,7 @@ def test_who_holds_a_cell(tmp_path: Path) -> None:
 WORKER = """
 import os, sys, time
 from pathlib import Path
-from vlbench import lease as module
+from vlbench.disk import lease as module
 module.POLL = 0.002
 folder = Path(sys.argv[1])
 while not (folder / "go").exists():

@@ -13,8 +13,9 @@ from PIL import Image
 
 from tests.simulated import simulated
 from tests.training.families import TEXTS, capability, open_model
-from vlbench.capability import Awaited
+from vlbench.capability import Awaited, Pass, capability_of
 from vlbench.evaluation.loop import Evaluator
+from vlbench.evaluation.matching import EMBED, MATCH
 from vlbench.evaluation.predictions import Predictions
 from vlbench.images.pipeline import ImageStore
 from vlbench.task import Sample
@@ -48,7 +49,8 @@ def run(model: Any, samples: list[Sample], method: str, options: dict[str, Any],
         model, task, ImageStore(model.card.image), settings=options, batch_size=4,
     )  # fmt: skip
     predictions = Predictions(file)
-    predictions.finish(evaluator.predict(method, samples, predictions, options))
+    one = {"embed": EMBED, "match": MATCH}.get(method) or Pass(method, capability_of(method).predict)
+    predictions.finish(evaluator.predict(one, samples, predictions, options))
     return file.read_bytes()
 
 

@@ -134,6 +134,7 @@ def place_in(folder: Path) -> Iterator[Place]:
     (folder / "methods").mkdir()
     (folder / "methods" / "odd.py").write_text(ODD)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    environment["VLBENCH_WORKSPACE"] = str(folder)  # some tests run as another user
     environment.pop("VLBENCH_DATA", None)
     command = [sys.executable, str(Path(__file__).with_name("server.py"))]
     pipe = subprocess.PIPE

@@ -21,7 +21,7 @@ from vlbench.errors import UserError
 from vlbench.images.folder import differences, folder_image
 from vlbench.images.pipeline import normalise, preprocess
 from vlbench.images.spec import ImageSpec
-from vlbench.results.record import read_record
+from vlbench.records.record import read_record
 
 CARD = ImageSpec(size=32, resize="crop", crop_pct=0.9, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 NEAR = 2.5 / 255 / 0.2  # two grey levels of the smallest std: resizing on uint8 is within one of Pillow's

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from vlbench.disk.storage import digest
-from vlbench.results.record import Budget, Link, Parameters, Record, pack_clusters, pack_scores
-from vlbench.results.statistics import interval, versus
+from vlbench.records.record import Budget, Link, Parameters, Record, pack_clusters, pack_scores
+from vlbench.records.statistics import interval, versus
 
 SAMPLES, PER_IMAGE = 1500, 5
 DENSE, PRUNABLE = 1_950_000, 1_500_000

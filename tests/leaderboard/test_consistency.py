@@ -12,7 +12,7 @@ from vlbench.errors import UserError
 from vlbench.leaderboard.rows import load_results
 from vlbench.plugins.workspace import boards_folder
 from vlbench.publishing.regenerate import check, write
-from vlbench.results.record import read_record, write_record
+from vlbench.records.record import read_record, write_record
 
 
 @pytest.fixture

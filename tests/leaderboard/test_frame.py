@@ -13,7 +13,7 @@ from vlbench.errors import UserError
 from vlbench.leaderboard import filters as select
 from vlbench.leaderboard.rows import COLUMNS, rows
 from vlbench.leaderboard.tables import csv_text
-from vlbench.results.record import write_record
+from vlbench.records.record import write_record
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from vlbench.leaderboard import filters as select
 from vlbench.leaderboard.export import table_text
 from vlbench.leaderboard.latex import ALIGNED, escaped, latex
 from vlbench.leaderboard.rows import rows
-from vlbench.results.record import write_record
+from vlbench.records.record import write_record
 
 COMMANDS = {
     *(

@@ -10,7 +10,7 @@ from tests.leaderboard.factory import board, record
 from vlbench.errors import UserError
 from vlbench.leaderboard.rows import COLUMNS, load_results, merge, rows, rows_of
 from vlbench.leaderboard.tables import csv_text, markdown
-from vlbench.results.record import Link, Record, write_record
+from vlbench.records.record import Link, Record, write_record
 
 BOARD = [
     *board(),

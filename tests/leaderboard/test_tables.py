@@ -14,7 +14,7 @@ from rich.console import Console
 from tests.leaderboard.factory import board, record
 from vlbench.leaderboard.rows import COLUMNS, rows
 from vlbench.leaderboard.tables import count, csv_text, estimate, fixed, markdown, reduced, show
-from vlbench.results.record import Budget, Record
+from vlbench.records.record import Budget, Record
 
 
 def printed(records: Sequence[Record], local: Iterable[str] = (), **console: Any) -> str:

@@ -12,7 +12,7 @@ import pytest
 from tests.leaderboard.factory import board, record
 from vlbench import cli
 from vlbench.leaderboard import filters as select
-from vlbench.results.record import write_record
+from vlbench.records.record import write_record
 from vlbench.sweep import planning
 
 

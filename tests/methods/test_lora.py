@@ -22,7 +22,7 @@ from vlbench.disk.storage import read_sealed, write_sealed
 from vlbench.errors import UserError
 from vlbench.machine.ui import Screen
 from vlbench.nn.adapted import SideBranch
-from vlbench.results.record import Record, read_record
+from vlbench.records.record import Record, read_record
 from vlbench.run.runner import Runner
 
 pytest.importorskip("peft", reason="needs peft (the extra of that name)")

@@ -7,7 +7,7 @@ import torch
 
 from tests.lab import Lab
 from vlbench.compression.saved import load_model
-from vlbench.results.record import read_record
+from vlbench.records.record import read_record
 from vlbench.run.runner import Runner
 
 WRONG = [

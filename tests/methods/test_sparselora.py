@@ -12,7 +12,7 @@ from tests.methods.restored import PRUNERS, chain, is_plain, made, pruned, reloa
 from vlbench.cell.resolve import resolve
 from vlbench.checks.tiny import Workshop
 from vlbench.machine.ui import Screen
-from vlbench.results.record import Record
+from vlbench.records.record import Record
 from vlbench.run.runner import Runner
 
 ALL = {"dropout": "0.3", "loss": "both", "kd_weight": "0.3", "clip": "1", "weight_decay": "0.1"}

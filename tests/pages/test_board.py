@@ -21,7 +21,7 @@ from vlbench.leaderboard.rows import rows_of
 from vlbench.leaderboard.tables import GENERATED
 from vlbench.pages.board import page
 from vlbench.publishing.regenerate import boards
-from vlbench.results.record import write_record
+from vlbench.records.record import write_record
 
 EVIL = "<script>alert(1)</script>\"'&--></script><img src=x onerror=alert(2)>@@DATA@@\u2028"
 

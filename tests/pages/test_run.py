@@ -18,7 +18,7 @@ from vlbench.pages.curves import curve
 from vlbench.pages.run import _card, _text, _undisputed
 from vlbench.pages.samples import MOST, Shown, chosen
 from vlbench.plugins.table import forget
-from vlbench.results.record import write_record
+from vlbench.records.record import write_record
 from vlbench.task import Sample
 
 EVIL = "<script>alert(1)</script>"

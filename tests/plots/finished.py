@@ -15,7 +15,7 @@ from vlbench.compression.saved import save_model
 from vlbench.compression.state import Compression
 from vlbench.model import Model
 from vlbench.plugins.table import table
-from vlbench.results.record import Link, Record, write_record
+from vlbench.records.record import Link, Record, write_record
 from vlbench.structure import Site
 from vlbench.tensors.locate import locate
 

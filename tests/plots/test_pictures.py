@@ -19,7 +19,7 @@ from vlbench.plots.canvas import drawing
 from vlbench.plots.command import plot
 from vlbench.plots.kept import Kept, Panel
 from vlbench.plots.tradeoff import draw_tradeoff
-from vlbench.results.record import write_record
+from vlbench.records.record import write_record
 
 pytest.importorskip("matplotlib", reason="needs the extra 'plots' (matplotlib)")
 

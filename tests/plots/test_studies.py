@@ -19,7 +19,7 @@ from vlbench.leaderboard.rows import rows_of
 from vlbench.plots.command import plot
 from vlbench.plots.restoration import comparison
 from vlbench.plots.spread import blind_of, grids
-from vlbench.results.record import Link, Record, write_record
+from vlbench.records.record import Link, Record, write_record
 from vlbench.sweep.sweepfile import lines_of
 
 pytest.importorskip("matplotlib", reason="needs the extra 'plots' (matplotlib)")

@@ -10,7 +10,7 @@ import torch
 
 from tests.lab import Lab
 from vlbench import load
-from vlbench.results.record import Record, read_record
+from vlbench.records.record import Record, read_record
 
 SHORT = ("steps=2", "finetune.batch_size=4")
 

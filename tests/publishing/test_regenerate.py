@@ -14,7 +14,7 @@ from tests.leaderboard.factory import board, record
 from vlbench.errors import UserError
 from vlbench.leaderboard.rows import rows
 from vlbench.publishing.regenerate import boards, check, write
-from vlbench.results.record import read_record, write_record
+from vlbench.records.record import read_record, write_record
 
 DIGEST = """
 import contextlib, hashlib, locale, sys

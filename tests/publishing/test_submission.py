@@ -20,7 +20,7 @@ from vlbench.machine.ui import Screen
 from vlbench.plugins.workspace import boards_folder
 from vlbench.publishing.regenerate import boards
 from vlbench.publishing.submission import LARGEST, submit, submit_all, submit_each
-from vlbench.results.record import pack_scores, read_record, write_record
+from vlbench.records.record import pack_scores, read_record, write_record
 from vlbench.run.runner import Runner
 
 

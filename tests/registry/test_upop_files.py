@@ -23,7 +23,7 @@ from vlbench.machine.ui import Screen
 from vlbench.model import Card
 from vlbench.nn.attend import Shared
 from vlbench.plugins.table import table
-from vlbench.results.record import Record
+from vlbench.records.record import Record
 from vlbench.run.runner import Runner
 
 keys = importlib.import_module("vlbench.registry._blip_keys")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.lab import Lab, workspace
-from vlbench.results.flags import agrees
-from vlbench.results.record import Parameters, Record
+from vlbench.records.flags import agrees
+from vlbench.records.record import Parameters, Record
 from vlbench.run.flags import flags_of
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vlbench.machine.ui import Screen
-from vlbench.results.record import Record, read_record, unpack_scores
+from vlbench.records.record import Record, read_record, unpack_scores
 from vlbench.run.runner import Runner, Uploaded
 
 SHORT = {"upop_search.steps": "4", "interval": "2", "finetune.steps": "2"}

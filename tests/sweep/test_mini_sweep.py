@@ -13,7 +13,7 @@ from vlbench.disk.storage import canonical
 from vlbench.errors import UserError
 from vlbench.leaderboard.rows import load_results
 from vlbench.plugins.table import table
-from vlbench.results.record import Record
+from vlbench.records.record import Record
 from vlbench.sweep.sweepfile import lines_of
 
 BOARDS = Path(__file__).resolve().parents[2] / "leaderboards"

@@ -13,7 +13,7 @@ import pytest
 from vlbench.disk.storage import write_json
 from vlbench.errors import UserError
 from vlbench.plugins.workspace import package_folder
-from vlbench.results.record import read_record
+from vlbench.records.record import read_record
 from vlbench.sweep.executor import log_file
 from vlbench.sweep.state import Brief, Runs, Times, brief, kind_of
 from vlbench.sweep.status import duration, print_status, rows_of

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from vlbench.errors import UserError
 from vlbench.images.maps import LabelMap, pack_map
-from vlbench.results.statistics import bootstrap
+from vlbench.records.statistics import bootstrap
 from vlbench.task import digest_samples, held_out
 
 module = importlib.import_module("vlbench.tasks.ade20k")

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from vlbench.errors import UserError
 from vlbench.evaluation.ranks import ranks
 from vlbench.plugins.table import table
-from vlbench.results.statistics import bootstrap
+from vlbench.records.statistics import bootstrap
 from vlbench.task import digest_samples
 
 SIZES = {"train": 4, "val": 2, "test": 3}

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..disk.storage import read_json
 from ..errors import UserError
-from ..results.record import Record
+from ..records.record import Record
 from .cell import Cell, open_cell
 from .resolve import resolve
 

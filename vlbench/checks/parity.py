@@ -15,9 +15,9 @@ from ..errors import UserError, did_you_mean
 from ..machine.ui import Screen
 from ..plugins.entry import Entry
 from ..plugins.table import table
-from ..results.flags import agrees
-from ..results.record import Interval, Record, unpack_scores
-from ..results.statistics import interval
+from ..records.flags import agrees
+from ..records.record import Interval, Record, unpack_scores
+from ..records.statistics import interval
 from ..run.runner import Runner
 
 KEYS = ("model", "limit", "precision", "batch_size", "checkpoint")

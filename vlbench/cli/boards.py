@@ -134,7 +134,7 @@ def score(
 ) -> None:
     """Enter what an evaluation server returned: vlbench score RUN file=scores.json."""
     from ..cell.words import parse
-    from ..results.server import enter_score
+    from ..records.server import enter_score
 
     given = parse(words)
     if set(given) != {"file"}:

@@ -65,7 +65,7 @@ def _detail(entry: Entry) -> str:
 
 
 def _print_runs(runs: Path, *, json: bool) -> None:
-    from ..results.server import server_score
+    from ..records.server import server_score
 
     rows: list[dict[str, Any]] = []
     for folder in sorted(p for p in runs.glob("*") if (p / "cell.json").is_file()):

@@ -16,7 +16,7 @@ from ..machine.device import ask_for
 from .common import RUNS, Device, Json, Runs, Words, cells_of, resumable, stop
 
 if TYPE_CHECKING:
-    from ..results.record import Record
+    from ..records.record import Record
     from ..sweep.engines import Engine
     from ..sweep.sweep import Sweep
 

@@ -11,7 +11,7 @@ from ..cell.cell import Cell, open_cell
 from ..cell.spec import Spec
 from ..errors import UserError
 from ..machine.ui import Screen
-from ..results.record import Record, read_record
+from ..records.record import Record, read_record
 
 
 def print_plan(spec: Spec, runs: Path, screen: Screen, *, json: bool) -> None:

@@ -15,7 +15,7 @@ from ..leaderboard.metric import titled
 from ..leaderboard.rows import Row
 from ..leaderboard.tables import estimate, fixed, name
 from ..plugins.table import table
-from ..results.record import Record, unpack_scores
+from ..records.record import Record, unpack_scores
 from ..task import Task
 from .paired import Difference, holm, of_corpus, of_means
 from .rebuilt import clusters_of

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..results.statistics import (
+from ..records.statistics import (
     Aggregate,
     Array,
     centred,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from ..results.record import Record, unpack_clusters, unpack_scores
+from ..records.record import Record, unpack_clusters, unpack_scores
 
 if TYPE_CHECKING:
     from ..cell.cell import Cell

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..results.record import Budget
+from ..records.record import Budget
 from .cut import Cut
 
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import UserError
 from ..model import Model
-from ..results.record import Parameters
+from ..records.record import Parameters
 from ..task import Task
 from .sample import stated, train
 

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..images.folder import folder_image
 from ..model import Model
 from ..plugins.table import table
-from ..results.record import Record, read_record
+from ..records.record import Record, read_record
 from .accelerated import accelerated, line, refuse_pattern
 from .sample import stated
 from .timing import How, measure

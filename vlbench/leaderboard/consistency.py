@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..disk.storage import canonical
 from ..errors import UserError
-from ..results.record import Record
+from ..records.record import Record
 
 SAME = 1e-6  # percent points between two tellings of one number
 

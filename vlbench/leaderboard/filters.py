@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import UserError, did_you_mean
 from ..plugins.workspace import boards_folder
-from ..results.record import Record, read_record
+from ..records.record import Record, read_record
 from .local import readable
 from .rows import Row, load_results, merge, ranked, rows_of
 from .tables import fixed, name

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..disk.storage import write_text
 from ..errors import UserError
 from ..plugins.workspace import boards_folder
-from ..results.record import Record, read_record
+from ..records.record import Record, read_record
 from .metric import titled
 from .rows import Row, load_results, merge, rows
 from .tables import csv_text, show

@@ -16,9 +16,9 @@ from typing import Any
 
 from ..disk.storage import canonical, digest
 from ..errors import UserError
-from ..results.convergence import converged
-from ..results.record import Link, Record, read_record
-from ..results.statistics import over_seeds, row_interval, row_versus
+from ..records.convergence import converged
+from ..records.record import Link, Record, read_record
+from ..records.statistics import over_seeds, row_interval, row_versus
 from .consistency import refuse_contradictions
 
 SHORT = 12  # characters of a digest in a table
@@ -40,7 +40,7 @@ class Row:
     options: those that differ between the rows of one method in one block. sparsity: realised fraction of the
     prunable set; model_reduction, macs_reduction: of the whole model. parameters, nonzero, steps,
     samples_seen: means over seeds; a search's candidates count. n_tuned: settings that were chosen between on
-    select. converged: whether every seed has (vlbench/results/convergence.py), None where nothing was trained. value ..
+    select. converged: whether every seed has (vlbench/records/convergence.py), None where nothing was trained. value ..
     spread: percent points; low, high: 95 % interval (None where one cluster allows none). delta: paired difference to
     the dense model. p: two-sided, raw. metrics: the others, means over seeds. *_digest, config: first 12 characters.
     """

@@ -27,8 +27,8 @@ from ..leaderboard.tables import (
     reduced,
     subject,
 )
-from ..results.flags import meanings
-from ..results.record import Record
+from ..records.flags import meanings
+from ..records.record import Record
 from .document import asset, data_block, escaped, filled, source_hash
 
 Found = Sequence[tuple[Row, Sequence[Record]]]

@@ -14,7 +14,7 @@ from ..images.maps import LabelMap, read_map, unpack_map
 from ..leaderboard.metric import titled
 from ..leaderboard.tables import count, estimate, fixed, reduced
 from ..plots.runs import Run, open_run
-from ..results.record import Record
+from ..records.record import Record
 from .curves import curve
 from .document import asset, escaped, filled, source_hash
 from .samples import MOST, Kind, Shown, all_samples, chosen

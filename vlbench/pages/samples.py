@@ -12,7 +12,7 @@ import numpy as np
 from ..cell.again import dense_cell
 from ..evaluation.predictions import Line, read_predictions
 from ..leaderboard.local import comparable
-from ..results.record import Record, read_record
+from ..records.record import Record, read_record
 from ..task import Sample, Score, Task
 
 MOST = 50  # samples of a page

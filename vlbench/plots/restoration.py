@@ -12,7 +12,7 @@ from ..leaderboard.filters import Found
 from ..leaderboard.metric import titled
 from ..leaderboard.rows import Row
 from ..leaderboard.tables import MINI_WARNING
-from ..results.record import Record
+from ..records.record import Record
 from .canvas import COLOURS, GREY, figure, save
 from .distribution import THIN, half_widths
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..disk.storage import digest, read_sealed, standing
 from ..errors import UserError
 from ..leaderboard.rows import OWN_COLUMN
-from ..results.record import Record, read_record
+from ..records.record import Record, read_record
 
 
 @dataclass(frozen=True)

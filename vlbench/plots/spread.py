@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ..disk.storage import digest
 from ..leaderboard.filters import Found
 from ..leaderboard.rows import Row
-from ..results.record import Record
+from ..records.record import Record
 
 SPREAD = ("sparsity", "vision", "language", "towers", "budget")  # options of a pruner that say how much goes where
 ALIKE, LANGUAGE, VISION = "both alike", "language alone", "vision alone"

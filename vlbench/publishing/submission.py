@@ -20,7 +20,7 @@ from ..disk.storage import canonical, read_json, write_text
 from ..errors import UserError
 from ..evaluation.predictions import Line, read_predictions
 from ..leaderboard.rows import agree
-from ..results.record import Link, Record, pack_clusters, pack_scores, read_record
+from ..records.record import Link, Record, pack_clusters, pack_scores, read_record
 from .regenerate import file_name
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from .agreement import outputs_of, refuse_other
 
 @dataclass(frozen=True)
 class Compressor:
-    """Applies a cell's chain in its folder. dense: makes the dense model, for links that learn from it."""
+    """Applies a cell's chain in its folder. dense: makes the dense model beside the one
+    that a link works on, for links that learn from it."""
 
     cell: Cell
     folder: Path
@@ -39,7 +41,7 @@ class Compressor:
     world: World
     checkpoint_seconds: float
     progress: Progress
-    dense: Callable[[], Model]
+    dense: Callable[[Model], Model]
 
     def applied(self, model: Model, state: Compression) -> tuple[Model, Compression]:
         """The model after every link, resuming after the last one that was finished. All workers do this, and go on
@@ -97,7 +99,8 @@ class Compressor:
             shared=SharedWith(self.runs / "calibration", self.cell.shared_identity()) if first else None,
         )  # fmt: skip
         source = self.cell.sources.get(link.entry.name)
-        job = Job(model, self.cell.task, self.images, here, state=state, dense=self.dense, source=source)
+        dense = partial(self.dense, model)
+        job = Job(model, self.cell.task, self.images, here, state=state, dense=dense, source=source)
         _seed(words.seed)
         link.method(link.options).apply(job)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..results.flags import PARITY, agrees
+from ..records.flags import PARITY, agrees
 
 if TYPE_CHECKING:
     from ..cell.cell import Cell
     from ..model import Card
-    from ..results.record import Interval, Parameters, Record
+    from ..records.record import Interval, Parameters, Record
 
 
 def flags_of(cell: Cell, card: Card, bad: list[str], parameters: Parameters, n_tuned: int) -> list[str]:

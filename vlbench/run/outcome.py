@@ -15,8 +15,8 @@ from ..compression.state import Compression
 from ..errors import RunFailed, UserError
 from ..evaluation.predictions import Line, read_predictions
 from ..model import Model
-from ..results.record import Interval, Link, Parameters, Record, VersusDense, pack_clusters, pack_scores, unpack_scores
-from ..results.statistics import bootstrap, interval, versus
+from ..records.record import Interval, Link, Parameters, Record, VersusDense, pack_clusters, pack_scores, unpack_scores
+from ..records.statistics import bootstrap, interval, versus
 from ..task import Score, Task
 from .flags import flags_of, parity_flags
 from .provenance import provenance

@@ -32,7 +32,7 @@ from ..machine.ui import Screen
 from ..machine.workers import ALONE, World
 from ..method import Method
 from ..model import Model
-from ..results.record import Record, finished, read_record, write_record
+from ..records.record import Record, finished, read_record, write_record
 from .compress import Compressor
 from .outcome import record_of
 
@@ -165,7 +165,7 @@ class Runner:
     ) -> tuple[Model, Compression]:
         return Compressor(
             cell, folder, store, self.runs, self.world, self.checkpoint_seconds, self._progress,
-            dense=partial(self._second, cell, model),
+            dense=partial(self._second, cell),
         ).applied(model, state)  # fmt: skip
 
     def _evaluate(

@@ -19,7 +19,7 @@ from ..disk.storage import new_folder, write_json
 from ..errors import RunFailed, UserError
 from ..machine.device import computing_device, product
 from ..plugins.table import table
-from ..results.record import Record, read_record
+from ..records.record import Record, read_record
 from ..runtime import Runtime, Served
 from .proof import proved, proved_by_itself, wanted
 

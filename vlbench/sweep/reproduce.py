@@ -21,8 +21,8 @@ from ..cell.words import parse
 from ..errors import UserError, did_you_mean
 from ..machine.ui import Screen
 from ..plugins.workspace import boards_folder
-from ..results.flags import agrees
-from ..results.record import Record, finished
+from ..records.flags import agrees
+from ..records.record import Record, finished
 from .planning import Planned
 from .planning import plan as planning
 from .sweepfile import Line

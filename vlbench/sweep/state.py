@@ -18,7 +18,7 @@ from statistics import median
 from ..disk import lease
 from ..errors import UserError
 from ..plugins.workspace import package_folder
-from ..results.record import SCHEMA_VERSION, read_record
+from ..records.record import SCHEMA_VERSION, read_record
 from .executor import FAILED, log_file
 
 _SCHEMA = re.compile(rb'\{\n "schema_version": (\d{1,9}),\n')

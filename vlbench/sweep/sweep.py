@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..results.record import Record, read_record
+from ..records.record import Record, read_record
 from .executor import FAILED, Executor, Outcome, incomplete, log_file
 from .planning import Planned
 from .state import Runs, Times

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tests.leaderboard.factory import record
-from vlbench.results import convergence
-from vlbench.results.convergence import chance_of, converged
-from vlbench.results.record import Interval, VersusDense, read_record, write_record
+from vlbench.records import convergence
+from vlbench.records.convergence import chance_of, converged
+from vlbench.records.record import Interval, VersusDense, read_record, write_record
 
 
 def cell(task: str, value: float, dense: float, half: float = 1.0, *, trained: bool = True) -> Any:

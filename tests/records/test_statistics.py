@@ -14,9 +14,9 @@ import pytest
 import statsmodels.api as sm
 from scipy import stats
 
-from vlbench.results import statistics
-from vlbench.results.record import Interval, VersusDense
-from vlbench.results.statistics import bootstrap, interval, over_seeds, resample, row_interval, row_versus, versus
+from vlbench.records import statistics
+from vlbench.records.record import Interval, VersusDense
+from vlbench.records.statistics import bootstrap, interval, over_seeds, resample, row_interval, row_versus, versus
 
 SERIES = ("binary", "vqa")
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tests.leaderboard.factory import record
 from vlbench.errors import UserError
 from vlbench.plugins.workspace import boards_folder
-from vlbench.results import record as records
-from vlbench.results.record import (
+from vlbench.records import record as records
+from vlbench.records.record import (
     SCHEMA_VERSION,
     cluster_numbers,
     pack_clusters,
