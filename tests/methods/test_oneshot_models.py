@@ -69,7 +69,7 @@ def test_every_method_and_pattern(tmp_path: Path, name: str) -> None:
             fresh = copy.copy(model)
             fresh.net = copy.deepcopy(model.net)
             job = Job(fresh, task, store, Surroundings(0, tmp_path / f"{method}-{pattern[0]}"))
-            job._samples["train"] = train  # parsed once
+            job.data._samples["train"] = train  # parsed once
             prune(job, method, TARGETS[pattern])
             counted(job, pattern, size)
             loss = job.loss(job.data.calibration(2, 2)[0])
