@@ -434,7 +434,8 @@ def test_a_model_opens_from_a_folder_of_shards(name: str, tmp_path: Path) -> Non
     save_file({k: tensors[k] for k in half}, tmp_path / "model-00001-of-00002.safetensors")
     rest = {k: v for k, v in tensors.items() if k not in half}
     save_file(rest, tmp_path / "model-00002-of-00002.safetensors")
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {}}))
+    shards = {k: f"model-0000{1 if k in half else 2}-of-00002.safetensors" for k in tensors}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     config = {**model.config, "torch_dtype": "float16"}
     if "vision_config" in config:
         config["vision_config"] = {**config["vision_config"], "torch_dtype": "float16"}

@@ -128,6 +128,9 @@ class Pictures:
     def roles(self) -> Mapping[str, str]:
         return {"train": "train", "select": "select", "report": "report"}
 
+    def split_for(self, role: str) -> str:
+        return role
+
     def samples(self, split: str) -> list[Sample]:
         return self.all if split == "train" else []
 
