@@ -31,7 +31,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Folder of the checkout -> where it is installed.
 INSTALLED = {"vlbench": "vlbench", **{f: f"vlbench/{f}" for f in ("registry", "tasks", "methods", "leaderboards")}}
-RUNTIME_EXTRAS = {"onnx", "openvino", "gguf", "segmentation", "peft", "ray", "slurm", "plots", "large"}
+RUNTIME_EXTRAS = {"parquet", "onnx", "openvino", "gguf", "segmentation", "peft", "ray", "slurm", "plots", "large"}
 LIST = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
