@@ -11,7 +11,7 @@ import torch
 
 from vlbench.images.pipeline import ImageStore
 from vlbench.job import Job, Surroundings
-from vlbench.mini.world import mini_root
+from vlbench.mini.world import WORLDS, mini_root
 from vlbench.model import Model
 from vlbench.plugins.table import table
 from vlbench.task import Task
@@ -30,7 +30,8 @@ def opened(name: str) -> tuple[Model, Task, ImageStore]:
     entry = table("models").get(name)
     card = next(c for c in entry.load().cards if c.name == name)
     model: Model = entry.load().open(card, locate(card.checkpoint, card.revision, {}))
-    cls = next(e for e in table("tasks").entries.values() if e.facts["capability"] in card.capabilities).load()
+    tasks = (table("tasks").get(name) for name in sorted(WORLDS))
+    cls = next(e for e in tasks if e.facts["capability"] in card.capabilities).load()
     task = cls(mini_root(cls.name), cls.Options.model_validate(dict(cls.mini)))
     return model, task, ImageStore(card.image)
 

@@ -59,7 +59,7 @@ class CheckpointStore:
         """(step, tensors, log) or None, the same in every worker. Raises UserError where the state is damaged or
         belongs to another cell, RunFailed where a worker does not see what the leading one sees."""
         found = self._read() if self.world.leads else None
-        told = self.world.share(f"load {self.folder.name}", "" if found is None else found[1])
+        told = self.world.share(f"load {self.identity.get('stage', 'a state')}", "" if found is None else found[1])
         if not told:
             return None
         until = time.monotonic() + VISIBLE
