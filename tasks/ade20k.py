@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from vlbench.task import Role, Sample, Score, Task, TaskOptions, held_out, task
 
 from ._files import refuse
 from ._miou import IGNORED, aacc, counts, macc, miou
+
+if TYPE_CHECKING:
+    from vlbench.mini.world import World
 
 SELECT_PERCENT = 5  # of the training images
 CHALLENGE = "ADEChallengeData2016"
@@ -72,6 +75,12 @@ class ADE20K(Task):
     @classmethod
     def report_splits(cls) -> tuple[str, ...]:
         return ("validation", "select")
+
+    @classmethod
+    def mini_world(cls) -> World:
+        from ._worlds.ade20k import WORLD
+
+        return WORLD
 
     def missing(self, split: str) -> list[str]:
         images, labels = self._folders(split)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
@@ -19,6 +19,9 @@ from vlbench.task import Role, Sample, Score, Task, TaskOptions, task
 from . import _caption_metrics
 from ._files import inside, read_json, refuse
 from ._karpathy import coco_captions, entries, missing
+
+if TYPE_CHECKING:
+    from vlbench.mini.world import World
 
 OWN = "test"  # the split that the user's own captions stand for
 
@@ -58,6 +61,12 @@ class CocoCaption(Task):
     @classmethod
     def report_splits(cls) -> tuple[str, ...]:
         return ("test", "val")
+
+    @classmethod
+    def mini_world(cls) -> World:
+        from ._worlds.karpathy import COCO_WORLD
+
+        return COCO_WORLD
 
     def missing(self, split: str) -> list[str]:
         annotations, images = self._own(split)

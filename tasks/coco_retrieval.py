@@ -7,7 +7,7 @@ directions (see _recall.py). k_test is BLIP's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -15,6 +15,9 @@ from vlbench.task import TaskOptions, task
 
 from ._karpathy import Dataset
 from ._retrieval import CANDIDATES, Retrieval, RetrievalOptions
+
+if TYPE_CHECKING:
+    from vlbench.mini.world import World
 
 
 class CocoRetrievalOptions(RetrievalOptions):
@@ -30,3 +33,9 @@ class CocoRetrieval(Retrieval):
     Options: ClassVar[type[TaskOptions]] = CocoRetrievalOptions
     dataset: ClassVar[Dataset] = "coco"
     mini: ClassVar[Mapping[str, Any]] = {"k_test": 32}  # of 1,000 images: 256 would take two minutes a cell
+
+    @classmethod
+    def mini_world(cls) -> World:
+        from ._worlds.karpathy import COCO_WORLD
+
+        return COCO_WORLD

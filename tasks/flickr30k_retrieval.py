@@ -8,7 +8,7 @@ directions (see _recall.py). k_test is BLIP's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -16,6 +16,9 @@ from vlbench.task import TaskOptions, task
 
 from ._karpathy import Dataset
 from ._retrieval import CANDIDATES, Retrieval, RetrievalOptions
+
+if TYPE_CHECKING:
+    from vlbench.mini.world import World
 
 
 class Flickr30KRetrievalOptions(RetrievalOptions):
@@ -38,3 +41,9 @@ class Flickr30KRetrieval(Retrieval):
     Options: ClassVar[type[TaskOptions]] = Flickr30KRetrievalOptions
     dataset: ClassVar[Dataset] = "flickr30k"
     mini: ClassVar[Mapping[str, Any]] = {"k_test": 32}  # of 600 images
+
+    @classmethod
+    def mini_world(cls) -> World:
+        from ._worlds.karpathy import FLICKR30K_WORLD
+
+        return FLICKR30K_WORLD

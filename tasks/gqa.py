@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
 from vlbench.errors import UserError, did_you_mean
 from vlbench.task import Role, Sample, Score, Task, TaskOptions, held_out, task
@@ -21,6 +21,9 @@ from vlbench.task import Role, Sample, Score, Task, TaskOptions, held_out, task
 from ._answering import AnsweringOptions, frequent
 from ._files import inside, read_json, refuse
 from ._vqa_accuracy import normalise
+
+if TYPE_CHECKING:
+    from vlbench.mini.world import World
 
 SELECT_PERCENT = 5  # of the training images
 FILES = {name: f"{name}_balanced_questions.json" for name in ("train", "val", "testdev")}
@@ -55,6 +58,12 @@ class GQA(Task):
     @classmethod
     def report_splits(cls) -> tuple[str, ...]:
         return ("testdev", "val", "select")
+
+    @classmethod
+    def mini_world(cls) -> World:
+        from ._worlds.gqa import WORLD
+
+        return WORLD
 
     def missing(self, split: str) -> list[str]:
         wanted = {split, "train"} if self.options.decoding == "rank" else {split}

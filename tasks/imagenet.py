@@ -11,11 +11,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from vlbench.errors import UserError, did_you_mean
 from vlbench.options import later
 from vlbench.task import Role, Sample, Score, Task, TaskOptions, held_out, task
+
+if TYPE_CHECKING:
+    from vlbench.mini.world import World
 
 SELECT_PERCENT = 2  # of the training images: 25 a class
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -51,6 +54,12 @@ class ImageNet(Task):
     @classmethod
     def report_splits(cls) -> tuple[str, ...]:
         return ("val", "select")
+
+    @classmethod
+    def mini_world(cls) -> World:
+        from ._worlds.imagenet import WORLD
+
+        return WORLD
 
     def missing(self, split: str) -> list[str]:
         folder = self._folder(split)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 from statistics import fmean
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
 from pydantic import Field
 
@@ -30,6 +30,9 @@ from vlbench.errors import UserError, did_you_mean
 from vlbench.task import Role, Sample, Score, Task, TaskOptions, task
 
 from ._files import inside, read_json, refuse
+
+if TYPE_CHECKING:
+    from vlbench.mini.world import World
 
 OFFICIAL = {split: f"{split}.json" for split in ("train", "dev", "test1", "test2")}
 BLIP = {"train": "nlvr_train.json", "dev": "nlvr_dev.json", "test1": "nlvr_test.json"}
@@ -85,6 +88,12 @@ class NLVR2(Task):
     @classmethod
     def report_splits(cls) -> tuple[str, ...]:
         return ("test1", "dev", "test2")
+
+    @classmethod
+    def mini_world(cls) -> World:
+        from ._worlds.nlvr2 import WORLD
+
+        return WORLD
 
     def missing(self, split: str) -> list[str]:
         lacking = [] if self._source(split) else [self._wanted(split)]

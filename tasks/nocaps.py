@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
 from pydantic import Field
 
@@ -23,6 +23,9 @@ from . import _caption_metrics
 from ._files import inside, read_json, refuse
 from ._karpathy import coco_captions, entries, missing
 from ._ptb import ptb_tokenize
+
+if TYPE_CHECKING:
+    from vlbench.mini.world import World
 
 FILE = "nocaps_val_4500_captions.json"
 FOLDERS = ("images", "val", "validation", "images/val", "images/validation")  # where the images lie
@@ -78,6 +81,12 @@ class Nocaps(Task):
     @classmethod
     def roles(cls) -> dict[Role, str]:
         return {"train": "train", "select": "select", "report": "val"}
+
+    @classmethod
+    def mini_world(cls) -> World:
+        from ._worlds.nocaps import WORLD
+
+        return WORLD
 
     def missing(self, split: str) -> list[str]:
         if split != "val":

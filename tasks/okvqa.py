@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from vlbench.errors import UserError, did_you_mean
 from vlbench.task import Role, Sample, Score, Task, TaskOptions, held_out, task
@@ -21,6 +21,9 @@ from ._answering import AnsweringOptions, frequent
 from ._files import other_year, refuse
 from ._vqa_accuracy import accuracy
 from ._vqa_files import Label, by_question, images, label, question, target
+
+if TYPE_CHECKING:
+    from vlbench.mini.world import World
 
 SELECT_PERCENT = 10  # of the training images
 YEARS = {"train": "train2014", "select": "train2014", "val": "val2014"}
@@ -46,6 +49,12 @@ class OKVQA(Task):
     @classmethod
     def report_splits(cls) -> tuple[str, ...]:
         return ("val", "select")
+
+    @classmethod
+    def mini_world(cls) -> World:
+        from ._worlds.okvqa import WORLD
+
+        return WORLD
 
     def missing(self, split: str) -> list[str]:
         year = self._year(split)

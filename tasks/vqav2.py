@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
 from pydantic import Field
 
@@ -24,6 +24,9 @@ from ._vqa_accuracy import accuracy
 from ._vqa_files import Label, by_question, label, question, read_candidates
 from ._vqa_files import images as images_in
 from ._vqa_files import target as target_of
+
+if TYPE_CHECKING:
+    from vlbench.mini.world import World
 
 SELECT_PERCENT = 5  # of the training images
 UPLOAD = "vqav2_results.json"
@@ -99,6 +102,12 @@ class VQAv2(Task):
 
     def labelled(self, split: str) -> bool:
         return self._files(split).annotations is not None
+
+    @classmethod
+    def mini_world(cls) -> World:
+        from ._worlds.vqav2 import WORLD
+
+        return WORLD
 
     def missing(self, split: str) -> list[str]:
         files, train = self._files(split), self._files("train").annotations

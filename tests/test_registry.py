@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from vlbench.images.spec import ImageSpec
-from vlbench.mini.world import WORLDS, mini_root
+from vlbench.mini.world import mini_root
 from vlbench.model import Card
 from vlbench.plugins.table import table
+from vlbench.plugins.worlds import worlds
 from vlbench.structure import check_structure
 from vlbench.task import held_out, refuse_report_ids
 from vlbench.tensors.locate import locate
 
 MODELS = list(table("models").entries)
 TASKS = list(table("tasks").entries)
+WORLDS = worlds()
 
 
 def card_of(name: str) -> tuple[Any, Card]:
@@ -70,7 +72,7 @@ def test_the_digest_rule_holds_out_what_it_has_always_held_out() -> None:
 @pytest.mark.parametrize("name", sorted(WORLDS))
 def test_task_reads_its_mini_world(name: str) -> None:
     cls = table("tasks").get(name).load()
-    task = cls(mini_root(name), cls.Options())
+    task = cls(mini_root(WORLDS[name]), cls.Options())
     roles = cls.roles()
     assert cls.metric in cls.metrics
     assert cls.titles.keys() <= cls.metrics.keys(), "a title of a metric that the task has not"

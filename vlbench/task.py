@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from .mini.world import World
+
 Score = float | list[float]
 Role = Literal["train", "select", "report"]
 
@@ -114,6 +116,12 @@ class Task(ABC):
     def report_splits(cls) -> tuple[str, ...]:
         """Splits `split=` accepts for evaluation; the first is the default."""
         return (cls.roles()["report"],)
+
+    @classmethod
+    def mini_world(cls) -> World | None:
+        """What suite=mini reads: a small world in this task's own layout, with the digest that it must have. None: the
+        task has no such world. Import its generator in here: nobody else needs it."""
+        return None
 
     @abstractmethod
     def missing(self, split: str) -> list[str]:

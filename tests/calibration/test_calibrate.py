@@ -96,7 +96,7 @@ def vqa(tmp_path: Path) -> Job:
     card = next(c for c in cls.cards if c.name == "blip-vqa-mini")
     model = cls.open(card, locate(card.checkpoint, card.revision, {}))
     task_class = table("tasks").get("vqav2").load()
-    task = task_class(mini_root("vqav2"), task_class.Options())
+    task = task_class(mini_root(task_class.mini_world()), task_class.Options())
     return Job(model, task, ImageStore(card.image), Surroundings(0, tmp_path))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from vlbench.cell.resolve import resolve
 from vlbench.cell.words import parse
 from vlbench.disk.storage import digest
 from vlbench.errors import UserError
-from vlbench.mini import world as mini
+from vlbench.mini.world import MARKER, worlds_folder
 from vlbench.plugins.table import forget, table
 
 
@@ -188,9 +189,8 @@ def test_an_option_that_is_a_file_counts_by_its_content(box: Path) -> None:
 def mini_world(box: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test's data in the place of the mini world."""
     monkeypatch.setenv("VLBENCH_CACHE", str(box / "cache"))
-    root = box / "cache" / f"mini-v{mini.WORLD_VERSION}" / "imagenet"
-    shutil.copytree(box / "data", root)
-    (root / mini.MARKER).write_text(mini.DIGESTS["imagenet"])
+    shutil.copytree(box / "data", worlds_folder() / "imagenet")
+    (worlds_folder() / "imagenet" / MARKER).write_text(table("tasks").get("imagenet").load().mini_world().digest)
 
 
 @pytest.mark.usefixtures("mini_world")
@@ -204,8 +204,9 @@ def test_the_mini_world_goes_by_its_pinned_digest(monkeypatch: pytest.MonkeyPatc
     texts = ["", "limit=2", "split=select", "method=dense+finetune", "method=magnitude", "batch_size=3"]
     found = [cell(f"suite=mini {text}").id for text in texts]
     assert len(set(found)) == len(texts)
-    monkeypatch.setitem(mini.DIGESTS, "imagenet", "0" * 64)
-    monkeypatch.setattr(mini, "_is_complete", lambda name, folder: True)
+    other = replace(table("tasks").get("imagenet").load().mini_world(), digest="0" * 64)
+    monkeypatch.setattr(table("tasks").get("imagenet").load(), "mini_world", lambda: other)
+    (worlds_folder() / "imagenet" / MARKER).write_text(other.digest)
     assert not {cell(f"suite=mini {text}").id for text in texts} & set(found)
 
 

@@ -38,7 +38,7 @@ def _plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def task(name: str) -> Task:
     cls = table("tasks").get(name).load()
-    found: Task = cls(mini_root(name), cls.Options.model_validate(dict(cls.mini)))
+    found: Task = cls(mini_root(cls.mini_world()), cls.Options.model_validate(dict(cls.mini)))
     return found
 
 

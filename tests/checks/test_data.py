@@ -13,7 +13,8 @@ from PIL import Image
 from tests.lab import WNIDS, Lab, write_toml
 from vlbench.checks import data as verify
 from vlbench.images.maps import LabelMap
-from vlbench.mini import world as mini
+from vlbench.mini.world import World, worlds_folder
+from vlbench.plugins.table import table
 from vlbench.task import Sample
 
 
@@ -176,8 +177,14 @@ def test_wrong_words(lab: Lab) -> None:
 # The mini world ----------------------------------------------------------------------------------------------------
 
 
-def small_world(root: Path, progress: object = None) -> None:
-    """Two pictures, a mask and a text."""
+class SmallWorld(World):
+    """Two pictures, a mask and a text, without a digest."""
+
+    def build(self, root: Path, progress: object = None) -> None:
+        small_world(root)
+
+
+def small_world(root: Path) -> None:
     (root / "images").mkdir(parents=True)
     for number in range(2):
         pixels = np.full((16, 16, 3), 80 * number + 40, dtype=np.uint8)
@@ -189,8 +196,9 @@ def small_world(root: Path, progress: object = None) -> None:
 @pytest.fixture
 def world(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VLBENCH_CACHE", str(lab.folder / "cache"))
-    monkeypatch.setitem(mini.BUILDERS, "imagenet", small_world)
-    folder = verify._mini_folder() / "imagenet"
+    world = SmallWorld("imagenet", 2, lambda writer: None, "")
+    monkeypatch.setattr(table("tasks").get("imagenet").load(), "mini_world", lambda: world)
+    folder = worlds_folder() / "imagenet"
     small_world(folder)
     return folder
 
@@ -242,8 +250,9 @@ def test_a_mini_world_that_is_not_built_yet_is_no_fault(lab: Lab, world: Path) -
 
 def test_tasks_of_one_world_are_verified_once(lab: Lab) -> None:
     """coco_caption and coco_retrieval read one world."""
-    entries = [verify.table("tasks").get(name) for name in ("coco_caption", "coco_retrieval", "imagenet")]
-    assert verify._worlds(entries, []) == {"coco": ["coco_caption", "coco_retrieval"], "imagenet": ["imagenet"]}
+    entries = [table("tasks").get(name) for name in ("coco_caption", "coco_retrieval", "imagenet")]
+    places = {world.name: tasks for world, tasks in verify._worlds(entries, [])}
+    assert places == {"coco": ["coco_caption", "coco_retrieval"], "imagenet": ["imagenet"]}
 
 
 def test_clusters_and_files() -> None:

@@ -11,9 +11,10 @@ import torch
 
 from vlbench.images.pipeline import ImageStore
 from vlbench.job import Job, Surroundings
-from vlbench.mini.world import WORLDS, mini_root
+from vlbench.mini.world import mini_root
 from vlbench.model import Model
 from vlbench.plugins.table import table
+from vlbench.plugins.worlds import worlds
 from vlbench.task import Task
 from vlbench.tensors.locate import locate
 
@@ -30,9 +31,10 @@ def opened(name: str) -> tuple[Model, Task, ImageStore]:
     entry = table("models").get(name)
     card = next(c for c in entry.load().cards if c.name == name)
     model: Model = entry.load().open(card, locate(card.checkpoint, card.revision, {}))
-    tasks = (table("tasks").get(name) for name in sorted(WORLDS))
+    by_task = worlds()
+    tasks = (table("tasks").get(name) for name in sorted(by_task))
     cls = next(e for e in tasks if e.facts["capability"] in card.capabilities).load()
-    task = cls(mini_root(cls.name), cls.Options.model_validate(dict(cls.mini)))
+    task = cls(mini_root(by_task[cls.name]), cls.Options.model_validate(dict(cls.mini)))
     return model, task, ImageStore(card.image)
 
 

@@ -11,6 +11,7 @@ import pytest
 from vlbench.mini.captions import describe, tokens
 from vlbench.mini.scenes import COLORS, SHAPES, SIZES, Ground, Scene, Thing, scene
 
+COCO, FLICKR30K = 4, 5  # their streams
 NUMBERS = {"a": 1, "two": 2, "three": 3, "four": 4, "five": 5}
 NOUNS = {noun: noun for noun in (*SHAPES, "object")} | {"crosses": "cross"}
 NOUNS |= {noun + "s": noun for noun in (*SHAPES, "object") if noun != "cross"}
@@ -108,14 +109,14 @@ def is_true(claims: Claims, picture: Scene) -> bool:
 
 
 @cache
-def described(stream: str, split: str, images: int) -> list[tuple[Scene, list[str]]]:
+def described(stream: int, split: str, images: int) -> list[tuple[Scene, list[str]]]:
     taken: set[str] = set()
     scenes = [scene(split, index, stream) for index in range(images)]
     return [(picture, describe(picture, stream, split, k, 5, taken)) for k, picture in enumerate(scenes)]
 
 
-@pytest.mark.parametrize(("stream", "split"), [("coco", "train"), ("coco", "val"), ("flickr30k", "test")])
-def test_every_caption_is_true_of_its_image(stream: str, split: str) -> None:
+@pytest.mark.parametrize(("stream", "split"), [(COCO, "train"), (COCO, "val"), (FLICKR30K, "test")])
+def test_every_caption_is_true_of_its_image(stream: int, split: str) -> None:
     for picture, captions in described(stream, split, 150):
         for caption in captions:
             assert is_true(read(caption), picture), (caption, picture.objects)
@@ -142,7 +143,7 @@ def test_the_oracle_tells_true_from_false() -> None:
 
 def test_few_captions_are_true_of_another_image() -> None:
     """Read loosely: "a" star allows for others, and left of is by however little."""
-    images = described("coco", "val", 400)
+    images = described(COCO, "val", 400)
     shared = 0
     for index, (_, captions) in enumerate(images[:80]):
         for claims in map(read, captions):
@@ -151,7 +152,7 @@ def test_few_captions_are_true_of_another_image() -> None:
 
 
 def test_captions_are_short_and_unique() -> None:
-    texts = [caption for _, captions in described("coco", "val", 400) for caption in captions]
+    texts = [caption for _, captions in described(COCO, "val", 400) for caption in captions]
     words = [tuple(re.findall("[a-z]+", text.lower())) for text in texts]
     assert len(set(words)) == len(words) == 2000
     assert {len(each) for each in words} == set(range(6, 17))
@@ -163,7 +164,7 @@ def test_captions_are_short_and_unique() -> None:
 def test_five_humans_differ_and_yet_share_words() -> None:
     """They mention different things, as sets of noun phrases, and most phrases of three words come twice."""
     mentioned, repeated = [], Counter[bool]()
-    for _, captions in described("coco", "val", 400):
+    for _, captions in described(COCO, "val", 400):
         mentioned.append(len({frozenset(part[:2] for part in read(caption).parts) for caption in captions}))
         phrases = [words[k : k + 3] for words in map(tokens, captions) for k in range(len(words) - 2)]
         counts = Counter(tuple(each) for each in phrases if each[-1] in NOUNS and each[-2] in COLORS)
@@ -178,11 +179,11 @@ def test_scenes_of_equal_objects_do_not_run_out_of_words(copies: int) -> None:
     ground = Ground((120, 120, 120), (1,))
     places = ((20, 20), (44, 20), (20, 44), (44, 44), (36, 28))
     things = [Thing("star", "red", "large", *place, 10, 0, (214, 40, 40)) for place in places[:copies]]
-    captions = describe(Scene(tuple(things), ground), "coco", "val", 7, 60, set())
+    captions = describe(Scene(tuple(things), ground), COCO, "val", 7, 60, set())
     assert len({" ".join(tokens(caption)) for caption in captions}) == 60
 
 
 def test_a_caption_depends_on_its_own_place_only() -> None:
-    alone = describe(scene("val", 9, "coco"), "coco", "val", 9, 5, set())
-    assert alone == described("coco", "val", 400)[9][1]
-    assert alone != describe(scene("val", 9, "coco"), "coco", "val", 10, 5, set())
+    alone = describe(scene("val", 9, COCO), COCO, "val", 9, 5, set())
+    assert alone == described(COCO, "val", 400)[9][1]
+    assert alone != describe(scene("val", 9, COCO), COCO, "val", 10, 5, set())

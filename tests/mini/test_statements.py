@@ -9,6 +9,7 @@ import pytest
 from vlbench.mini.scenes import COLORS, SHAPES, SIZES, Scene, scene
 from vlbench.mini.statements import KINDS, Statement, state
 
+NLVR2 = 6  # its stream
 Pair = tuple[Scene, Scene]
 PLURALS = {"crosses": "cross"} | {shape + "s": shape for shape in SHAPES if shape != "cross"}
 NUMBERS = {"no": 0, "two": 2, "three": 3, "four": 4}
@@ -62,7 +63,7 @@ def read(sentence: str, pair: Pair) -> bool:
 def stated(split: str, sets: int, sentences: int = 2) -> list[tuple[list[Pair], list[Statement]]]:
     found = []
     for number in range(sets):
-        pictures = [scene(split, 8 * number + k, "nlvr2") for k in range(8)]
+        pictures = [scene(split, 8 * number + k, NLVR2) for k in range(8)]
         pairs = list(zip(pictures[::2], pictures[1::2], strict=True))
         found.append((pairs, state(pairs, split, number, sentences)))
     return found

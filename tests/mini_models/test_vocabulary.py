@@ -13,6 +13,7 @@ from vlbench.mini.scenes import scene
 from vlbench.mini.statements import KINDS, state
 from vlbench.mini_models.vocabulary import PROMPTS, SPECIAL, save_tokenizer, words
 
+COCO, NLVR2 = 4, 6  # their streams
 MINI = Path(__file__).resolve().parents[2] / "registry" / "mini"
 TOKENIZERS = ("blip-caption-mini", "blip-retrieval-mini", "blip-nlvr-mini", "clip-mini")
 
@@ -23,8 +24,8 @@ def texts() -> list[str]:
     found = [*LOOKALIKES, PROMPTS, *itertools.chain(*(kind.texts for kind in KINDS))]
     for index in range(150):
         found += [question.text for question, _ in ask(scene("train", index), "train", index, 12)]
-        found += describe(scene("train", index, "coco"), "coco", "train", index, 5, set())
-        pictures = [scene("train", 8 * index + k, "nlvr2") for k in range(8)]
+        found += describe(scene("train", index, COCO), COCO, "train", index, 5, set())
+        pictures = [scene("train", 8 * index + k, NLVR2) for k in range(8)]
         found += [each.text for each in state(list(zip(pictures[::2], pictures[1::2], strict=True)), "train", index, 2)]
     return [text.format(one="star", many="stars", number="two") for text in found]
 

@@ -16,7 +16,7 @@ from ..images.folder import differences, folder_image, image_of
 from ..images.spec import ImageSpec
 from ..plugins.table import table
 from ..task import Sample, Task, digest_samples
-from .roots import BuildProgress, named_roots, open_task
+from .roots import BuildProgress, mini_world, named_roots, open_task
 from .sources import open_sources
 from .spec import LinkSpec, Spec
 
@@ -56,9 +56,7 @@ class Cell:
         questions need not be parsed, which takes seconds."""
         if self.spec.words.suite != "mini" or any(isinstance(value, Path) for _, value in self.spec.task_options):
             return None
-        from ..mini.world import world_digest
-
-        return world_digest(self.spec.task.name)
+        return mini_world(self.spec.task).digest
 
     @cached_property
     def settings(self) -> dict[str, Any]:

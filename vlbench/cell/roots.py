@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from ..plugins.entry import Entry
 from ..plugins.workspace import WORKSPACE_FILE, workspace
 from ..task import Task
 from .spec import Spec
+
+if TYPE_CHECKING:
+    from ..mini.world import World
 
 BuildProgress = Callable[[int, int], None]
 
@@ -39,17 +44,25 @@ def data_root(spec: Spec, progress: BuildProgress | None = None) -> Path:
     """The task's data folder: the mini world's cache, or the root named in vlbench.toml or VLBENCH_DATA."""
     name = _data_name(spec)
     if spec.words.suite == "mini":
-        from ..mini.world import WORLDS, mini_root
+        from ..mini.world import mini_root
 
-        if spec.task.name not in WORLDS:
-            raise UserError(f"suite=mini has no data for task={spec.task.name}: write suite=full.")
-        return mini_root(spec.task.name, progress)
+        return mini_root(mini_world(spec.task), progress)
     roots = named_roots()
     if name in roots:
         return Path(roots[name])
     needs = spec.task_class(Path(f"<{name}>"), spec.task_options).missing(spec.split)
     remedy = _remedy(spec)
     raise UserError("\n".join([f"where is the {name} data?", *needs, remedy[0].upper() + remedy[1:]]))
+
+
+def mini_world(task: Entry) -> World:
+    """The mini world of a task. Raises UserError where it has none."""
+    from ..plugins.worlds import world_of
+
+    world = world_of(task)
+    if world is None:
+        raise UserError(f"suite=mini has no data for task={task.name}: write suite=full.")
+    return world
 
 
 def _data_name(spec: Spec) -> str:

@@ -27,6 +27,7 @@ from ..plugins.table import table
 from ..pruning.options import SampledOptions
 from ..task import Sample, Task
 from .caption_files import read_captions
+from .roots import mini_world
 
 if TYPE_CHECKING:
     from .spec import Spec
@@ -66,8 +67,6 @@ def _task_source(spec: Spec, task: Task, name: str, open_task: Callable[[Spec], 
     """The train split of another task, in its own data folder and with its default options."""
     entry = table("tasks").get(name)
     cls: type[Task] = entry.load()
-    from ..mini.world import world_digest
-
     mini = spec.words.suite == "mini"
     options = cls.Options.model_validate(dict(cls.mini) if mini else {})
     _refuse_other(cls.capability, task, f"calibration={name}")
@@ -79,7 +78,7 @@ def _task_source(spec: Spec, task: Task, name: str, open_task: Callable[[Spec], 
         refuse_shown(found, task, f"calibration={other.name}")
         return found
 
-    return Source(name, read, digest([name, world_digest(name)]) if mini else None)
+    return Source(name, read, digest([name, mini_world(entry).digest]) if mini else None)
 
 
 def _file_source(file: Path, images: str, task: Task) -> Source:

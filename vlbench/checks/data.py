@@ -26,6 +26,7 @@ from ..task import Sample, Task
 
 if TYPE_CHECKING:
     from ..machine.ui import Screen
+    from ..mini.world import World
 
 KEYS = ("task", "split", "suite")
 SHOWN = 5  # files that a line names
@@ -83,7 +84,9 @@ def print_where(*, json: bool) -> None:
     """Every root that a task reads, the folder it stands for, and the tasks."""
     roots = [Root(name, named_roots().get(name, ""), tasks, asked=False) for name, tasks in _tasks_by_root().items()]
     weights = named_roots().get("weights", "")
-    cache = str(_mini_folder())
+    from ..mini.world import worlds_folder
+
+    cache = str(worlds_folder())
     if json:
         rows = [{"root": r.name, "folder": r.folder, "tasks": r.tasks, "there": _there(r.folder)} for r in roots]
         print(jsonlib.dumps({"roots": rows, "weights": weights, "mini": cache}, indent=1))
@@ -130,7 +133,7 @@ def verify(words: Mapping[str, str], screen: Screen, *, images: bool) -> list[Ro
     if words.get("suite", "full") not in ("mini", "full"):
         raise UserError(f"suite={words['suite']} should be mini or full.")
     if words.get("suite") == "mini":
-        return [_mini(world, tasks, screen) for world, tasks in _worlds(entries, names).items()]
+        return [_mini(world, tasks, screen) for world, tasks in _worlds(entries, names)]
     splits = _known_splits(words["split"].split(","), entries) if "split" in words else ()
     groups: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
@@ -274,39 +277,33 @@ def _some(items: Sequence[object]) -> str:
 # The mini world ----------------------------------------------------------------------------------------------------
 
 
-def _mini_folder() -> Path:
-    from ..mini.world import cache_folder
-    from ..mini.writer import WORLD_VERSION
+def _worlds(entries: Sequence[Entry], names: Sequence[str]) -> list[tuple[World, list[str]]]:
+    """Each world with its tasks. Raises UserError where a task was named that suite=mini has no data for."""
+    from ..plugins.worlds import worlds
 
-    return cache_folder() / f"mini-v{WORLD_VERSION}"
-
-
-def _worlds(entries: Sequence[Entry], names: Sequence[str]) -> dict[str, list[str]]:
-    """World -> its tasks. Raises UserError where a task was named that suite=mini has no data for."""
-    from ..mini.world import WORLDS
-
-    if lacking := [name for name in names if name not in WORLDS]:
-        raise UserError(f"suite=mini has no data for task={lacking[0]}. {did_you_mean(lacking[0], WORLDS)}")
-    places: dict[str, list[str]] = defaultdict(list)
-    for entry in entries:
-        if entry.name in WORLDS:
-            places[WORLDS[entry.name]].append(entry.name)
-    return places
+    by_task = worlds(entries)
+    if lacking := [name for name in names if name not in by_task]:
+        hint = did_you_mean(lacking[0], worlds())
+        raise UserError(f"suite=mini has no data for task={lacking[0]}. {hint}")
+    places: dict[str, tuple[World, list[str]]] = {}
+    for task, world in by_task.items():
+        places.setdefault(world.name, (world, []))[1].append(task)
+    return list(places.values())
 
 
-def _mini(world: str, tasks: list[str], screen: Screen) -> Root:
+def _mini(world: World, tasks: list[str], screen: Screen) -> Root:
     """Build it anew beside itself, which checks the pinned digest, and compare every file."""
-    from ..mini.world import BUILDERS
+    from ..mini.world import worlds_folder
 
-    folder = _mini_folder() / world
-    report = Split(world, "all")
-    root = Root(f"mini/{world}", str(folder), tasks, asked=False)
+    folder = worlds_folder() / world.name
+    report = Split(world.name, "all")
+    root = Root(f"mini/{world.name}", str(folder), tasks, asked=False)
     if not folder.is_dir():
         root.folder = ""
         return root
-    with tempfile.TemporaryDirectory(prefix=f".{world}-verify-", dir=folder.parent) as draft:
-        new = Path(draft) / world
-        BUILDERS[world](new, screen.building)
+    with tempfile.TemporaryDirectory(prefix=f".{world.name}-verify-", dir=folder.parent) as draft:
+        new = Path(draft) / world.name
+        world.build(new, screen.building)
         wanted, present = _below(new), _below(folder)
         differing = [path for path in wanted if path in present and not _same(new / path, folder / path)]
     root.images = report.images = sum(path.suffix.lower() in DRAWN for path in wanted)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from .questions import MARGIN, Description, View, phrase
-from .scenes import SPLITS, STREAMS, Draws, Scene, Thing, scene
+from .scenes import CAPTION, SPLITS, Draws, Scene, Thing, scene
 
 GALLERY = 1500  # scenes: all of val and test
 LENGTHS = range(6, 17)  # words
@@ -49,9 +49,9 @@ class Mention:
     weight: int
 
 
-def describe(picture: Scene, stream: str, split: str, index: int, count: int, taken: set[str]) -> list[str]:
+def describe(picture: Scene, stream: int, split: str, index: int, count: int, taken: set[str]) -> list[str]:
     """`count` captions of a scene that are not among those `taken`, which they join."""
-    draws = Draws(STREAMS["caption"], STREAMS[stream], SPLITS[split], index)
+    draws = Draws(CAPTION, stream, SPLITS[split], index)
     human = _Human(picture, draws, gallery(stream, split), ~(1 << index))
     sentences: list[str] = []
     while len(sentences) < count:  # ends: there are far more ways to say it than pictures that look alike
@@ -197,7 +197,7 @@ def _all_stand(things: Sequence[Thing], columns: range, rows: range) -> bool:
 
 
 @cache
-def gallery(stream: str, split: str) -> Gallery:
+def gallery(stream: int, split: str) -> Gallery:
     """A bit for each scene with so many objects, and with so many that a description fits ("a" star: one or more)."""
     gallery: Gallery = defaultdict(int)
     for index in range(GALLERY):

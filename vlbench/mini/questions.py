@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
-from .scenes import COLORS, SHAPES, SIZES, SPLITS, STREAMS, Draws, Scene, Thing
+from .scenes import COLORS, QUESTION, SHAPES, SIZES, SPLITS, Draws, Scene, Thing
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +233,7 @@ KIND_WEIGHTS = (16, 11, 15, 22, 22, 14)  # percent of the questions
 
 def ask(scene: Scene, split: str, index: int, count: int) -> list[tuple[Question, Answers]]:
     """`count` different questions about a scene."""
-    draws = Draws(STREAMS["question"], SPLITS[split], index)
+    draws = Draws(QUESTION, SPLITS[split], index)
     view = View(scene)
     asked: dict[str, Question] = {}
     while len(asked) < count:  # ends: every scene has over a hundred questions of presence

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from .questions import COUNT_FORMS, PRESENCE_FORMS, Description, View, phrase
-from .scenes import SPLITS, STREAMS, Draws, Scene
+from .scenes import SPLITS, STATEMENT, Draws, Scene
 
 NUMBERS = ("no", "one", "two", "three", "four")
 TRIES = 6  # forms of one kind that are looked through
@@ -125,7 +125,7 @@ WEIGHTS = [kind.weight for kind in KINDS]
 
 def state(pairs: Sequence[tuple[Scene, Scene]], split: str, index: int, count: int) -> list[Statement]:
     """`count` different statements about the pairs of set `index`."""
-    draws = Draws(STREAMS["statement"], SPLITS[split], index)
+    draws = Draws(STATEMENT, SPLITS[split], index)
     views = [(View(left), View(right)) for left, right in pairs]
     by_text: dict[str, Statement] = {}
     while len(by_text) < count:  # ends: four pairs of chance differ in many ways

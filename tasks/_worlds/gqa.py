@@ -4,10 +4,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ..questions import ask
-from ..render import render
-from ..scenes import scene
-from ..writer import Writer
+from vlbench.mini.questions import ask
+from vlbench.mini.render import render
+from vlbench.mini.scenes import scene
+from vlbench.mini.world import World
+from vlbench.mini.writer import Writer
+
+STREAM = 10  # of its scenes
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def write_splits(writer: Writer, splits: tuple[GqaSplit, ...]) -> None:
     for split in splits:
         rows: dict[str, Any] = {}
         for index in range(split.images):
-            picture = scene(split.scenes, index, "gqa")
+            picture = scene(split.scenes, index, STREAM)
             image_id = str(split.first + index)
             writer.image(f"images/{image_id}.jpg", render(picture))
             asked = ask(picture, split.scenes, index, split.questions_per_image)
@@ -59,3 +62,6 @@ def _row(image_id: str, question: Any) -> dict[str, Any]:
         "types": {"detailed": question.question_type, "semantic": "obj", "structural": kind},
         "fullAnswer": question.truth,
     }  # fmt: skip
+
+
+WORLD = World("gqa", IMAGES, write, "d81b0f8d9b45d2f3a8ad0916f1aa19650da679bb08be36be220ffc780d08a891")

@@ -1,8 +1,9 @@
 """The mini ImageNet, in the layout of the Kaggle release with its val sorted into classes."""
 
-from ..render import render
-from ..scenes import COLORS, SHAPES, salient_scene
-from ..writer import Writer
+from vlbench.mini.render import render
+from vlbench.mini.scenes import COLORS, SHAPES, salient_scene
+from vlbench.mini.world import World
+from vlbench.mini.writer import Writer
 
 CLASSES = tuple((shape, color) for shape in SHAPES for color in COLORS)
 SPLITS = {"train": 6000, "val": 2000}  # images
@@ -30,3 +31,6 @@ def write_split(writer: Writer, split: str, images: int) -> None:
 def wnid(label: int) -> str:
     """A name in the form of a WordNet id, in a range that WordNet does not use."""
     return f"n9{label:07d}"
+
+
+WORLD = World("imagenet", IMAGES, write, "f9e82cc581b4ff503508b0d5b7732923b1429fc9600c3ff36f47e2628408389b")

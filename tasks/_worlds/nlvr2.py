@@ -4,11 +4,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ..render import render
-from ..scenes import scene
-from ..statements import state
-from ..writer import Writer
+from vlbench.mini.render import render
+from vlbench.mini.scenes import scene
+from vlbench.mini.statements import state
+from vlbench.mini.world import World
+from vlbench.mini.writer import Writer
 
+STREAM = 6  # of its scenes
 PAIRS = 4  # of a set
 DIRECTORIES = 10  # that the pictures of train are spread over
 VALIDATORS = 4  # of an example of dev and test1, besides the first
@@ -39,7 +41,7 @@ def write_split(writer: Writer, split: NlvrSplit) -> None:
     rows = []
     for number in range(split.sets):
         first = 2 * PAIRS * number
-        pictures = [scene(split.scenes, index, "nlvr2") for index in range(first, first + 2 * PAIRS)]
+        pictures = [scene(split.scenes, index, STREAM) for index in range(first, first + 2 * PAIRS)]
         pairs = list(zip(pictures[::2], pictures[1::2], strict=True))
         folder = f"images/{split.name}" + (f"/{number % DIRECTORIES}" if split.name == "train" else "")
         writer.folder(folder)
@@ -68,3 +70,6 @@ def _example(split: str, number: int, pair: int, sentence: int, writer: int, tex
     if split == "train":
         return {**example, "directory": number % DIRECTORIES}
     return {**example, "extra_validations": {str(writer + 2 + more): label for more in range(VALIDATORS)}}
+
+
+WORLD = World("nlvr2", IMAGES, write, "e9b788bf4b3ca7ac6113e696c063f59fb25211fee812d07d59b52ac12230650f")

@@ -4,11 +4,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ..captions import describe, tokens
-from ..render import render
-from ..scenes import scene
-from ..writer import Writer
+from vlbench.mini.captions import describe, tokens
+from vlbench.mini.render import render
+from vlbench.mini.scenes import scene
+from vlbench.mini.world import World
+from vlbench.mini.writer import Writer
 
+STREAMS = {"coco": 4, "flickr30k": 5}  # of their scenes
 CAPTIONS = 5  # an image
 SIXTH_EVERY = 200  # images of COCO, one of which has a caption more
 
@@ -58,7 +60,7 @@ def write_splits(writer: Writer, dataset: str, splits: tuple[CaptionSplit, ...])
         taken: set[str] = set()
         for number in range(split.images):
             source, index = split.scenes or split.name, split.first + number
-            picture = scene(source, index, dataset)
+            picture = scene(source, index, STREAMS[dataset])
             image_id = split.first_image_id + number
             if dataset == "coco":
                 file = f"COCO_{split.folder}_{image_id:012d}.jpg"
@@ -68,7 +70,7 @@ def write_splits(writer: Writer, dataset: str, splits: tuple[CaptionSplit, ...])
                 names = {"filename": file}
             writer.image(f"{split.folder}/{file}", render(picture))
             count = CAPTIONS + (dataset == "coco" and index % SIXTH_EVERY == 0)
-            captions = describe(picture, dataset, source, index, count, taken)
+            captions = describe(picture, STREAMS[dataset], source, index, count, taken)
             rows.append({**names, **_sentences(captions, len(rows), sentences), "split": split.name})
             sentences += count
     content = {"images": rows, "dataset": dataset}
@@ -82,3 +84,9 @@ def _sentences(captions: list[str], image: int, first: int) -> dict[str, Any]:
         for number, caption in zip(ids, captions, strict=True)
     ]
     return {"imgid": image, "sentids": ids, "sentences": sentences}
+
+
+COCO_WORLD = World("coco", COCO_IMAGES, write_coco, "726c20e22287dfe623a2629af6d89de14cdaac99260f7a951e8a5f002cfcc439")
+FLICKR30K_WORLD = World(
+    "flickr30k", FLICKR30K_IMAGES, write_flickr30k, "00a461ebd5067e28f1af2bc8ab27d4feb2d4231c6d6c91ff99177ed4ba0dfbd5"
+)

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..render import UInt8Array, label_map, render
-from ..scenes import COLORS, SHAPES, Scene, scene
-from ..writer import Writer
+from vlbench.mini.render import UInt8Array, label_map, render
+from vlbench.mini.scenes import COLORS, SHAPES, Scene, scene
+from vlbench.mini.world import World
+from vlbench.mini.writer import Writer
 
+STREAM = 7  # of its scenes
 GROUND = 1
 CLASSES = tuple((shape, color) for shape in SHAPES for color in COLORS)  # numbered from GROUND + 1
 NAMES = ("ground", *(f"{color} {shape}" for shape, color in CLASSES))
@@ -43,7 +45,7 @@ def write_splits(writer: Writer, splits: Sequence[AdeSplit]) -> None:
         first = 0
         for index in range(split.images):
             layout = LAYOUTS[index % len(LAYOUTS)]
-            scenes = [scene(split.scenes, first + k, "ade20k") for k in range(layout[0] * layout[1])]
+            scenes = [scene(split.scenes, first + k, STREAM) for k in range(layout[0] * layout[1])]
             first += len(scenes)
             name = f"{split.prefix}_{index + 1:08d}"
             writer.image(f"images/{split.name}/{name}.jpg", _tiled([render(each) for each in scenes], layout))
@@ -75,3 +77,6 @@ def _table(pixels: np.ndarray, training: np.ndarray, validation: np.ndarray) -> 
         stuff = int(number == GROUND)
         rows.append(f"{number}\t0.{ratio:04d}\t{training[number]}\t{validation[number]}\t{stuff}\t{name}")
     return "\n".join(rows) + "\n"
+
+
+WORLD = World("ade20k", IMAGES, write, "40bd64b4307361b83fa947aa9c40d00c218a339404167fbba310b8d97ba90444")

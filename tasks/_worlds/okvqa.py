@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..questions import Answers, Question, ask
-from ..render import render
-from ..scenes import scene
-from ..writer import WORLD_VERSION, Writer
+from vlbench.mini.questions import Answers, Question, ask
+from vlbench.mini.render import render
+from vlbench.mini.scenes import scene
+from vlbench.mini.world import World
+from vlbench.mini.writer import WORLD_VERSION, Writer
+
+STREAM = 11  # of its scenes
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def write_splits(writer: Writer, splits: tuple[OkvqaSplit, ...]) -> None:
         questions: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for index in range(split.images):
-            picture = scene(split.scenes, index, "okvqa")
+            picture = scene(split.scenes, index, STREAM)
             image_id = split.first_image_id + index
             writer.image(f"{split.subset}/COCO_{split.subset}_{image_id:012d}.jpg", render(picture))
             for k, (question, answers) in enumerate(ask(picture, split.scenes, index, split.questions_per_image)):
@@ -73,3 +76,6 @@ def _json(split: OkvqaSplit, **rows: Sequence[dict[str, Any]]) -> str:
         "task_type": "Open-Ended", "data_type": "mscoco", "data_subtype": split.subset,
     }  # fmt: skip
     return json.dumps(header | rows, separators=(",", ":"))
+
+
+WORLD = World("okvqa", IMAGES, write, "b9f90b9472e36fd79c9ab255a1e2668cc7a265ad825c4d3b63205ac12d37db17")

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ..questions import Answers, Question, ask
-from ..render import render
-from ..scenes import scene
-from ..writer import WORLD_VERSION, Writer
+from vlbench.mini.questions import Answers, Question, ask
+from vlbench.mini.render import render
+from vlbench.mini.scenes import scene
+from vlbench.mini.world import World
+from vlbench.mini.writer import WORLD_VERSION, Writer
 
 
 @dataclass(frozen=True)
@@ -91,3 +92,6 @@ def _json(split: VqaSplit, **rows: Sequence[dict[str, Any]]) -> str:
         "data_subtype": split.subset,
     }
     return json.dumps(header | rows, separators=(",", ":"))
+
+
+WORLD = World("vqav2", IMAGES, write, "d2d05a79f0721d8d2e325f537a23fee754db4f2e29f0012a1a4bc9ecb1717c64")

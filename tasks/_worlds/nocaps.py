@@ -7,12 +7,15 @@ the rarer is the sentence.
 import json
 from typing import Any
 
-from ..captions import describe
-from ..render import render
-from ..scenes import scene
-from ..writer import Writer
+from vlbench.mini.captions import describe
+from vlbench.mini.render import render
+from vlbench.mini.scenes import scene
+from vlbench.mini.world import World
+from vlbench.mini.writer import Writer
+
 from .karpathy import CaptionSplit, write_splits
 
+STREAM = 12  # of its scenes
 CAPTIONS = 10  # an image
 VAL = 300
 FIRST_ID = 1
@@ -35,11 +38,11 @@ def write_world(writer: Writer, val: int, coco: tuple[CaptionSplit, ...]) -> Non
     annotations: list[dict[str, Any]] = []
     taken: set[str] = set()
     for index in range(val):
-        picture = scene("val", index, "nocaps")
+        picture = scene("val", index, STREAM)
         image_id, name = FIRST_ID + index, f"{index:016x}.jpg"
         writer.image(f"images/{name}", render(picture))
         images.append(_image(image_id, name, DOMAINS[len(picture.objects)]))
-        for text in describe(picture, "nocaps", "val", index, CAPTIONS, taken):
+        for text in describe(picture, STREAM, "val", index, CAPTIONS, taken):
             annotations.append({"image_id": image_id, "id": len(annotations), "caption": text})
     content = {
         "licenses": [], "info": {"description": "The mini world of vlbench in the format of nocaps.", "year": 2024},
@@ -54,3 +57,6 @@ def _image(image_id: int, name: str, domain: str) -> dict[str, Any]:
         "license": 0, "file_name": name, "coco_url": "", "height": 64, "width": 64, "date_captured": "",
         "open_images_id": name.removesuffix(".jpg"), "id": image_id, "domain": domain,
     }  # fmt: skip
+
+
+WORLD = World("nocaps", IMAGES, write, "1c762fb5b5ede6cec22154e7bdddec879de6e6c8b52d38089a6cee86bca59b9f")

@@ -1,1 +1,0 @@
-"""One file a task: the mini world in that task's own layout."""
