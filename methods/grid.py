@@ -101,7 +101,7 @@ class GridSearch(Method):
         shutil.rmtree(trial.here.folder, ignore_errors=True)
         return value, distinct_tensors(trial.model.net)
 
-    def _account(self, job: Job, ratios: list[dict[str, float]], found: list[float], chosen: int) -> None:
+    def _account(self, job: Job, ratios: list[dict[str, float]], scores: list[float], chosen: int) -> None:
         """What all candidates took and gave."""
         options: GridOptions = self.options
         state, steps = job.changes.state, options.steps * len(ratios)
@@ -110,7 +110,7 @@ class GridSearch(Method):
         state.trained = state.trained or steps > 0
         candidates = [
             {"ratios": {k: round(r, 6) for k, r in one.items()}, job.task.metric: value}
-            for one, value in zip(ratios, found, strict=True)
+            for one, value in zip(ratios, scores, strict=True)
         ]
         evaluated = len(candidates) * len(job.data.samples("select"))
         state.log["grid_search"] = {"candidates": candidates, "chosen": chosen, "evaluated_on_select": evaluated}
@@ -120,10 +120,10 @@ def _told(ratios: Mapping[str, float]) -> str:
     return " ".join(f"{part}={ratio:.3f}" for part, ratio in ratios.items())
 
 
-def _best(job: Job, found: list[float]) -> int:
+def _best(job: Job, scores: list[float]) -> int:
     """The first of the best."""
     sign = 1 if job.task.metrics[job.task.metric] == "higher" else -1
-    return max(range(len(found)), key=lambda i: sign * found[i])
+    return max(range(len(scores)), key=lambda i: sign * scores[i])
 
 
 def parts_of(structure: Structure, by: str) -> Parts:

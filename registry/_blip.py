@@ -60,8 +60,8 @@ def text_stage(name: str, *images: str) -> Stage:
         out = model.net.text_encoder(
             input_ids=ids, attention_mask=added, encoder_hidden_states=context, use_cache=False
         )
-        found: Tensor = out.last_hidden_state
-        return found
+        hidden: Tensor = out.last_hidden_state
+        return hidden
 
     def tensors(
         *, input_ids: Tensor, attention_mask: Tensor | None, encoder_hidden_states: Any, **_: Any
@@ -140,7 +140,7 @@ class Blip(Model):
         return weights
 
     @classmethod
-    def told_by(cls, shapes: Mapping[str, tuple[int, ...]]) -> Config:
+    def sizes_of(cls, shapes: Mapping[str, tuple[int, ...]]) -> Config:
         """Configuration of the head that the shapes of its own tensors tell."""
         return {}
 
@@ -167,7 +167,7 @@ class Blip(Model):
         config["text_config"] = {**TEXT, **config.get("text_config", {})}
         _read_vision(config["vision_config"], shapes)
         _read_text(config["text_config"], shapes)
-        config.update(cls.told_by(shapes))
+        config.update(cls.sizes_of(shapes))
         ids = {"sep_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id}
         config["text_config"].update(ids, encoder_hidden_size=config["vision_config"]["hidden_size"])
         return config
@@ -177,7 +177,9 @@ class Blip(Model):
 
     def stock(self) -> Stock:
         """transformers' class of this head."""
-        return Stock.of({"class": type(self.net).__name__, "attention": blip.told(self.net)}, LOADERS / "blip.py")
+        return Stock.of(
+            {"class": type(self.net).__name__, "attention": blip.cut_attributes(self.net)}, LOADERS / "blip.py"
+        )
 
     def encode(self, images: Tensor) -> Tensor:
         """(I, 3, H, W) -> (I, N, D) image tokens."""
@@ -187,8 +189,8 @@ class Blip(Model):
     def token_ids(self, texts: Sequence[str], limit: int, first: int | None = None) -> list[list[int]]:
         """Token ids of each text, at most `limit`: [CLS], or `first` in its place, words, [SEP]."""
         limit = min(limit, self.net.config.text_config.max_position_embeddings)
-        found: list[list[int]] = self.tokenizer(list(texts), truncation=True, max_length=limit).input_ids
-        return found if first is None else [[first, *ids[1:]] for ids in found]
+        tokens: list[list[int]] = self.tokenizer(list(texts), truncation=True, max_length=limit).input_ids
+        return tokens if first is None else [[first, *ids[1:]] for ids in tokens]
 
     def padded(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Token ids and mask, (n, L) each, padded to the longest."""
@@ -268,9 +270,9 @@ def _set_width(config: Config, width: int, name: str) -> None:
 
 def _read_layers(config: Config, shapes: Mapping[str, tuple[int, ...]], prefix: str, up: str) -> None:
     """Depth and FFN width. Every layer of a file may be cut, so that the FFN is at least what is configured."""
-    found = {key: re.match(rf"{prefix}\.(\d+)\.", key) for key in shapes}
-    layers = [int(match[1]) for match in found.values() if match]
-    widths = [shapes[key][0] for key, match in found.items() if match and key.endswith(up)]
+    matches = {key: re.match(rf"{prefix}\.(\d+)\.", key) for key in shapes}
+    layers = [int(match[1]) for match in matches.values() if match]
+    widths = [shapes[key][0] for key, match in matches.items() if match and key.endswith(up)]
     if layers and widths:
         config["num_hidden_layers"] = max(layers) + 1
         config["intermediate_size"] = max(config["intermediate_size"], *widths)

@@ -121,8 +121,10 @@ class Blip2Folder(Model):
 
     def stock(self) -> Stock:
         """transformers' class of this model."""
-        told = {k: v for part in (blip2_vision, qformer, t5, opt, llama) for k, v in part.told(self.net).items()}
-        return of_library(self.net, told)
+        attributes = {
+            k: v for part in (blip2_vision, qformer, t5, opt, llama) for k, v in part.cut_attributes(self.net).items()
+        }
+        return of_library(self.net, attributes)
 
     def vision(self, images: Tensor) -> Tensor:
         """(I, 3, H, W) -> (I, N, D) image tokens of the ViT."""
@@ -131,8 +133,8 @@ class Blip2Folder(Model):
 
     def queries(self, rows: int) -> Tensor:
         """(rows, queries, D) the Q-Former's learned queries."""
-        found: Tensor = self.net.query_tokens.repeat(rows, 1, 1)  # no view: the counter of FLOPs stumbles over those
-        return found
+        queries: Tensor = self.net.query_tokens.repeat(rows, 1, 1)  # no view: the counter of FLOPs stumbles over those
+        return queries
 
 
 def _tie(net: Any) -> None:

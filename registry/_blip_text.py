@@ -49,10 +49,10 @@ def check_tokenizer(tokenizer: Any, text: Any, folder: Path) -> None:
             f"vocabulary there that it was trained with ({VOCABULARY} for the released ones)."
         )
     for name in ("sep", "pad"):
-        told, wanted = getattr(tokenizer, f"{name}_token_id"), getattr(text, f"{name}_token_id")
-        if told != wanted:
+        token, wanted = getattr(tokenizer, f"{name}_token_id"), getattr(text, f"{name}_token_id")
+        if token != wanted:
             raise UserError(
-                f"the tokenizer in {folder} has [{name.upper()}] at {told}, and the model at {wanted}: put the "
+                f"the tokenizer in {folder} has [{name.upper()}] at {token}, and the model at {wanted}: put the "
                 "vocabulary there that it was trained with."
             )
 

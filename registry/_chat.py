@@ -45,22 +45,22 @@ def _template(file: Path) -> str:
         return ""
     try:
         text = file.read_text(encoding="utf-8")
-        told = json.loads(text) if file.suffix == ".json" else {"chat_template": text}
+        content = json.loads(text) if file.suffix == ".json" else {"chat_template": text}
     except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON
         raise UserError(f"{file} cannot be read ({error}): put the one of its checkpoint there.") from None
-    found = told.get("chat_template") if isinstance(told, dict) else None
-    return found if isinstance(found, str) else ""
+    template = content.get("chat_template") if isinstance(content, dict) else None
+    return template if isinstance(template, str) else ""
 
 
 def _filled(template: str, content: list[dict[str, str]], tokenizer: Any, file: Path) -> str:
     """One turn, as transformers fills the template (sandboxed: a template is a program)."""
     try:
-        found: str = tokenizer.apply_chat_template(
+        filled: str = tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], chat_template=template, tokenize=False, add_generation_prompt=True
         )
     except (TemplateError, TypeError, ValueError) as error:
         raise UserError(f"the chat template in {file} cannot be filled in: {error}.") from None
-    return found
+    return filled
 
 
 def processor_of(folder: Path) -> dict[str, Any]:
@@ -70,31 +70,31 @@ def processor_of(folder: Path) -> dict[str, Any]:
         if not file.is_file():
             continue
         try:
-            told = json.loads(file.read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{file} cannot be read ({error}): put the one of its checkpoint there.") from None
-        found = told.get("image_processor", told if "image_processor_type" in told else None)
-        if isinstance(found, dict):
-            return dict(found)
+        settings = content.get("image_processor", content if "image_processor_type" in content else None)
+        if isinstance(settings, dict):
+            return dict(settings)
     raise UserError(
         f"{folder} does not say how its images are prepared: put the {PROCESSORS[1]} (or {PROCESSORS[0]}) of the "
         "checkpoint there."
     )
 
 
-def image_processor(told: Mapping[str, Any], wanted: str) -> Any:
-    """The library's image processor of the class `wanted`, set as `told` says. Raises UserError where that is of
+def image_processor(settings: Mapping[str, Any], wanted: str) -> Any:
+    """The library's image processor of the class `wanted`, set as `settings` says. Raises UserError where that is of
     another class."""
     import transformers
 
-    kind = str(told.get("image_processor_type", wanted))
+    kind = str(settings.get("image_processor_type", wanted))
     if kind.removesuffix("Fast") != wanted:
         raise UserError(
             f"the image processor of this folder is a {kind}, and this model's is a {wanted}: put the "
             f"{PROCESSORS[1]} of the checkpoint there."
         )
     try:
-        return getattr(transformers, wanted).from_dict(dict(told))
+        return getattr(transformers, wanted).from_dict(dict(settings))
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise UserError(
             f"the image processor of this folder cannot be built ({error}): put the published one."

@@ -48,18 +48,18 @@ def read(source: Path) -> tuple[Config | None, dict[str, Tensor]]:
     config = None
     if (source / CONFIG).is_file():
         config = _model_cfg(source / CONFIG)
-    elif (source / "config.json").is_file() and "text_cfg" in (found := read_config(source)):
-        config = found
+    elif (source / "config.json").is_file() and "text_cfg" in (stated := read_config(source)):
+        config = stated
     weights = source / WEIGHTS
     return config, read_weights(weights if weights.is_file() else source)
 
 
 def _model_cfg(file: Path) -> Config:
-    told = read_json(file)
-    found = told.get("model_cfg") if isinstance(told, dict) else None
-    if not isinstance(found, dict):
+    content = read_json(file)
+    model = content.get("model_cfg") if isinstance(content, dict) else None
+    if not isinstance(model, dict):
         raise UserError(f"{file} is no configuration of open_clip's: it has no object 'model_cfg'.")
-    return found
+    return model
 
 
 def tells_activation(tensors: Mapping[str, Tensor]) -> bool:

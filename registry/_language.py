@@ -32,7 +32,7 @@ class Read(NamedTuple):
     context: Shared | None = None
 
 
-class Told(NamedTuple):
+class Forced(NamedTuple):
     """What a model tells of texts: (T, vocabulary) logits, (T,) the tokens they should name, (T,) each one's text."""
 
     logits: Tensor
@@ -49,13 +49,13 @@ class Language(ABC):
 
     @property
     def device(self) -> torch.device:
-        found: torch.device = self.net.get_input_embeddings().weight.device
-        return found
+        device: torch.device = self.net.get_input_embeddings().weight.device
+        return device
 
     def embed(self, ids: Tensor) -> Tensor:
         """(R, L) -> (R, L, D)."""
-        found: Tensor = self.net.get_input_embeddings()(ids)
-        return found
+        states: Tensor = self.net.get_input_embeddings()(ids)
+        return states
 
     @abstractmethod
     def read(self, images: Tensor, owner: Tensor, prompts: Ids) -> Iterator[tuple[list[int], Read]]:
@@ -66,7 +66,7 @@ class Language(ABC):
         """(R, L) tokens -> (R, L, vocabulary) logits of the next ones. cache: of those before, and grows."""
 
     @abstractmethod
-    def told(self, images: Tensor, owner: Tensor, prompts: Ids, texts: Ids, row: Sequence[int]) -> Told:
+    def forced(self, images: Tensor, owner: Tensor, prompts: Ids, texts: Ids, row: Sequence[int]) -> Forced:
         """Teacher forcing. texts: what follows a prompt, its end included; row: the prompt each of them follows."""
 
     def rank(self, read: Read, candidates: Ids, k: int) -> Tensor:
@@ -106,11 +106,11 @@ class Language(ABC):
             return self.go_on(tokens, read.cache, read.context)[:, -1]
 
         start = torch.zeros((len(read.logits), 1), dtype=torch.long, device=read.logits.device)
-        found, _ = beam_search(
+        best, _ = beam_search(
             step, start, beams=beams, max_length=max_length, min_length=min_length, end=self.end,
             length_penalty=length_penalty,
         )  # fmt: skip
-        return [ids[1:] for ids in found]
+        return [ids[1:] for ids in best]
 
 
 class T5(Language):
@@ -149,7 +149,7 @@ class T5(Language):
         logits: Tensor = self.head(hidden)
         return logits
 
-    def told(self, images: Tensor, owner: Tensor, prompts: Ids, texts: Ids, row: Sequence[int]) -> Told:
+    def forced(self, images: Tensor, owner: Tensor, prompts: Ids, texts: Ids, row: Sequence[int]) -> Forced:
         states, mask = self.encoded(images, owner, prompts)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for index, ids in by_length(texts, ROWS):
@@ -158,7 +158,7 @@ class T5(Language):
             logits = self.go_on(begun, None, *_context(states, rows, mask))
             text = torch.tensor(index, device=self.device)[:, None].expand_as(targets)
             parts.append((logits.flatten(0, 1), targets.flatten(), text.flatten()))
-        return Told(*map(torch.cat, zip(*parts, strict=True)))
+        return Forced(*map(torch.cat, zip(*parts, strict=True)))
 
 
 class Causal(Language):
@@ -183,7 +183,7 @@ class Causal(Language):
         logits: Tensor = self.head(out.last_hidden_state[:, -1] if last else out.last_hidden_state)
         return logits
 
-    def told(self, images: Tensor, owner: Tensor, prompts: Ids, texts: Ids, row: Sequence[int]) -> Told:
+    def forced(self, images: Tensor, owner: Tensor, prompts: Ids, texts: Ids, row: Sequence[int]) -> Forced:
         """Rows of one length together: nothing is padded, which OPT would hide from calibration (it flattens its
         batches). Logits are computed of the tokens that should be told alone."""
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -196,7 +196,7 @@ class Causal(Language):
             places = [(n, at, i) for n, i in enumerate(index) for at in range(len(prompts[row[i]]), ids.shape[1])]
             n, at, text = torch.tensor(places, device=self.device).unbind(1)
             parts.append((self.head(hidden[n, at - 1]), ids[n, at], text))
-        return Told(*map(torch.cat, zip(*parts, strict=True)))
+        return Forced(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _meta_mask(net: Any, inputs: Tensor) -> Tensor | None:
@@ -220,13 +220,13 @@ class Placed(DynamicCache):  # type: ignore[misc]
 
 def gathered(cache: Any, rows: Tensor) -> Any:
     """A cache of its own with the given rows of another."""
-    found = Placed()
+    copy = Placed()
     shift = getattr(cache, "shift", None)
-    found.shift = None if shift is None else shift[rows.to(shift.device)]
+    copy.shift = None if shift is None else shift[rows.to(shift.device)]
     for number, layer in enumerate(cache.layers):
         index = rows.to(layer.keys.device)  # a model may be split over devices
-        found.update(layer.keys[index], layer.values[index], number)
-    return found
+        copy.update(layer.keys[index], layer.values[index], number)
+    return copy
 
 
 def _context(states: Tensor, rows: Sequence[int], mask: Tensor | None) -> tuple[Tensor | Shared, Tensor | None]:

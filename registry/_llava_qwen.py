@@ -60,11 +60,11 @@ def configured(config: Config, weights: Mapping[str, Tensor]) -> Config:
     }  # fmt: skip
 
 
-def vision_of(weights: Mapping[str, Tensor], pixels: int, told: Config) -> Config:
-    """Sizes of the SigLIP in the weights. told: `vision_config` of the folder, which has the last word."""
+def vision_of(weights: Mapping[str, Tensor], pixels: int, stated: Config) -> Config:
+    """Sizes of the SigLIP in the weights. stated: `vision_config` of the folder, which has the last word."""
     width, _, patch, _ = weights[f"{EMBEDDINGS}patch_embedding.weight"].shape
     layers = {key.split(".")[4] for key in weights if key.startswith(f"{TOWER}encoder.layers.")}
-    heads = told.get("num_attention_heads", SO400M["num_attention_heads"] if width == SO400M["hidden_size"] else None)
+    heads = stated.get("num_attention_heads", SO400M["num_attention_heads"] if width == SO400M["hidden_size"] else None)
     if heads is None:
         raise UserError(
             f"the vision tower of these weights is {width} wide, and nothing says how many heads it has: write "
@@ -73,16 +73,18 @@ def vision_of(weights: Mapping[str, Tensor], pixels: int, told: Config) -> Confi
     return {
         "model_type": "siglip_vision_model", "hidden_size": width, "patch_size": patch, "image_size": pixels,
         "num_hidden_layers": len(layers), "num_attention_heads": heads, "vision_use_head": False,
-        "intermediate_size": weights[f"{TOWER}encoder.layers.0.mlp.fc1.weight"].shape[0], **told,
+        "intermediate_size": weights[f"{TOWER}encoder.layers.0.mlp.fc1.weight"].shape[0], **stated,
     }  # fmt: skip
 
 
-def grid_of(told: Any, pixels: int) -> list[list[int]]:
+def grid_of(pinpoints: Any, pixels: int) -> list[list[int]]:
     """ "(1x1),...,(2x2)" or a list of (width, height) pairs -> (height, width) pairs, as transformers wants them."""
-    if isinstance(told, list):
-        return [[int(height), int(width)] for width, height in told]
-    corners = re.fullmatch(r"\((\d+)x(\d+)\),\.\.\.,\((\d+)x(\d+)\)", str(told))
+    if isinstance(pinpoints, list):
+        return [[int(height), int(width)] for width, height in pinpoints]
+    corners = re.fullmatch(r"\((\d+)x(\d+)\),\.\.\.,\((\d+)x(\d+)\)", str(pinpoints))
     if corners is None:
-        raise UserError(f"config.json should name the shapes of tiled images in image_grid_pinpoints, not {told!r}.")
+        raise UserError(
+            f"config.json should name the shapes of tiled images in image_grid_pinpoints, not {pinpoints!r}."
+        )
     first_w, first_h, last_w, last_h = map(int, corners.groups())
     return [[h * pixels, w * pixels] for w in range(first_w, last_w + 1) for h in range(first_h, last_h + 1)]

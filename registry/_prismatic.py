@@ -44,10 +44,10 @@ VICUNA = (
 PURE = "In: {}\nOut:"
 
 
-def read(folder: Path, told: Config) -> tuple[Config, Tensors]:
-    """Our configuration and the tensors under our names. told: config.json. Raises UserError where a part is missing,
-    and where the heads of an unpublished size are told nowhere."""
-    model = told.get("model", {})
+def read(folder: Path, stated: Config) -> tuple[Config, Tensors]:
+    """Our configuration and the tensors under our names. stated: config.json. Raises UserError where a part is missing,
+    and where the heads of an unpublished size are stated nowhere."""
+    model = stated.get("model", {})
     kind = str(model.get("vision_backbone_id", ""))
     towers = TOWERS.get(kind.split("-")[0])
     if towers is None:
@@ -71,17 +71,17 @@ def read(folder: Path, told: Config) -> tuple[Config, Tensors]:
             )
     last = next((key for key in reversed(towers) if "siglip" in key[1] or "clip" in key[1]), towers[0])[0]
     size = _size(tensors, last) if last != towers[0][0] or "dino" not in towers[0][1] else _named_size(kind)
-    vision = [_tower(tensors, *tower[:4], size, told.get("vision_config", {})) for tower in towers]
+    vision = [_tower(tensors, *tower[:4], size, stated.get("vision_config", {})) for tower in towers]
     config = {
         "vision": vision, "image_size": size, "projector": model.get("arch_specifier", ""),
-        "text_config": _text(tensors, told.get("text_config", {})),
+        "text_config": _text(tensors, stated.get("text_config", {})),
         "prompts": {"chat": VICUNA if "vicuna" in str(model.get("llm_backbone_id")) else PURE, "image": "<image>"},
     }  # fmt: skip
-    return {**config, "prompts": {**config["prompts"], **told.get("prompts", {})}}, tensors
+    return {**config, "prompts": {**config["prompts"], **stated.get("prompts", {})}}, tensors
 
 
-def _part(found: re.Match[str]) -> str:
-    return {"llm_backbone.llm.": "language.", "vision_backbone.": "vision."}.get(found[0], "projector.")
+def _part(match: re.Match[str]) -> str:
+    return {"llm_backbone.llm.": "language.", "vision_backbone.": "vision."}.get(match[0], "projector.")
 
 
 def _size(tensors: Mapping[str, Tensor], name: str) -> int:
@@ -95,11 +95,11 @@ def _named_size(kind: str) -> int:
 
 
 def _tower(
-    tensors: Mapping[str, Tensor], name: str, model: str, more: Config, norm: Config, size: int, told: Config
+    tensors: Mapping[str, Tensor], name: str, model: str, more: Config, norm: Config, size: int, stated: Config
 ) -> Config:
     start = f"vision.{name}."
     width = int(tensors[f"{start}patch_embed.proj.weight"].shape[0])
-    heads = told.get("num_heads", VISION_HEADS.get(width))
+    heads = stated.get("num_heads", VISION_HEADS.get(width))
     if heads is None:
         raise UserError(
             f"the vision tower {name} is {width} wide, and nothing says how many heads it has: write "
@@ -111,9 +111,9 @@ def _tower(
     return {"name": name, "model": model, "args": {**sizes, **more}, **norm}
 
 
-def _text(tensors: Mapping[str, Tensor], told: Config) -> Config:
+def _text(tensors: Mapping[str, Tensor], stated: Config) -> Config:
     vocabulary, width = tensors["language.model.embed_tokens.weight"].shape
-    heads = told.get("num_attention_heads", TEXT_HEADS.get(width))
+    heads = stated.get("num_attention_heads", TEXT_HEADS.get(width))
     if heads is None:
         raise UserError(
             f"the language model is {width} wide, and nothing says how many heads it has: write "
@@ -125,5 +125,5 @@ def _text(tensors: Mapping[str, Tensor], told: Config) -> Config:
         "vocab_size": vocabulary, "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
         "num_key_value_heads": groups, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "eos_token_id": 2,
         "intermediate_size": int(tensors["language.model.layers.0.mlp.up_proj.weight"].shape[0]),
-        "tie_word_embeddings": False, **told,
+        "tie_word_embeddings": False, **stated,
     }  # fmt: skip

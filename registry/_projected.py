@@ -122,9 +122,9 @@ class Projected(Prompted):
     def renamed(cls, key: str) -> str:
         """Today's name of a key of the files."""
         for pattern, name in cls.keys:
-            found, count = re.subn(pattern, name, key)
+            renamed, count = re.subn(pattern, name, key)
             if count:
-                return found
+                return renamed
         return key
 
     def _check_prompt(self, capability: str) -> None:
@@ -159,18 +159,18 @@ class Projected(Prompted):
         return None
 
     def stock(self) -> Stock:
-        return of_library(self.net, library.told(self.net))
+        return of_library(self.net, library.cut_attributes(self.net))
 
     # Images ---------------------------------------------------------------------------------------------------------
 
     def views(self, image: Tensor) -> View:
         """The library's processor, up to the point where values are no grey levels any more."""
-        found = self.images(
+        processed = self.images(
             images=[image], do_rescale=False, do_normalize=False, return_tensors="pt",
             input_data_format="channels_first", **self.words_of_processor,
         )  # fmt: skip
-        pixels = found.pop("pixel_values")
-        facts = {key: value for key, value in found.items() if isinstance(value, Tensor)}
+        pixels = processed.pop("pixel_values")
+        facts = {key: value for key, value in processed.items() if isinstance(value, Tensor)}
         mean, std = (
             torch.tensor(x, device="cpu").view(3, 1, 1) for x in (self.images.image_mean, self.images.image_std)
         )
@@ -182,20 +182,20 @@ class Projected(Prompted):
 
     def encode(self, images: Sequence[View]) -> list[ImageState]:
         """All views -> a record for each image; here of tiles (T, 3, S, S) that all become as many tokens each."""
-        found = self.features(torch.cat([view.pixels for view in images]))
-        return [ImageState(part.flatten(0, 1)) for part in found.split([len(view.pixels) for view in images])]
+        tokens = self.features(torch.cat([view.pixels for view in images]))
+        return [ImageState(part.flatten(0, 1)) for part in tokens.split([len(view.pixels) for view in images])]
 
     def features(self, tiles: Tensor) -> Tensor:
         """(T, 3, S, S) -> (T, N, D) tokens for the language model."""
-        found: Tensor = self.net.model.get_image_features(pixel_values=tiles, return_dict=True).pooler_output
-        return found
+        tokens: Tensor = self.net.model.get_image_features(pixel_values=tiles, return_dict=True).pooler_output
+        return tokens
 
     # Prompts --------------------------------------------------------------------------------------------------------
 
     def owner_of(self, batch: Batch) -> list[list[int]]:
         """The images of each sample."""
-        found: list[list[int]] = batch.owner if isinstance(batch.owner, list) else batch.owner.tolist()
-        return found
+        rows: list[list[int]] = batch.owner if isinstance(batch.owner, list) else batch.owner.tolist()
+        return rows
 
     def template(self, capability: str, own: str | None = None) -> str:
         """The whole prompt with one image. own: the task's user turn, in place of ours; of captions, its beginning."""
@@ -211,8 +211,8 @@ class Projected(Prompted):
         if shown and shown != images:
             raise ValueError(f"the prompt has {shown} places for images, and the sample {images} images")
         text = text.replace(PLACE, prompts["image"]) if shown else prompts["image"] * images + text
-        found: str = prompts["chat"].replace(TURN, text)
-        return found
+        prompt: str = prompts["chat"].replace(TURN, text)
+        return prompt
 
     def _questions(self, batch: Batch) -> list[str]:
         asked = super().template("answer", batch.options.get("prompt"))
@@ -223,7 +223,7 @@ class Projected(Prompted):
     def shown(self, states: Any, owner: Any, prompts: Sequence[str]) -> tuple[list[Prefix], Tensor]:
         """The distinct beginnings of the prompts, up to the last image, and which of them each prompt goes on from."""
         numbers: dict[tuple[Any, ...], int] = {}
-        found: list[Prefix] = []
+        prefixes: list[Prefix] = []
         rows: list[int] = []
         for row, text in zip(owner, prompts, strict=True):
             images = [int(row)] if isinstance(row, int | Tensor) else list(row)
@@ -234,10 +234,10 @@ class Projected(Prompted):
                 raise ValueError(f"the prompt has {len(before)} places for images, and the sample {len(images)} images")
             key = (*map(tuple, before), *images)
             if key not in numbers:
-                numbers[key] = len(found)
-                found.append(self._prefix([states[i] for i in images], before))
+                numbers[key] = len(prefixes)
+                prefixes.append(self._prefix([states[i] for i in images], before))
             rows.append(numbers[key])
-        return found, torch.tensor(rows, device="cpu")
+        return prefixes, torch.tensor(rows, device="cpu")
 
     def _prefix(self, images: Sequence[ImageState], before: Sequence[Sequence[int]]) -> Prefix:
         """Words and images by turns; before: token ids in front of each image."""
@@ -257,10 +257,10 @@ class Projected(Prompted):
         begun = bool(start) and prompt.startswith(start)  # as transformers does: a template may write it out
         ids = self.tokenizer(prompt, add_special_tokens=not begun).input_ids
         mark = self.tokenizer.convert_tokens_to_ids(self.mark)
-        found: list[list[int]] = [[]]
+        parts: list[list[int]] = [[]]
         for token in ids:
             if token == mark:
-                found.append([])
+                parts.append([])
             else:
-                found[-1].append(token)
-        return found
+                parts[-1].append(token)
+        return parts

@@ -23,7 +23,7 @@ from vlbench.model import Card, Model, read_config
 from vlbench.nn.spread import place
 from vlbench.nn.stock import Stock
 
-from ._language import T5, Causal, Language, Read, Told
+from ._language import T5, Causal, Forced, Language, Read
 
 Config = dict[str, Any]
 N = TypeVar("N", bound=nn.Module)
@@ -78,13 +78,13 @@ class Prompted(Model, Answerer, Captioner):
 
     def template(self, capability: str, own: str | None = None) -> str:
         """The prompt before the question is in it. own: the task's, in place of the model's."""
-        found: str = {**self.prompts, **self.config.get("prompts", {})}[capability] if own is None else own
-        if capability == "answer" and "{}" not in found:
+        template: str = {**self.prompts, **self.config.get("prompts", {})}[capability] if own is None else own
+        if capability == "answer" and "{}" not in template:
             raise UserError(
-                f"{self.card.name} has no prompt with a place for the question ({found!r}): write {{}} where the "
+                f"{self.card.name} has no prompt with a place for the question ({template!r}): write {{}} where the "
                 'question goes, in prompt= of the task or as "prompts" in config.json.'
             )
-        return found.strip()
+        return template.strip()
 
     def question(self, text: str) -> str:
         """A question as the prompt holds it."""
@@ -111,8 +111,8 @@ class Prompted(Model, Answerer, Captioner):
         prompt = self.template("caption", batch.options.get("prompt"))
         used, row = batch.owner[:, 0].unique(return_inverse=True)  # an image has one caption
         more = -len(self.words((batch.options.get("prompt") or "").strip()))
-        found = self._said(states, used, [prompt] * len(used), lambda read, _: self._written(read, options, more))
-        return [{"caption": found[i]} for i in row.tolist()]
+        captions = self._said(states, used, [prompt] * len(used), lambda read, _: self._written(read, options, more))
+        return [{"caption": captions[i]} for i in row.tolist()]
 
     def _questions(self, batch: Batch) -> list[str]:
         template = self.template("answer", batch.options.get("prompt"))
@@ -121,11 +121,11 @@ class Prompted(Model, Answerer, Captioner):
     def _said(self, states: Any, owner: Any, prompts: Sequence[str], say: Say) -> list[str]:
         """What follows each prompt."""
         images, slot = self.shown(states, owner, prompts)
-        found = [""] * len(prompts)
+        texts = [""] * len(prompts)
         for rows, read in self.language.read(images, slot, [self.prompt_ids(p) for p in prompts]):
             for row, text in zip(rows, say(read, rows), strict=True):
-                found[row] = text
-        return found
+                texts[row] = text
+        return texts
 
     def _written(self, read: Read, options: Mapping[str, Any], more: int) -> list[str]:
         """Texts by beam search; `more`: tokens to add to the lengths, which there count one for the start."""
@@ -139,29 +139,29 @@ class Prompted(Model, Answerer, Captioner):
         """sum over answers of weight * nll (summed over tokens), a question's mean."""
         prompts = self._questions(batch)
         pairs = [(i, text, weight) for i, s in enumerate(batch.samples) for text, weight in s.target.items()]
-        told = self._told(batch, prompts, [text for _, text, _ in pairs], [i for i, _, _ in pairs])
-        weights = torch.tensor([weight for _, _, weight in pairs], device=told.logits.device) / len(prompts)
-        share = weights[told.text]
-        return Outputs(lambda: (share * _nll(told, "none")).sum(), [(told.logits, share)])
+        targets = self._forced(batch, prompts, [text for _, text, _ in pairs], [i for i, _, _ in pairs])
+        weights = torch.tensor([weight for _, _, weight in pairs], device=targets.logits.device) / len(prompts)
+        share = weights[targets.text]
+        return Outputs(lambda: (share * _nll(targets, "none")).sum(), [(targets.logits, share)])
 
     def caption_outputs(self, batch: Batch) -> Outputs:
         """The mean over all target tokens: of the captions and their ends."""
         prompts = [self.template("caption", batch.options.get("prompt"))] * len(batch.samples)
-        told = self._told(batch, prompts, [s.target for s in batch.samples], list(range(len(prompts))))
-        return Outputs(lambda: _nll(told, "mean"), [(told.logits, 1 / len(told.logits))])
+        targets = self._forced(batch, prompts, [s.target for s in batch.samples], list(range(len(prompts))))
+        return Outputs(lambda: _nll(targets, "mean"), [(targets.logits, 1 / len(targets.logits))])
 
     def caption_terms(self, batch: Batch) -> int:
         return sum(len(self.target_ids(s.target)) for s in batch.samples)
 
-    def _told(self, batch: Batch, prompts: Sequence[str], texts: Sequence[str], row: Sequence[int]) -> Told:
+    def _forced(self, batch: Batch, prompts: Sequence[str], texts: Sequence[str], row: Sequence[int]) -> Forced:
         images, slot = self.shown(self.encode(batch.images), self.owner_of(batch), prompts)
         ids = [self.prompt_ids(p) for p in prompts]
-        return self.language.told(images, slot, ids, [self.target_ids(t) for t in texts], row)
+        return self.language.forced(images, slot, ids, [self.target_ids(t) for t in texts], row)
 
     def words(self, text: str) -> list[int]:
         """Token ids without the special ones."""
-        found: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
-        return found
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
 
     def prompt_ids(self, text: str) -> list[int]:
         """Token ids of what is read after the image tokens, the tokenizer's special ones included: for a decoder
@@ -189,9 +189,9 @@ class Prompted(Model, Answerer, Captioner):
         place(self.net, blocks, precision)
 
 
-def _nll(told: Told, reduction: str) -> Tensor:
-    wide = torch.promote_types(told.logits.dtype, torch.float32)
-    return F.cross_entropy(told.logits.to(wide), told.targets, reduction=reduction)
+def _nll(targets: Forced, reduction: str) -> Tensor:
+    wide = torch.promote_types(targets.logits.dtype, torch.float32)
+    return F.cross_entropy(targets.logits.to(wide), targets.targets, reduction=reduction)
 
 
 def language_of(model: Any) -> Language:
@@ -209,20 +209,20 @@ def read_tokenizer(folder: Path, vocabulary: int) -> Any:
         raise UserError(f"{folder} has no tokenizer: put the tokenizer files of its checkpoint there.")
     try:
         known = any((folder / name).is_file() for name in TOKENIZER)
-        found = (AutoTokenizer if known else BertTokenizer).from_pretrained(
+        tokenizer = (AutoTokenizer if known else BertTokenizer).from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"the tokenizer in {folder} cannot be read ({told}): put the tokenizer files of its checkpoint there."
+            f"the tokenizer in {folder} cannot be read ({reason}): put the tokenizer files of its checkpoint there."
         ) from None
-    if len(found) > vocabulary:
+    if len(tokenizer) > vocabulary:
         raise UserError(
-            f"the tokenizer in {folder} has {len(found)} words, and the model {vocabulary}: put the tokenizer there "
-            "that the model was trained with."
+            f"the tokenizer in {folder} has {len(tokenizer)} words, and the model {vocabulary}: put the tokenizer "
+            "there that the model was trained with."
         )
-    return found
+    return tokenizer
 
 
 def of_library(net: Any, attention: Mapping[str, Any]) -> Stock:
@@ -250,8 +250,8 @@ def constructed(card: Card, make: Callable[[Config], N], config: Config) -> N:
         return make(plain(config))
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, ImportError,
             StrictDataclassError) as error:  # fmt: skip
-        told = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
-        raise UserError(f"config.json describes no {card.name} that transformers can build: {told}.") from error
+        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        raise UserError(f"config.json describes no {card.name} that transformers can build: {reason}.") from error
 
 
 def plain(config: Config) -> Config:

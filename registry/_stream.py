@@ -15,7 +15,7 @@ from torch import Tensor
 from vlbench.nn.caches import with_cache
 
 from ._blip_text import by_length
-from ._language import ROWS, Causal, Ids, Placed, Read, Told, _meta_mask, gathered
+from ._language import ROWS, Causal, Forced, Ids, Placed, Read, _meta_mask, gathered
 
 
 class ImageState(NamedTuple):
@@ -124,7 +124,7 @@ class Stream(Causal):
         levels = zip(*(p.layers for p in prefixes if p.layers), strict=True)
         return {"visual_pos_masks": torch.stack(masks), "deepstack_visual_embeds": [torch.cat(x) for x in levels]}
 
-    def told(self, images: Any, owner: Tensor, prompts: Ids, texts: Ids, row: Sequence[int]) -> Told:
+    def forced(self, images: Any, owner: Tensor, prompts: Ids, texts: Ids, row: Sequence[int]) -> Forced:
         """Rows of one length together: nothing is padded. Logits are computed of the tokens that should be told."""
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         slot = [owner.tolist()[r] for r in row]
@@ -135,7 +135,7 @@ class Stream(Causal):
                 read = [len(prompts[row[i]]) for i in chosen]
                 logits, targets, place = self._forced([images[slot[i]] for i in chosen], ids.to(self.device), read)
                 parts.append((logits, targets, torch.tensor(chosen, device=self.device)[place]))
-        return Told(*map(torch.cat, zip(*parts, strict=True)))
+        return Forced(*map(torch.cat, zip(*parts, strict=True)))
 
     def _forced(self, prefixes: Sequence[Prefix], ids: Tensor, read: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """(T, vocabulary) logits, (T,) targets and rows of the tokens after the first `read` of each row of ids."""
@@ -154,7 +154,7 @@ class Stream(Causal):
 
 def by_size(prefixes: Sequence[Prefix], used: Sequence[int]) -> list[list[int]]:
     """The numbers of the used prefixes, those of one length together."""
-    found: dict[int, list[int]] = {}
+    lengths: dict[int, list[int]] = {}
     for i in sorted(set(used)):
-        found.setdefault(len(prefixes[i].tokens), []).append(i)
-    return list(found.values())
+        lengths.setdefault(len(prefixes[i].tokens), []).append(i)
+    return list(lengths.values())

@@ -29,7 +29,7 @@ MAX_QUESTION = 35  # tokens
 MAX_WORDS = 50  # of a question
 ROWS = 8192  # question-candidate pairs scored in one pass
 
-Told = tuple[list[int], Tensor, Tensor]  # of answers of one length: their numbers, logits, and the tokens to tell
+Forced = tuple[list[int], Tensor, Tensor]  # of answers of one length: their numbers, logits, and the tokens to tell
 
 
 @family(
@@ -66,8 +66,8 @@ class BlipVQA(Blip, Answerer):
     def network(cls, config: Config) -> nn.Module:
         net = BlipForQuestionAnswering(blip_config(config))
         _widen_decoder(net)
-        found: nn.Module = net
-        return found
+        typed: nn.Module = net
+        return typed
 
     def structure(self) -> Structure:
         return Structure(
@@ -101,11 +101,11 @@ class BlipVQA(Blip, Answerer):
         pairs = [(i, a, w) for i, s in enumerate(batch.samples) for a, w in s.target.items()]
         owner = torch.tensor([p[0] for p in pairs], device=self.device)
         weight = torch.tensor([p[2] for p in pairs], device=self.device, dtype=questions.dtype)
-        told = self.told(questions, mask, owner, self.candidate_ids([p[1] for p in pairs]))
+        scored = self.forced(questions, mask, owner, self.candidate_ids([p[1] for p in pairs]))
         share = weight[:, None] / len(batch.samples)
         return Outputs(
-            lambda: (weight * self.negative_log_likelihood(told, questions)).sum() / len(batch.samples),
-            [(logits.transpose(1, 2), share[index]) for index, logits, _ in told],
+            lambda: (weight * self.negative_log_likelihood(scored, questions)).sum() / len(batch.samples),
+            [(logits.transpose(1, 2), share[index]) for index, logits, _ in scored],
         )
 
     def question_states(self, states: Tensor, texts: list[str], owner: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,8 +139,8 @@ class BlipVQA(Blip, Answerer):
         if k < total:
             chosen = logits.float().softmax(-1)[:, first].topk(k, dim=1).indices.cpu()
         log = logits.log_softmax(-1)
-        told = (1 - LABEL_SMOOTHING) * log[:, first] + LABEL_SMOOTHING * log.mean(-1, keepdim=True)
-        score = torch.full_like(told, float("-inf"))
+        first_scores = (1 - LABEL_SMOOTHING) * log[:, first] + LABEL_SMOOTHING * log.mean(-1, keepdim=True)
+        score = torch.full_like(first_scores, float("-inf"))
         length = torch.tensor([len(c) for c in candidates])
         padded = nn.utils.rnn.pad_sequence([torch.tensor(c) for c in candidates], batch_first=True).to(self.device)
         # Candidates of one length together: nothing is padded, and no position is computed that is not read.
@@ -153,7 +153,7 @@ class BlipVQA(Blip, Answerer):
         ):
             for owner, (r, c) in zip(here[0].split(ROWS), same.split(ROWS, 1), strict=True):
                 rest = self._rest(padded[c, 1:size], context.read_by(owner), begun, r)
-                score[r, c] = told[r, c] - rest.to(told.dtype)
+                score[r, c] = first_scores[r, c] - rest.to(first_scores.dtype)
         return score
 
     def _begin(self, context: Shared) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
@@ -172,21 +172,21 @@ class BlipVQA(Blip, Answerer):
             cache.update(keys[row], values[row], layer)
         return _summed_nll(self.decode(ids[:, :-1], context, cache), ids[:, 1:])
 
-    def told(self, questions: Tensor, mask: Tensor, owner: Tensor, answers: list[list[int]]) -> list[Told]:
+    def forced(self, questions: Tensor, mask: Tensor, owner: Tensor, answers: list[list[int]]) -> list[Forced]:
         """What the decoder tells of the answers given the questions they belong to (owner, non-decreasing), those of
         one length together: (numbers of the answers, (R, L, vocabulary) logits, (R, L) next tokens)."""
-        found = []
+        scored = []
         for index, rows in by_length(answers, ROWS):
             ids, context = rows.to(self.device), Shared.among(questions, owner[index], mask.bool())
-            found.append((index, self.decode(ids[:, :-1], context), ids[:, 1:]))
-        return found
+            scored.append((index, self.decode(ids[:, :-1], context), ids[:, 1:]))
+        return scored
 
-    def negative_log_likelihood(self, told: Sequence[Told], questions: Tensor) -> Tensor:
+    def negative_log_likelihood(self, scored: Sequence[Forced], questions: Tensor) -> Tensor:
         """(P,) smoothed nll of each answer, in the type of the questions' states."""
-        found = questions.new_zeros(sum(len(index) for index, _, _ in told))
-        for index, logits, targets in told:
-            found[index] = _summed_nll(logits, targets).to(found.dtype)
-        return found
+        losses = questions.new_zeros(sum(len(index) for index, _, _ in scored))
+        for index, logits, targets in scored:
+            losses[index] = _summed_nll(logits, targets).to(losses.dtype)
+        return losses
 
     def decode(self, ids: Tensor, context: Shared, cache: DynamicCache | None = None) -> Tensor:
         """(R, L) answer tokens -> (R, L, vocabulary) logits of the next token. cache: of the tokens before them."""

@@ -116,8 +116,8 @@ class Blip2(Blip2Folder, Prompted):
         """(I, 3, H, W) -> (I, queries, D) tokens for the language model."""
         states = self.vision(images)
         out: Any = self.net.qformer(query_embeds=self.queries(images.shape[0]), encoder_hidden_states=states)
-        found: Tensor = self.net.language_projection(out.last_hidden_state.to(states.dtype))
-        return found
+        tokens: Tensor = self.net.language_projection(out.last_hidden_state.to(states.dtype))
+        return tokens
 
     def question(self, text: str) -> str:
         return clean_question(text, MAX_WORDS)

@@ -120,8 +120,8 @@ class Blip2Retrieval(Blip2Folder, Matcher):
 
         def loss() -> Tensor:
             target = same.to(similarity.dtype) / same.sum(1, keepdim=True)
-            told = [F.cross_entropy(s, target, label_smoothing=LABEL_SMOOTHING) for s in (similarity, similarity.t())]
-            return (told[0] + told[1]) / 2 + self.matching_loss(states, owner, ids, mask, similarity, same)
+            losses = [F.cross_entropy(s, target, label_smoothing=LABEL_SMOOTHING) for s in (similarity, similarity.t())]
+            return (losses[0] + losses[1]) / 2 + self.matching_loss(states, owner, ids, mask, similarity, same)
 
         return Outputs(loss, both_ways(similarity))
 
@@ -155,8 +155,8 @@ class Blip2Retrieval(Blip2Folder, Matcher):
         hidden = net.dropout(net.layernorm(self.net.embeddings(input_ids=ids, query_embeds=queries)))
         for layer in net.encoder.layer:
             hidden = layer(hidden, mask, context, query_length=count)
-        found: Tensor = hidden[:, :count] if count else hidden
-        return found
+        states: Tensor = hidden[:, :count] if count else hidden
+        return states
 
     def image_features(self, states: Tensor) -> Tensor:
         """(I, queries, d) of length one each."""
@@ -165,14 +165,14 @@ class Blip2Retrieval(Blip2Folder, Matcher):
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """(n, d) of length one, of the texts alone."""
-        found = torch.empty(len(texts), self.net.text_projection.out_features, device=self.device, dtype=self.dtype)
+        features = torch.empty(len(texts), self.net.text_projection.out_features, device=self.device, dtype=self.dtype)
         for index, ids in by_length(self.text_ids(texts), ROWS):
             hidden = self.qformer_states(ids.to(self.device), None)[:, 0]
-            found[index] = F.normalize(self.net.text_projection(hidden), dim=-1).to(found.dtype)
-        return found
+            features[index] = F.normalize(self.net.text_projection(hidden), dim=-1).to(features.dtype)
+        return features
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """[CLS] words [SEP] of each text."""
         cleaned = [clean_caption(text, MAX_WORDS) for text in texts]
-        found: list[list[int]] = self.tokenizer(cleaned, truncation=True, max_length=MAX_TEXT).input_ids
-        return found
+        tokens: list[list[int]] = self.tokenizer(cleaned, truncation=True, max_length=MAX_TEXT).input_ids
+        return tokens

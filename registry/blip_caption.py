@@ -83,10 +83,11 @@ class BlipCaption(Blip, Captioner):
 
     def caption_outputs(self, batch: Batch) -> Outputs:
         """The mean over all target tokens: of the caption and its end, not of the prompt (BLIP's caption loss)."""
-        ids, wanted, told = self._wanted(batch)
-        logits = self.logits(ids, Shared(self.encode(batch.images), batch.owner[:, 0]))[:, :-1][told]
+        ids, wanted, counted = self._wanted(batch)
+        logits = self.logits(ids, Shared(self.encode(batch.images), batch.owner[:, 0]))[:, :-1][counted]
         return Outputs(
-            lambda: F.cross_entropy(logits, wanted[told], label_smoothing=LABEL_SMOOTHING), [(logits, 1 / len(logits))]
+            lambda: F.cross_entropy(logits, wanted[counted], label_smoothing=LABEL_SMOOTHING),
+            [(logits, 1 / len(logits))],
         )
 
     def caption_terms(self, batch: Batch) -> int:
@@ -117,8 +118,8 @@ class BlipCaption(Blip, Captioner):
         """(R, L) tokens -> (R, L, vocabulary) of the next ones. Padding follows the text, so that no token that is read
         sees it: the causal mask is enough."""
         out = self.net.text_decoder.bert(input_ids=ids, encoder_hidden_states=context, is_decoder=True, use_cache=False)
-        found: Tensor = self.net.text_decoder.cls(out.last_hidden_state)
-        return found
+        logits: Tensor = self.net.text_decoder.cls(out.last_hidden_state)
+        return logits
 
     def generate(
         self, states: Tensor, prompt: list[int], *, beams: int, max_length: int, min_length: int

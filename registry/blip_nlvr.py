@@ -65,9 +65,9 @@ class BlipNlvr(Blip, Judge):
         return _Network(blip_config(config), config.get("merge_from", MERGE_FROM))
 
     @classmethod
-    def told_by(cls, shapes: Mapping[str, tuple[int, ...]]) -> Config:
-        found = (re.search(r"layer\.(\d+)\.crossattention\.output\.merge_layer\.weight$", key) for key in shapes)
-        merging = [int(match[1]) for match in found if match]
+    def sizes_of(cls, shapes: Mapping[str, tuple[int, ...]]) -> Config:
+        matches = (re.search(r"layer\.(\d+)\.crossattention\.output\.merge_layer\.weight$", key) for key in shapes)
+        merging = [int(match[1]) for match in matches if match]
         return {"merge_from": min(merging)} if merging else {}
 
     def structure(self) -> Structure:
@@ -76,7 +76,7 @@ class BlipNlvr(Blip, Judge):
 
     def stock(self) -> Stock:
         """transformers has no class of this head: network.py has it."""
-        facts = {"attention": blip.told(self.net)}
+        facts = {"attention": blip.cut_attributes(self.net)}
         return Stock.of(facts, LOADERS / "blip_nlvr.py", LOADERS / "blip_nlvr_network.py")
 
     def stages(self) -> tuple[Stage, ...]:

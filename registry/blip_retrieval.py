@@ -92,7 +92,7 @@ class BlipRetrieval(Blip, Matcher):
         return {"temp": torch.tensor(TEMPERATURE), **weights}
 
     @classmethod
-    def told_by(cls, shapes: Mapping[str, tuple[int, ...]]) -> Config:
+    def sizes_of(cls, shapes: Mapping[str, tuple[int, ...]]) -> Config:
         projection = shapes.get("vision_proj.weight")
         return {"image_text_hidden_size": projection[0]} if projection else {}
 

@@ -91,11 +91,11 @@ class CLIP(Model, Matcher):
         """A folder of open_clip's, or one file with OpenAI's keys, whole or cut by UPop."""
         config, tensors = keys.read(folder)
         if config is None or "vision_cfg" not in config:
-            told, config = config or {}, keys.inferred(tensors)
+            given, config = config or {}, keys.inferred(tensors)
             own = cls.architecture(card)
-            if "quick_gelu" not in told and card.suite == "full" and not keys.tells_activation(tensors):
+            if "quick_gelu" not in given and card.suite == "full" and not keys.tells_activation(tensors):
                 raise UserError(keys.ASKED.format(source=folder))
-            config = {**(own if keys.same_dims(config, own) else config), **told}
+            config = {**(own if keys.same_dims(config, own) else config), **given}
         model = cls.build(_of_size(card, config), config, folder)
         if keys.is_original(tensors):
             model.load(tensors)
@@ -128,7 +128,7 @@ class CLIP(Model, Matcher):
         return Structure((adopted.vision_tower(self.net), adopted.text_tower(self.net)))
 
     def stock(self) -> Stock:
-        return Stock.of({"attention": adopted.told(self.net)}, Path(__file__).parent / "loaders" / "clip.py")
+        return Stock.of({"attention": adopted.cut_attributes(self.net)}, Path(__file__).parent / "loaders" / "clip.py")
 
     def stages(self) -> tuple[Stage, ...]:
         """Both towers."""
@@ -204,8 +204,8 @@ class CLIP(Model, Matcher):
 
 def _of_size(card: Card, config: dict[str, Any]) -> Card:
     """The card with the image size of the network, which the positions of the weights prove."""
-    told = config.get("vision_cfg", {}).get("image_size", card.image.size)
-    return replace(card, image=replace(card.image, size=told)) if isinstance(told, int) else card
+    size = config.get("vision_cfg", {}).get("image_size", card.image.size)
+    return replace(card, image=replace(card.image, size=size)) if isinstance(size, int) else card
 
 
 def _directions(features: Tensor) -> Tensor:

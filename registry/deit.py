@@ -115,7 +115,7 @@ class DeiT(Model, Classifier):
         return Structure((adopted.vision_tower(self.net),))
 
     def stock(self) -> Stock:
-        return Stock.of({"attention": adopted.told(self.net)}, Path(__file__).parent / "loaders" / "deit.py")
+        return Stock.of({"attention": adopted.cut_attributes(self.net)}, Path(__file__).parent / "loaders" / "deit.py")
 
     def encode(self, images: Tensor) -> Tensor:
         """(I, 3, H, W) -> (I, classes) logits."""
@@ -123,8 +123,8 @@ class DeiT(Model, Classifier):
         return logits
 
     def logits(self, states: Any) -> Tensor:
-        found: Tensor = states
-        return found
+        logits: Tensor = states
+        return logits
 
 
 def _sized(config: dict[str, Any], card: Card) -> dict[str, Any]:
@@ -140,8 +140,8 @@ def _sized(config: dict[str, Any], card: Card) -> dict[str, Any]:
 def _classes(config: dict[str, Any], card: Card, count: int) -> list[str]:
     """The names of the head's classes: the configuration's `label_names`, as timm writes them. A head without names is
     ImageNet-1k's where it has that many classes, and is refused where it has not."""
-    told = config.get("pretrained_cfg") or {}
-    names = config.get("label_names") or (told.get("label_names") if isinstance(told, dict) else None)
+    pretrained = config.get("pretrained_cfg") or {}
+    names = config.get("label_names") or (pretrained.get("label_names") if isinstance(pretrained, dict) else None)
     if names is None:
         imagenet: list[str] = ImageNetInfo().label_names()
         if count == len(imagenet):

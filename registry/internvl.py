@@ -34,7 +34,7 @@ class InternVL(Projected):
     @classmethod
     def chat(cls, folder: Path, tokenizer: Any) -> dict[str, str]:
         """The library's processor puts a beginning and an end around an image's tokens."""
-        found = super().chat(folder, tokenizer)
+        prompts = super().chat(folder, tokenizer)
         start = getattr(tokenizer, "start_image_token", "<img>")
         end = getattr(tokenizer, "end_image_token", "</img>")
-        return {**found, "image": found["image"].replace(cls.mark, f"{start}{cls.mark}{end}")}
+        return {**prompts, "image": prompts["image"].replace(cls.mark, f"{start}{cls.mark}{end}")}

@@ -155,7 +155,7 @@ class Llava(Prompted):
         return Causal(self.net.model.language_model, self.net.lm_head, self.net.config.text_config.eos_token_id)
 
     def stock(self) -> Stock:
-        return of_library(self.net, {**clip_vision.told(self.net), **llama.told(self.net)})
+        return of_library(self.net, {**clip_vision.cut_attributes(self.net), **llama.cut_attributes(self.net)})
 
     def structure(self) -> Structure:
         vision = clip_vision.tower(self.net, "model.vision_tower.encoder.layers", self.blocks)
@@ -166,8 +166,8 @@ class Llava(Prompted):
         states = clip_vision.states_after(self.net.model.vision_tower, images, self.blocks)
         if self.net.config.vision_feature_select_strategy == "default":  # the patches, without the class token
             states = states[:, 1:]
-        found: Tensor = self.net.model.multi_modal_projector(states)
-        return found
+        tokens: Tensor = self.net.model.multi_modal_projector(states)
+        return tokens
 
     def shown(self, states: Any, owner: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """The words before the image stand before its tokens: they are the same in every prompt."""
@@ -184,11 +184,11 @@ class Llava(Prompted):
         """Captions begin with the words of the task's prompt, if it has any, after the model's own prompt."""
         if capability == "caption" and own is not None:
             return f"{super().template('caption')} {own.strip()}".strip()
-        found = super().template(capability, own)
-        if IMAGE in found:
-            return found
+        template = super().template(capability, own)
+        if IMAGE in template:
+            return template
         model = super().template(capability)  # a task's words take the place of the model's own request for few words
-        return model.replace(f"{{}}{SHORT}" if f"{{}}{SHORT}" in model else "{}", found)
+        return model.replace(f"{{}}{SHORT}" if f"{{}}{SHORT}" in model else "{}", template)
 
     def _divided(self, prompt: str) -> tuple[list[int], list[int]]:
         """Token ids before and after the image."""
@@ -216,11 +216,11 @@ def _template(file: Path) -> str:
         return ""
     try:
         text = file.read_text(encoding="utf-8")
-        told = json.loads(text) if file.suffix == ".json" else {"chat_template": text}
+        content = json.loads(text) if file.suffix == ".json" else {"chat_template": text}
     except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON
         raise UserError(f"{file} cannot be read ({error}): put the one of its checkpoint there.") from None
-    found = told.get("chat_template") if isinstance(told, dict) else None
-    return found if isinstance(found, str) else ""
+    template = content.get("chat_template") if isinstance(content, dict) else None
+    return template if isinstance(template, str) else ""
 
 
 def _filled(template: str, words: str, file: Path) -> str:

@@ -41,9 +41,9 @@ class LlavaOnevision(Projected):
         return View(pixels[0], mean, std, {"image_sizes": facts["image_sizes"]})
 
     def encode(self, images: Sequence[View]) -> list[ImageState]:
-        found = []
+        records = []
         for view in images:
             size = view.facts["image_sizes"].tolist()
             output = self.net.model.get_image_features(view.pixels, size, return_dict=True)
-            found.append(ImageState(output.pooler_output[0]))
-        return found
+            records.append(ImageState(output.pooler_output[0]))
+        return records

@@ -50,10 +50,10 @@ class Llave(LlavaOnevision, Matcher):
         home = folder if folder.is_dir() else folder.parent
         weights = {cls.renamed(key): value for key, value in read_weights(folder).items()}
         refuse_others(weights, cls.__name__, cls.telling)
-        told = read_config(home)
-        prompts = {"chat": CHAT, "image": f"{cls.mark} ", **told.get("prompts", {})}
-        config = {**configured(told, weights), "prompts": prompts}
-        config["processor"] = {**config["processor"], **told.get("processor", {})}
+        stated = read_config(home)
+        prompts = {"chat": CHAT, "image": f"{cls.mark} ", **stated.get("prompts", {})}
+        config = {**configured(stated, weights), "prompts": prompts}
+        config["processor"] = {**config["processor"], **stated.get("processor", {})}
         with no_init_weights():
             model = cls.build(card, config, home)
         load_into(model.net, weights)
@@ -81,10 +81,10 @@ class Llave(LlavaOnevision, Matcher):
     def _image_vectors(self, states: Any, owner: Sequence[Sequence[int]]) -> Tensor:
         """(n, d) of the samples' images; one that several samples show is read once."""
         used = sorted({row[0] for row in owner})
-        found = self.vectors(
+        vectors = self.vectors(
             states, [[i] for i in used], [self.config["prompts"].get("match", INSTRUCTION)] * len(used)
         )
-        return found[[used.index(row[0]) for row in owner]]
+        return vectors[[used.index(row[0]) for row in owner]]
 
     def vectors(self, states: Any, owner: Sequence[Sequence[int]], texts: Sequence[str]) -> Tensor:
         """(n, d) of length one, in float32 at least, of users' turns, each with its images (none where owner is
@@ -106,9 +106,9 @@ class Llave(LlavaOnevision, Matcher):
                 out = net(inputs_embeds=inputs, attention_mask=_meta_mask(net, inputs), **with_cache(net, None))
                 parts.append(out.last_hidden_state[:, -1])
                 order += [rows[i] for i in index]
-        found = torch.cat(parts)
-        found = F.normalize(found.to(torch.promote_types(found.dtype, torch.float32)), dim=-1)
-        return found[torch.tensor(order).argsort().to(found.device)]
+        vectors = torch.cat(parts)
+        vectors = F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
+        return vectors[torch.tensor(order).argsort().to(vectors.device)]
 
 
 def weighted(similarity: Tensor, same: Tensor, scale: float, hardness: float) -> Tensor:

@@ -50,13 +50,13 @@ class Network(nn.Module):
 
     def patches(self, pixels: Tensor) -> Tensor:
         """(I, towers, 3, S, S), each tower's own normalisation -> (I, N, D of all towers)."""
-        found = []
+        patches = []
         for number, tower in enumerate(self.vision.values()):
-            found += tower.forward_intermediates(  # type: ignore[operator]
+            patches += tower.forward_intermediates(  # type: ignore[operator]
                 pixels[:, number], indices=[len(tower.blocks) - 2], stop_early=True,  # type: ignore[arg-type]
                 output_fmt="NLC", intermediates_only=True,
             )  # fmt: skip
-        return torch.cat(found, -1)
+        return torch.cat(patches, -1)
 
 
 def projector(kind: str, wide: int, narrow: int) -> nn.Sequential:
@@ -141,8 +141,8 @@ class Prismatic(Projected):
         return View(square.expand(len(towers), -1, -1, -1), mean, std)
 
     def encode(self, images: Sequence[View]) -> list[ImageState]:
-        found = self.net.projector(self.net.patches(torch.stack([view.pixels for view in images])))
-        return [ImageState(tokens) for tokens in found]
+        projected = self.net.projector(self.net.patches(torch.stack([view.pixels for view in images])))
+        return [ImageState(tokens) for tokens in projected]
 
     def turn(self, text: str, images: int) -> str:
         """The image's mark stands before the conversation."""

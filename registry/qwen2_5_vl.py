@@ -42,7 +42,7 @@ class Qwen25VL(Projected):
         return View(pixels, mean, std, facts)
 
     def encode(self, images: Sequence[View]) -> list[ImageState]:
-        found = []
+        records = []
         for view in images:
             grid: Tensor = view.facts["image_grid_thw"]
             device, merge = view.pixels.device, int(self.net.config.vision_config.spatial_merge_size)
@@ -52,8 +52,8 @@ class Qwen25VL(Projected):
                 view.pixels, grid, position_ids=places_of_patches, return_dict=True
             )
             height, width = (int(n) // merge for n in grid[0, 1:].tolist())
-            found.append(ImageState(output.pooler_output[0], places(height, width, device), max(height, width)))
-        return found
+            records.append(ImageState(output.pooler_output[0], places(height, width, device), max(height, width)))
+        return records
 
 
 def places(height: int, width: int, device: torch.device) -> Tensor:

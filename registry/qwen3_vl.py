@@ -29,7 +29,7 @@ class Qwen3VL(Qwen25VL):
     telling = ("model.visual.patch_embed.proj.weight", "model.visual.deepstack_merger_list.0.linear_fc1.weight")
 
     def encode(self, images: Sequence[View]) -> list[ImageState]:
-        found, tower = [], self.net.model.visual
+        records, tower = [], self.net.model.visual
         for view in images:
             grid: Tensor = view.facts["image_grid_thw"]
             device, merge = view.pixels.device, int(self.net.config.vision_config.spatial_merge_size)
@@ -45,5 +45,5 @@ class Qwen3VL(Qwen25VL):
             height, width = (int(n) // merge for n in grid[0, 1:].tolist())
             layers = tuple(level[0] for level in output.deepstack_features)
             where = places(height, width, device)
-            found.append(ImageState(output.pooler_output[0], where, max(height, width), layers))
-        return found
+            records.append(ImageState(output.pooler_output[0], where, max(height, width), layers))
+        return records

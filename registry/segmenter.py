@@ -124,7 +124,7 @@ class MaskSegmenter(Model, Segmenter):
 
     def stock(self) -> Stock:
         folder = Path(__file__).parent / "loaders"
-        facts = {"attention": timm_nn.told(self.net)}
+        facts = {"attention": timm_nn.cut_attributes(self.net)}
         return Stock.of(facts, folder / "segmenter.py", folder / "segmenter_network.py")
 
     def stages(self) -> tuple[Stage, ...]:
@@ -141,10 +141,10 @@ class MaskSegmenter(Model, Segmenter):
         if isinstance(states, Tensor):
             size = self._size(batch)
             logits = self.net.spread(self.net.decode(states, size), size)
-            found = [best(one, size) for one in logits]
+            best_maps = [best(one, size) for one in logits]
         else:
-            found = list(class_maps(self.net, states, batch.sizes, self.sliding(batch.options)))
-        sizes, rows = [one.shape for one in found], batch.rows
+            best_maps = list(class_maps(self.net, states, batch.sizes, self.sliding(batch.options)))
+        sizes, rows = [one.shape for one in best_maps], batch.rows
 
         def packed(pixels: Tensor) -> list[Prediction]:
             parts = pixels.split([size.numel() for size in sizes])
@@ -153,16 +153,17 @@ class MaskSegmenter(Model, Segmenter):
                 texts = list(pool.map(_packed, maps))
             return [{"map": texts[row]} for row in rows]
 
-        return Awaited(len(rows), [torch.cat([one.flatten() for one in found])], packed)  # one copy for all maps
+        return Awaited(len(rows), [torch.cat([one.flatten() for one in best_maps])], packed)  # one copy for all maps
 
     def segment_outputs(self, batch: Batch) -> Outputs:
         assert batch.maps is not None
-        maps, told = batch.maps, batch.maps != IGNORED
+        maps, labelled = batch.maps, batch.maps != IGNORED
         size = self._size(batch)
         logits = self.net.spread(self.net.decode(self.encode(batch.images), size), size)[batch.owner[:, 0]]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return Outputs(
-            lambda: F.cross_entropy(logits, maps, ignore_index=IGNORED), [(logits, told / told.sum().clamp(min=1))]
+            lambda: F.cross_entropy(logits, maps, ignore_index=IGNORED),
+            [(logits, labelled / labelled.sum().clamp(min=1))],
         )
 
     def segment_terms(self, batch: Batch) -> int:

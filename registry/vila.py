@@ -48,8 +48,8 @@ class Joined(nn.Module):
         rows, side = round(x.shape[1] ** 0.5), self.side
         grid = F.pad(x.unflatten(1, (rows, rows)), (0, 0, 0, -rows % side, 0, -rows % side))
         grid = grid.unflatten(2, (-1, side)).unflatten(1, (-1, side))  # (I, h, side, w, side, D)
-        found: Tensor = grid.transpose(2, 3).flatten(3).flatten(1, 2)
-        return found
+        merged: Tensor = grid.transpose(2, 3).flatten(3).flatten(1, 2)
+        return merged
 
 
 class Projector(nn.Module):
@@ -73,8 +73,8 @@ class Projector(nn.Module):
             raise ValueError(f"mm_projector_type {kind!r} is not one that vlbench knows")
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.layers(x)
-        return found
+        states: Tensor = self.layers(x)
+        return states
 
 
 class Network(nn.Module):
@@ -123,8 +123,8 @@ class Vila(Projected):
     def open(cls, card: Card, folder: Path) -> Vila:
         """A folder with config.json, llm/, vision_tower/ and mm_projector/. What its config.json has of `prompts` comes
         before the chat template of llm/."""
-        told = read_config(folder)
-        _refuse_scales(told)
+        stated = read_config(folder)
+        _refuse_scales(stated)
         tensors: dict[str, Tensor] = {}
         for part, name in PARTS.items():
             if not (folder / part).is_dir():
@@ -132,10 +132,10 @@ class Vila(Projected):
             tensors |= {f"{name}{_plain(key)}": value for key, value in read_weights(folder / part).items()}
         text, vision = read_config(folder / "llm"), read_config(folder / "vision_tower")
         config = {
-            "text_config": {**told.get("llm_cfg", {}), **text}, "vision_config": vision,
+            "text_config": {**stated.get("llm_cfg", {}), **text}, "vision_config": vision,
             "projector": read_config(folder / "mm_projector").get("mm_projector_type", ""),
-            "layer": told.get("mm_vision_select_layer", -2), "processor": processor_of(folder / "vision_tower"),
-            "prompts": told.get("prompts") or _chat(folder / "llm", int(text["vocab_size"])),
+            "layer": stated.get("mm_vision_select_layer", -2), "processor": processor_of(folder / "vision_tower"),
+            "prompts": stated.get("prompts") or _chat(folder / "llm", int(text["vocab_size"])),
         }  # fmt: skip
         with no_init_weights():
             model = cls.build(card, config, folder)
@@ -170,23 +170,23 @@ class Vila(Projected):
 
     def encode(self, images: Sequence[View]) -> list[ImageState]:
         """An image's tokens, and those of a line break after them."""
-        found = self.net.projector(self.net.selected(torch.cat([view.pixels for view in images]), self.blocks))
-        line = self.language.embed(torch.tensor(self.words("\n"), dtype=torch.long, device=found.device))
-        return [ImageState(torch.cat([tokens, line.to(tokens)])) for tokens in found]
+        projected = self.net.projector(self.net.selected(torch.cat([view.pixels for view in images]), self.blocks))
+        line = self.language.embed(torch.tensor(self.words("\n"), dtype=torch.long, device=projected.device))
+        return [ImageState(torch.cat([tokens, line.to(tokens)])) for tokens in projected]
 
 
 def _plain(key: str) -> str:
     return key.removeprefix("vision_model.")
 
 
-def _refuse_scales(told: Config) -> None:
+def _refuse_scales(stated: Config) -> None:
     """Raise UserError for checkpoints that read an image in another way than whole."""
-    used = [name for name in SCALES if told.get(name)]
-    if used or "s2" in str(told.get("vision_tower_cfg", {}).get("model_type", "")).lower():
+    used = [name for name in SCALES if stated.get(name)]
+    if used or "s2" in str(stated.get("vision_tower_cfg", {}).get("model_type", "")).lower():
         raise UserError(
             f"this VILA reads images at several scales ({', '.join(used) or 'S2'}), which is not supported."
         )
-    ratio = told.get("image_aspect_ratio", "resize")
+    ratio = stated.get("image_aspect_ratio", "resize")
     if ratio != "resize":
         raise UserError(f"this VILA prepares images by image_aspect_ratio={ratio}, and only resize is supported.")
 

@@ -35,15 +35,15 @@ class AnsweringOptions(TaskOptions):
     def settings(self, candidates: list[str]) -> dict[str, Any]:
         """What the capability gets. candidates: of decoding=rank."""
         own = {"prompt": self.prompt, "beams": self.beams, "max_length": self.max_length}
-        told = {name: value for name, value in own.items() if value is not None}
-        return {"decoding": self.decoding, "k_test": self.k_test, "candidates": candidates, **told}
+        given = {name: value for name, value in own.items() if value is not None}
+        return {"decoding": self.decoding, "k_test": self.k_test, "candidates": candidates, **given}
 
 
 def frequent(answers: Iterable[str], least: int) -> list[str]:
     """The answers of `least` questions or more, the most frequent first, then by the alphabet. Raises UserError where
     there is none."""
     counts = Counter(answers)
-    found = [answer for answer, n in counts.items() if answer and n >= least]
-    if not found:
+    kept = [answer for answer, n in counts.items() if answer and n >= least]
+    if not kept:
         raise UserError(f"No answer of train is that of min_count={least} questions: lower it.")
-    return sorted(found, key=lambda answer: (-counts[answer], answer))
+    return sorted(kept, key=lambda answer: (-counts[answer], answer))

@@ -130,13 +130,13 @@ class Asked(Task):
 
     def aggregate(self, samples: Sequence[Sample], scores: Sequence[Score]) -> dict[str, float]:
         groups = self.groups(samples)
-        found: defaultdict[str, list[float]] = defaultdict(list)
+        values: defaultdict[str, list[float]] = defaultdict(list)
         for sample, score in zip(samples, cast(Sequence[list[float]], scores), strict=True):
-            found[self.metric].append(score[0])
-            found[UNPARSED].append(score[1])
+            values[self.metric].append(score[0])
+            values[UNPARSED].append(score[1])
             if sample.id in groups:
-                found[f"{self.metric}/{groups[sample.id]}"].append(score[0])
-        return {metric: 100 * fmean(found[metric]) for metric in self.metrics if metric in found}
+                values[f"{self.metric}/{groups[sample.id]}"].append(score[0])
+        return {metric: 100 * fmean(values[metric]) for metric in self.metrics if metric in values}
 
 
 def directions(metric: str, kinds: Iterable[str] = ()) -> dict[str, Literal["higher", "lower"]]:
@@ -158,9 +158,9 @@ def lacking(wanted: Mapping[Path, str]) -> list[str]:
 
 def unique(pairs: Iterable[tuple[str, R]], place: str) -> dict[str, R]:
     """A dict of the pairs. Raises UserError naming keys that come twice."""
-    found: dict[str, R] = {}
+    rows: dict[str, R] = {}
     for key, value in pairs:
-        if key in found:
+        if key in rows:
             raise UserError(f"{place} has {key} twice: remove one of them.")
-        found[key] = value
-    return found
+        rows[key] = value
+    return rows

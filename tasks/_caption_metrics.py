@@ -67,14 +67,14 @@ def aggregate(vectors: Sequence[Sequence[float]]) -> dict[str, float]:
     if not images:
         return {}
     sums = [math.fsum(column) for column in zip(*vectors, strict=True)]
-    found: Mapping[str, float] = {
+    metrics: Mapping[str, float] = {
         "cider": sums[0] / images,
         **{f"bleu{n}": value for n, value in enumerate(bleu(sums[BLEU]), 1)},
         "rouge_l": sums[ROUGE] / images,
         **({"meteor": meteor(sums[FIXED : FIXED + METEOR_NUMBERS])} if len(sums) >= FIXED + METEOR_NUMBERS else {}),
         **({"spice": sums[-1] / images} if (len(sums) - FIXED) % METEOR_NUMBERS else {}),
     }
-    return {metric: 100 * value for metric, value in found.items()}
+    return {metric: 100 * value for metric, value in metrics.items()}
 
 
 def bleu_numbers(references: Sequence[str], candidate: str) -> list[float]:
@@ -91,11 +91,11 @@ def bleu(numbers: Sequence[float]) -> list[float]:
     correct, guessed, (length, closest) = numbers[:ORDERS], numbers[ORDERS : 2 * ORDERS], numbers[2 * ORDERS :]
     ratio = (length + TINY) / (closest + SMALL)
     penalty = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
-    product, found = 1.0, []
+    product, scores = 1.0, []
     for n, (hits, tries) in enumerate(zip(correct, guessed, strict=True), 1):
         product *= (hits + TINY) / (tries + SMALL)
-        found.append(penalty * product ** (1 / n))
-    return found
+        scores.append(penalty * product ** (1 / n))
+    return scores
 
 
 def rouge_l(references: Sequence[str], candidate: str) -> float:

@@ -111,18 +111,18 @@ def lmms_letter(text: str, letters: Sequence[str]) -> str:
         said = said.strip(mark)
     padded = f" {said} "
     inner = padded.strip()
-    found: list[tuple[int, int, str]] = []  # how sure, where, what
+    letters_seen: list[tuple[int, int, str]] = []  # how sure, where, what
     shapes = (("({})", PARENTHESES), ("{}.", PERIOD), ("{}:", COLON), ("{})", CLOSED), ("{} ", SPACED))
     for shape, sure in shapes:
-        found += [(sure, padded.rfind(shape.format(c)), c) for c in letters if shape.format(c) in padded]
-    found += [
+        letters_seen += [(sure, padded.rfind(shape.format(c)), c) for c in letters if shape.format(c) in padded]
+    letters_seen += [
         (PHRASE, at, c) for after in _phrases(padded.lower()) for c in letters if (at := padded.find(c, after)) >= 0
     ]
-    found += [(START, 0, c) for c in letters if inner.startswith(c) and not inner[1:2].isalpha()]
-    found += [(END, len(padded) - 1, c) for c in letters if inner.endswith(c) and not inner[-2:-1].isalpha()]
-    if not found:
-        found = [(0, padded.rfind(c), c) for c in letters if c in padded]
-    return max(found, key=lambda one: one[:2])[2] if found else ""
+    letters_seen += [(START, 0, c) for c in letters if inner.startswith(c) and not inner[1:2].isalpha()]
+    letters_seen += [(END, len(padded) - 1, c) for c in letters if inner.endswith(c) and not inner[-2:-1].isalpha()]
+    if not letters_seen:
+        letters_seen = [(0, padded.rfind(c), c) for c in letters if c in padded]
+    return max(letters_seen, key=lambda one: one[:2])[2] if letters_seen else ""
 
 
 def _phrases(said: str) -> list[int]:

@@ -123,9 +123,9 @@ def _options(row: Row, place: str) -> Options:
     return texts
 
 
-def _answer(told: Any, options: Options, place: str) -> str:
+def _answer(given: Any, options: Options, place: str) -> str:
     """The letter of a letter in any case, or of a number from 0 on."""
-    text = "" if told is None else str(told).strip()
+    text = "" if given is None else str(given).strip()
     letter = LETTERS[int(text)] if text.isdigit() and int(text) < len(LETTERS) else text.upper()
     if text and letter not in options:
         raise UserError(f"{place} has the answer {text!r}, and the options {', '.join(options)}: correct the table.")

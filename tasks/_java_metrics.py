@@ -73,20 +73,20 @@ def meteor_statistics(references: Sequence[Sequence[str]], candidates: Sequence[
     start, each = METEOR_SECONDS
     answer = _run("METEOR", command, _folder("meteor"), "".join(f"{x}\n" for x in lines), start + each * len(lines))
     try:
-        found = [_summable([float(number) for number in line.split()]) for line in answer.splitlines()]
+        rows = [_summable([float(number) for number in line.split()]) for line in answer.splitlines()]
     except ValueError as error:
         raise Unavailable(f"METEOR's program gave an answer that is none: {error}.") from None
-    if len(found) != len(lines):
-        raise Unavailable(f"METEOR's program answered {len(found)} of {len(lines)} lines.")
-    return found
+    if len(rows) != len(lines):
+        raise Unavailable(f"METEOR's program answered {len(rows)} of {len(lines)} lines.")
+    return rows
 
 
 def meteor(statistics: Sequence[float]) -> float:
     """METEOR in [0, 1] of one image's six numbers, or of their sums over a corpus."""
-    matched, told, length, wanted, chunks, words = statistics
-    if not matched or not told:
+    matched, said, length, wanted, chunks, words = statistics
+    if not matched or not said:
         return 0.0
-    precision, recall = matched / length, told / wanted
+    precision, recall = matched / length, said / wanted
     mean = precision * recall / (ALPHA * precision + (1 - ALPHA) * recall)
     return mean * (1.0 - GAMMA * math.pow(chunks / words, BETA))
 
@@ -109,8 +109,8 @@ def spice(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> lis
         _run("SPICE", command, _folder("spice"), "", start + each * len(rows))
         try:
             items = json.loads(answer.read_bytes())
-            found = {item["image_id"]: float(item["scores"]["All"]["f"]) for item in items}
-            scores = [found[number] for number in range(len(rows))]
+            values = {item["image_id"]: float(item["scores"]["All"]["f"]) for item in items}
+            scores = [values[number] for number in range(len(rows))]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Unavailable(f"SPICE's program gave an answer that is none: {error!r}.") from None
     if not all(map(math.isfinite, scores)):
@@ -138,14 +138,14 @@ def _summable(numbers: Sequence[float]) -> list[float]:
         raise ValueError(f"{len(numbers)} numbers, not {STATISTICS}")
     stages = [numbers[4 + 4 * k : 8 + 4 * k] for k in range(len(STAGES))]
     chunks, words = numbers[20], (numbers[21] + numbers[22]) / 2
-    found = []
+    weighted = []
     for side in (0, 1):
         content = sum(weight * stage[side] for weight, stage in zip(STAGES, stages, strict=True))
         function = sum(weight * stage[2 + side] for weight, stage in zip(STAGES, stages, strict=True))
-        found.append(DELTA * content + (1 - DELTA) * function)
+        weighted.append(DELTA * content + (1 - DELTA) * function)
     lengths = [DELTA * (numbers[i] - numbers[2 + i]) + (1 - DELTA) * numbers[2 + i] for i in (0, 1)]
     whole = all(sum(stage[i] + stage[2 + i] for stage in stages) == numbers[i] for i in (0, 1))
-    return [*found, *lengths, 0.0 if whole and chunks == 1 else chunks, words]
+    return [*weighted, *lengths, 0.0 if whole and chunks == 1 else chunks, words]
 
 
 def _folder(name: str) -> Path:

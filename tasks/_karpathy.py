@@ -163,16 +163,16 @@ def _parsed(content: Any, path: Path, dataset: Dataset) -> list[tuple[PurePosixP
     """Image and captions of each row in BLIP's layout."""
     if not isinstance(content, list) or not content:
         raise UserError(f"{path} should be a JSON list of images with captions, as BLIP's {path.name} is.")
-    found: list[tuple[PurePosixPath, list[str] | str]] = []
+    images: list[tuple[PurePosixPath, list[str] | str]] = []
     for number, row in enumerate(content):
         try:
             captions = row["caption"] if "caption" in row else row["captions"]
             texts = _text(captions) if isinstance(captions, str) else [_text(caption) for caption in captions]
             name = row["image"] if "image" in row else "/".join((*_optional(row, "file_path"), row["image_name"]))
-            found.append((_image(inside(name, path), dataset), texts))
+            images.append((_image(inside(name, path), dataset), texts))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: entry {number} is not valid: {error!r}.") from None
-    return found
+    return images
 
 
 def _optional(row: dict[str, Any], key: str) -> tuple[str, ...]:
@@ -204,15 +204,15 @@ def _image_id(image: PurePosixPath, path: Path, dataset: Dataset) -> str:
 
 def _grouped(rows: Iterable[tuple[PurePosixPath, list[str] | str]], path: Path, dataset: Dataset) -> list[_Row]:
     """One row an image. A train file has a row a caption, and the rows of one image need not be neighbours."""
-    found: dict[PurePosixPath, list[str]] = {}
+    captions_of: dict[PurePosixPath, list[str]] = {}
     listed: list[_Row] = []
     for image, captions in rows:
-        if isinstance(captions, str) and image in found:
-            found[image].append(captions)
+        if isinstance(captions, str) and image in captions_of:
+            captions_of[image].append(captions)
             continue
         texts = [captions] if isinstance(captions, str) else captions
         if isinstance(captions, str):
-            found[image] = texts
+            captions_of[image] = texts
         listed.append(_Row(_image_id(image, path, dataset), image, texts, []))
     return [row._replace(caption_ids=[f"{row.image_id}_{k}" for k in range(len(row.captions))]) for row in listed]
 
@@ -237,15 +237,15 @@ def coco_captions(path: Path) -> dict[str, list[tuple[str, str]]]:
     rows = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path} is not a COCO captions file: it has no list 'annotations'.")
-    found: dict[str, list[tuple[str, str]]] = {}
+    captions_of: dict[str, list[tuple[str, str]]] = {}
     for number, row in enumerate(rows):
         try:
             pair = str(int(row["id"])), _text(row["caption"])
-            found.setdefault(str(int(row["image_id"])), []).append(pair)
+            captions_of.setdefault(str(int(row["image_id"])), []).append(pair)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: entry {number} of 'annotations' is not valid: {error!r}.") from None
-    refuse(_twice(i for pairs in found.values() for i, _ in pairs), f"{path} has annotation ids twice")
-    return found
+    refuse(_twice(i for pairs in captions_of.values() for i, _ in pairs), f"{path} has annotation ids twice")
+    return captions_of
 
 
 def _twice(ids: Iterable[str]) -> list[str]:

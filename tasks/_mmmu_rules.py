@@ -82,7 +82,7 @@ def _key_sentences(text: str) -> list[str]:
     """Of each sentence that has one of KEYS, the shortest rest behind the last occurrence of one of them."""
     whole = text.strip().strip(".").lower()
     sentences = SENTENCES.split(whole)
-    found: list[str] = []
+    answers: list[str] = []
     for number, sentence in enumerate(sentences):
         keys = (*KEYS, "=") if number == len(sentences) - 1 else KEYS
         shortest = ""
@@ -90,8 +90,8 @@ def _key_sentences(text: str) -> list[str]:
             if not shortest or len(rest) < len(shortest):
                 shortest = rest
         if shortest and shortest not in TRIVIAL:
-            found.append(shortest)
-    return found or [whole]
+            answers.append(shortest)
+    return answers or [whole]
 
 
 def _values(text: str) -> list[Value]:

@@ -48,7 +48,7 @@ class Packed:
     @property
     def sources(self) -> list[Path]:
         """The table's files, in the order of their names."""
-        return next((found for name in self.names if (found := sorted(self.root.glob(name)))), [])
+        return next((files for name in self.names if (files := sorted(self.root.glob(name)))), [])
 
     def missing(self, task: str) -> list[str]:
         """Why `rows` cannot be read, in one sentence; nothing where they can."""
@@ -171,7 +171,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 def _images_of(row: Row, place: str) -> dict[str, Any]:
     """Column -> image: base64 text, bytes, or a list of either; in the order of image, image_1, image_2 ..."""
-    found: dict[str, Any] = {}
+    images: dict[str, Any] = {}
     for name in sorted((key for key in row if re.fullmatch(r"image(_\d+)?", key)), key=lambda key: (len(key), key)):
         value = row[name]
         if isinstance(value, dict):
@@ -183,8 +183,8 @@ def _images_of(row: Row, place: str) -> dict[str, Any]:
         if value is None:
             row[name] = ""
         elif not _is_empty(value):
-            found[name] = value
-    return found
+            images[name] = value
+    return images
 
 
 def _decoded(text: str, place: str) -> bytes:
@@ -226,10 +226,10 @@ def _listed(value: Any, place: str) -> list[Any]:
     if not text.lstrip().startswith(("[", "(")):
         return [value]
     try:
-        found = ast.literal_eval(text.strip())
+        values = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         raise UserError(f"{place}: {text[:60]!r} is no list of plain values: correct the table.") from None
-    return list(found) if isinstance(found, list | tuple) else [found]
+    return list(values) if isinstance(values, list | tuple) else [values]
 
 
 def listed(row: Mapping[str, Any], column: str, place: str) -> list[Any]:

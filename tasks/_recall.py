@@ -46,5 +46,5 @@ def table(sums: Array) -> dict[str, float]:
     """Metric -> value of one row of summed statistics (8,)."""
     row = recalls(sums[None])[0]
     means = {"r_mean": row.mean(), "tr_mean": row[:3].mean(), "ir_mean": row[3:].mean()}
-    found = {**dict(zip(RECALLS, row, strict=True)), **means}
-    return {metric: float(found[metric]) for metric in METRICS}
+    metrics = {**dict(zip(RECALLS, row, strict=True)), **means}
+    return {metric: float(metrics[metric]) for metric in METRICS}

@@ -50,15 +50,15 @@ class Retrieval(Task):
 
     def samples(self, split: str) -> list[Sample]:
         """Their targets are the image's id: samples of equal target are no negatives of one another."""
-        found = entries(self.root, self.dataset, split)
+        images = entries(self.root, self.dataset, split)
         if split == "train":
             return [  # Karpathy numbers captions and images alike, and no id may be that of a report sample
                 Sample(f"caption-{i}", (e.image,), target=e.image_id, cluster=e.image_id, texts=(text,))
-                for e in found
+                for e in images
                 for i, text in zip(e.caption_ids, e.captions, strict=True)
             ]
         most = self.options.captions_per_image
-        return [Sample(e.image_id, (e.image,), target=e.image_id, texts=tuple(e.captions[:most])) for e in found]
+        return [Sample(e.image_id, (e.image,), target=e.image_id, texts=tuple(e.captions[:most])) for e in images]
 
     def settings(self, split: str) -> dict[str, Any]:
         return {"k_test": self.options.k_test}

@@ -33,18 +33,18 @@ def by_question(path: Path, key: str, parse: Callable[[dict[str, Any]], T]) -> d
     rows = content.get(key) if isinstance(content, dict) else None
     if not isinstance(rows, list):
         raise UserError(f"{path} is not a VQA file: it has no list {key!r}.")
-    found: dict[str, T] = {}
+    values: dict[str, T] = {}
     twice: set[str] = set()
     for number, row in enumerate(rows):
         try:
             question_id, value = str(int(row["question_id"])), parse(row)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: entry {number} of {key!r} is not valid: {error!r}.") from None
-        if question_id in found:
+        if question_id in values:
             twice.add(question_id)
-        found[question_id] = value
+        values[question_id] = value
     refuse(twice, f"{path} has question ids twice")
-    return found
+    return values
 
 
 def question(row: dict[str, Any]) -> tuple[int, str]:
@@ -72,13 +72,13 @@ def images(folder: Path) -> dict[int, Path]:
         paths = list(folder.iterdir())
     except OSError as error:
         raise UserError(f"The image folder {folder} cannot be read: {error.strerror}.") from None
-    found: dict[int, Path] = {}
+    images: dict[int, Path] = {}
     for path in paths:
         if match := IMAGE_NAME.fullmatch(path.name):
-            twin = found.setdefault(int(match[1]), path)
+            twin = images.setdefault(int(match[1]), path)
             if twin is not path:
                 raise UserError(f"{folder} has image {match[1]} twice: {twin.name} and {path.name}.")
-    return found
+    return images
 
 
 def read_candidates(path: Path) -> list[str]:

@@ -119,8 +119,8 @@ class ADE20K(Task):
         said, label = unpack_map(prediction["map"]), read_map(sample.target)
         if said.shape != label.shape:
             sizes = " and ".join("{} x {}".format(*shape) for shape in (label.shape, said.shape))
-            told = f"{sample.target.path} and the prediction for {sample.images[0].name} are of {sizes} pixels"
-            raise UserError(f"{told} (height x width): a label map must be of its image's size.")
+            difference = f"{sample.target.path} and the prediction for {sample.images[0].name} are of {sizes} pixels"
+            raise UserError(f"{difference} (height x width): a label map must be of its image's size.")
         return cast(list[float], counts(said, label, self.classes).tolist())
 
     def aggregate(self, samples: Sequence[Sample], scores: Sequence[Score]) -> dict[str, float]:
@@ -149,13 +149,13 @@ def _listing(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
         paths = list(folder.iterdir())
     except OSError as error:
         raise UserError(f"The folder {folder} cannot be read: {error.strerror}.") from None
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in paths:
         if path.suffix.lower() in suffixes and not path.name.startswith("."):
-            twin = found.setdefault(path.stem, path)
+            twin = files.setdefault(path.stem, path)
             if twin is not path:
                 raise UserError(f"{folder} has {path.stem} twice: {twin.name} and {path.name}.")
-    return found
+    return files
 
 
 def _refuse_full_release(label: Path) -> None:

@@ -86,8 +86,8 @@ class CocoCaption(Task):
                 for e in entries(self.root, "coco", split)
                 for i, text in zip(e.caption_ids, e.captions, strict=True)
             ]
-        found = entries(self.root, "coco", split, references=True)
-        return [Sample(e.image_id, (e.image,), target=e.captions) for e in found]
+        listed = entries(self.root, "coco", split, references=True)
+        return [Sample(e.image_id, (e.image,), target=e.captions) for e in listed]
 
     def settings(self, split: str) -> dict[str, Any]:
         own = self.options
@@ -96,8 +96,8 @@ class CocoCaption(Task):
     def scores(self, samples: Sequence[Sample], predictions: Sequence[Mapping[str, Any]]) -> list[Score]:
         """The numbers of _caption_metrics.measure: CIDEr first, of which 100 x the mean is the primary metric."""
         said = [str(prediction["caption"]) for prediction in predictions]
-        found, self._failed = _caption_metrics.measure([sample.target for sample in samples], said)
-        return cast(list[Score], found)
+        scored, self._failed = _caption_metrics.measure([sample.target for sample in samples], said)
+        return cast(list[Score], scored)
 
     def aggregate(self, samples: Sequence[Sample], scores: Sequence[Score]) -> dict[str, float]:
         return _caption_metrics.aggregate(cast(Sequence[list[float]], scores))
@@ -128,15 +128,15 @@ def _image_names(annotations: Path) -> dict[str, Path]:
     rows = content.get("images")
     if not isinstance(rows, list):
         raise UserError(f"{annotations} is not a COCO captions file: it has no list 'images'.")
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     twice: set[str] = set()
     for number, row in enumerate(rows):
         try:
             image_id, name = str(int(row["id"])), Path(inside(row["file_name"], annotations))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{annotations}: entry {number} of 'images' is not valid: {error!r}.") from None
-        if image_id in found:
+        if image_id in files:
             twice.add(image_id)
-        found[image_id] = name
+        files[image_id] = name
     refuse(twice, f"{annotations} has image ids twice")
-    return found
+    return files

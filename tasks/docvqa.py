@@ -66,10 +66,10 @@ class DocVQA(Asked):
         content = read_json(path)
         if not isinstance(content, dict) or not isinstance(content.get("data"), list):
             raise UserError(f"{path} is not a file of DocVQA: it has no list 'data'.")
-        found = unique((self._question(row, path, split) for row in content["data"]), str(path))
+        questions = unique((self._question(row, path, split) for row in content["data"]), str(path))
         if split not in ("train", "select"):
-            return found
-        return {i: q for i, q in found.items() if held_out(q.document, SELECT_PERCENT) is (split == "select")}
+            return questions
+        return {i: q for i, q in questions.items() if held_out(q.document, SELECT_PERCENT) is (split == "select")}
 
     def _question(self, row: Any, path: Path, split: str) -> tuple[str, Question]:
         try:

@@ -93,12 +93,12 @@ class GQA(Task):
 
     def aggregate(self, samples: Sequence[Sample], scores: Sequence[Score]) -> dict[str, float]:
         groups = self.groups(samples)
-        found: defaultdict[str, list[float]] = defaultdict(list)
+        values: defaultdict[str, list[float]] = defaultdict(list)
         for sample, score in zip(samples, cast(Sequence[float], scores), strict=True):
-            found["accuracy"].append(score)
+            values["accuracy"].append(score)
             if sample.id in groups:
-                found[f"accuracy/{groups[sample.id]}"].append(score)
-        return {metric: 100 * fmean(found[metric]) for metric in self.metrics if metric in found}
+                values[f"accuracy/{groups[sample.id]}"].append(score)
+        return {metric: 100 * fmean(values[metric]) for metric in self.metrics if metric in values}
 
     def groups(self, samples: Sequence[Sample]) -> dict[str, str]:
         wanted = {sample.id for sample in samples}
@@ -109,10 +109,10 @@ class GQA(Task):
         return {i: kind for i, kind in kinds.items() if kind in KINDS}
 
     def _questions(self, split: str) -> dict[str, Question]:
-        found = self._read("train" if split == "select" else split)
+        questions = self._read("train" if split == "select" else split)
         if split in ("train", "select"):
-            return {i: q for i, q in found.items() if _in_select(q.image) is (split == "select")}
-        return found
+            return {i: q for i, q in questions.items() if _in_select(q.image) is (split == "select")}
+        return questions
 
     def _read(self, name: str) -> dict[str, Question]:
         if name not in self._cached:

@@ -94,13 +94,13 @@ class ImageNet(Task):
         if self.missing(split) or not (names := _class_folders(folder)):
             return []
         unread = [f"{name}/{file}" for name in names for file in _unread(folder / name)]
-        told = [f"{len(unread)} files of {folder} are no images by their names and are not read: {_some(unread)}"]
+        notes = [f"{len(unread)} files of {folder} are no images by their names and are not read: {_some(unread)}"]
         odd = [name for name in names if not WNID.fullmatch(name)] if self.options.classes == "named" else []
         doubt = (
             f"{len(odd)} of the {len(names)} class folders of {folder} are not named by WordNet ids ({_some(odd)}): "
             "only a model whose classes have these names can be evaluated (classes=index reads numbers of ImageNet-1k)"
         )
-        return [*(told if unread else ()), *([doubt] if odd else ())]
+        return [*(notes if unread else ()), *([doubt] if odd else ())]
 
     def score(self, sample: Sample, prediction: Mapping[str, Any]) -> Score:
         """[top-1, top-5], each 0 or 1."""
@@ -172,13 +172,13 @@ def _flat(folder: Path, solution: Path | None) -> list[tuple[str, Path]]:
     """(wnid, image) of a flat folder, in the order of the folder layout."""
     assert solution is not None
     wnids = _read_solution(solution)
-    found = {Path(name).stem: name for name in _images(folder)}
-    unknown, absent = sorted(found.keys() - wnids.keys()), sorted(wnids.keys() - found.keys())
+    images = {Path(name).stem: name for name in _images(folder)}
+    unknown, absent = sorted(images.keys() - wnids.keys()), sorted(wnids.keys() - images.keys())
     if unknown:
         raise UserError(f"{solution} has no class for {len(unknown)} images of {folder}: {_some(unknown)}.")
     if absent:
         raise UserError(f"{folder} lacks {len(absent)} images of {solution}: {_some(absent)}.")
-    return sorted((wnids[stem], folder / name) for stem, name in found.items())
+    return sorted((wnids[stem], folder / name) for stem, name in images.items())
 
 
 def _read_solution(path: Path) -> dict[str, str]:

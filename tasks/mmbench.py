@@ -106,32 +106,32 @@ class MMBench(ChoiceTable):
         whole: defaultdict[int, bool] = defaultdict(lambda: True)
         for row, hit in zip(rows, right, strict=True):
             whole[_question(row.fields["index"])] &= hit
-        found: list[Score] = []
+        scored: list[Score] = []
         for row, letter, hit in zip(rows, letters, right, strict=True):
             question = _question(row.fields["index"])
             first = int(row.fields["index"]) == question
             counted = [float(whole[question]), 1.0, float(hit)] if first else [0.0, 0.0, 0.0]
-            found.append([*counted, float(not letter), 1.0])
-        return found
+            scored.append([*counted, float(not letter), 1.0])
+        return scored
 
     def corpus_metric(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
         """Circular accuracy in percent of summed scores (B, 5)."""
-        found: NDArray[np.float64] = 100 * sums[:, HIT] / np.maximum(sums[:, QUESTION], 1)
-        return found
+        accuracy: NDArray[np.float64] = 100 * sums[:, HIT] / np.maximum(sums[:, QUESTION], 1)
+        return accuracy
 
     def aggregate(self, samples: Sequence[Sample], scores: Sequence[Score]) -> dict[str, float]:
         table = np.asarray(scores, dtype=np.float64)
         groups = self.groups(samples)
         sums = table.sum(axis=0)
-        found = {
+        metrics = {
             "accuracy": float(self.corpus_metric(sums[None])[0]), UNPARSED: 100 * float(sums[MISSED] / sums[ROW]),
             "vanilla": 100 * float(sums[VANILLA] / max(sums[QUESTION], 1)),
         }  # fmt: skip
         for kind in self.kinds:
             mine = table[[groups.get(sample.id) == kind for sample in samples]].sum(axis=0)
             if mine[QUESTION]:
-                found[f"accuracy/{kind}"] = float(self.corpus_metric(mine[None])[0])
-        return {metric: found[metric] for metric in self.metrics if metric in found}
+                metrics[f"accuracy/{kind}"] = float(self.corpus_metric(mine[None])[0])
+        return {metric: metrics[metric] for metric in self.metrics if metric in metrics}
 
     def write_upload(self, samples: Sequence[Sample], predictions: Sequence[Mapping[str, Any]], folder: Path) -> Path:
         path = folder / UPLOAD
@@ -140,8 +140,8 @@ class MMBench(ChoiceTable):
             writer.writeheader()
             for sample, said in zip(samples, predictions, strict=True):
                 row: Choice = self.row(sample)
-                told = {"index": sample.id, "question": row.question, "prediction": said["answer"]}
-                writer.writerow({**told, **{letter: row.options.get(letter, "") for letter in "ABCD"}})
+                fields = {"index": sample.id, "question": row.question, "prediction": said["answer"]}
+                writer.writerow({**fields, **{letter: row.options.get(letter, "") for letter in "ABCD"}})
         return path
 
 

@@ -88,7 +88,7 @@ class MME(Asked):
         """COUNTS of each subtask: what a question adds to its own; the second question of an image says whether both
         are right. Then whether the answer says neither yes nor no."""
         pairs: defaultdict[str, list[bool]] = defaultdict(list)
-        found: list[Score] = []
+        scored: list[Score] = []
         for sample, prediction in zip(samples, predictions, strict=True):
             row: Question = self.row(sample)
             said = RULES[self.options.rule](prediction["answer"])
@@ -98,13 +98,13 @@ class MME(Asked):
             at = COUNTS * SUBTASKS.index(row.subtask)
             score[at : at + COUNTS] = [float(pair[-1]), 1.0, float(len(pair) == 2 and all(pair)), float(len(pair) == 2)]
             score[-1] = float(not said)
-            found.append(score)
-        return found
+            scored.append(score)
+        return scored
 
     def corpus_metric(self, sums: Array) -> Array:
         """Perception, 0 to 2,000, of summed scores (B, statistics)."""
-        found: Array = _by_subtask(sums)[:, : len(PERCEPTION)].sum(axis=1)
-        return found
+        perception: Array = _by_subtask(sums)[:, : len(PERCEPTION)].sum(axis=1)
+        return perception
 
     def aggregate(self, samples: Sequence[Sample], scores: Sequence[Score]) -> dict[str, float]:
         sums = np.asarray(scores, dtype=np.float64).sum(axis=0, keepdims=True)

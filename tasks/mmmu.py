@@ -75,8 +75,8 @@ class MMMU(ChoiceTable):
         packed = self.table(split)
         place = str(packed.index)
         rows = [row for row in packed.rows() if str(row.get("split", SPLITS[split])) in (split, SPLITS[split])]
-        found = unique(((self.number(row, place), self.choice(row, place)) for row in rows), place)
-        return {i: row for i, row in found.items() if row.options} if self.options.decoding == "rank" else found
+        questions = unique(((self.number(row, place), self.choice(row, place)) for row in rows), place)
+        return {i: row for i, row in questions.items() if row.options} if self.options.decoding == "rank" else questions
 
     def number(self, row: Row, place: str) -> str:
         return str(row["id"]) if "id" in row else super().number(row, place)

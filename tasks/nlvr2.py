@@ -233,15 +233,15 @@ def _identified(rows: Sequence[_Row]) -> list[_Row]:
     """The rows, those without an identifier with one that is made up. One pair and sentence twice is two sentences."""
     numbers: defaultdict[str, dict[tuple[str, int], int]] = defaultdict(dict)  # set -> (sentence, repetition) -> number
     times: Counter[tuple[str, str]] = Counter()
-    found = []
+    samples = []
     for row in rows:
         if not row.identifier:
             known = numbers[row.pair.rpartition("-")[0]]
             number = known.setdefault((row.sentence, times[row.pair, row.sentence]), len(known))
             times[row.pair, row.sentence] += 1
             row = row._replace(identifier=f"{row.pair}-{number}")
-        found.append(row)
-    return found
+        samples.append(row)
+    return samples
 
 
 def _finder(root: Path, split: str) -> Callable[[PurePosixPath], Path | None]:

@@ -105,8 +105,8 @@ class Nocaps(Task):
                 for i, text in zip(e.caption_ids, e.captions, strict=True)
             ]
         if split == "select":
-            found = entries(self._coco, "coco", _karpathys(split), references=True)
-            return [Sample(f"coco-{e.image_id}", (e.image,), target=e.captions) for e in found]
+            images = entries(self._coco, "coco", _karpathys(split), references=True)
+            return [Sample(f"coco-{e.image_id}", (e.image,), target=e.captions) for e in images]
         captions, pictures = coco_captions(self._file), _pictures(self._file)
         refuse(pictures.keys() - captions.keys(), f"{self._file} has images without a caption")
         refuse(captions.keys() - pictures.keys(), f"{self._file} has captions of images that its list 'images' lacks")
@@ -124,29 +124,29 @@ class Nocaps(Task):
     def scores(self, samples: Sequence[Sample], predictions: Sequence[Mapping[str, Any]]) -> list[Score]:
         """The numbers of _caption_metrics.measure, CIDEr first, and after them the CIDEr within the image's domain."""
         said = [str(prediction["caption"]) for prediction in predictions]
-        found, self._failed = _caption_metrics.measure([sample.target for sample in samples], said)
+        scored, self._failed = _caption_metrics.measure([sample.target for sample in samples], said)
         within = [0.0] * len(samples)
         for rows in self._by_domain(samples).values():
             own = [[" ".join(ptb_tokenize(text)) for text in samples[i].target] for i in rows]
             words = [" ".join(ptb_tokenize(said[i])) for i in rows]
             for i, value in zip(rows, _caption_metrics.cider(own, words), strict=True):
                 within[i] = value
-        return [[*numbers, value] for numbers, value in zip(found, within, strict=True)]
+        return [[*numbers, value] for numbers, value in zip(scored, within, strict=True)]
 
     def aggregate(self, samples: Sequence[Sample], scores: Sequence[Score]) -> dict[str, float]:
         numbers = [one[:-1] for one in cast(Sequence[list[float]], scores)]
-        found = _caption_metrics.aggregate(numbers)
+        metrics = _caption_metrics.aggregate(numbers)
         for domain, rows in self._by_domain(samples).items():
-            found[f"cider/{domain}"] = 100 * fmean(cast(list[float], scores[i])[-1] for i in rows)
+            metrics[f"cider/{domain}"] = 100 * fmean(cast(list[float], scores[i])[-1] for i in rows)
             if len(numbers[0]) in SPICE_LENGTHS:
-                found[f"spice/{domain}"] = 100 * fmean(numbers[i][-1] for i in rows)
-        return {metric: found[metric] for metric in self.metrics if metric in found}
+                metrics[f"spice/{domain}"] = 100 * fmean(numbers[i][-1] for i in rows)
+        return {metric: metrics[metric] for metric in self.metrics if metric in metrics}
 
     def unmeasured(self) -> dict[str, str]:
-        found = {**_caption_metrics.unmeasured(), **self._failed}
-        if "spice" in found:
-            found.update({f"spice/{domain}": found["spice"] for domain in DOMAINS.values()})
-        return found
+        reasons = {**_caption_metrics.unmeasured(), **self._failed}
+        if "spice" in reasons:
+            reasons.update({f"spice/{domain}": reasons["spice"] for domain in DOMAINS.values()})
+        return reasons
 
     def groups(self, samples: Sequence[Sample]) -> dict[str, str]:
         pictures = _pictures(self._file) if self._file.is_file() else {}
@@ -155,11 +155,11 @@ class Nocaps(Task):
     def _by_domain(self, samples: Sequence[Sample]) -> dict[str, list[int]]:
         """Domain -> rows of the samples that belong to it."""
         groups = self.groups(samples)
-        found: defaultdict[str, list[int]] = defaultdict(list)
+        domains: defaultdict[str, list[int]] = defaultdict(list)
         for row, sample in enumerate(samples):
             if sample.id in groups:
-                found[groups[sample.id]].append(row)
-        return found
+                domains[groups[sample.id]].append(row)
+        return domains
 
     @property
     def _file(self) -> Path:
@@ -190,13 +190,13 @@ def _pictures(path: Path) -> dict[str, Picture]:
     rows = content.get("images") if isinstance(content, dict) else None
     if not isinstance(rows, list):
         raise UserError(f"{path} is not nocaps's file: it has no list 'images'.")
-    found: dict[str, Picture] = {}
+    pictures: dict[str, Picture] = {}
     for number, row in enumerate(rows):
         try:
             image_id, name, domain = str(int(row["id"])), inside(row["file_name"], path).name, DOMAINS[row["domain"]]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: entry {number} of 'images' is not valid: {error!r}.") from None
-        if image_id in found:
+        if image_id in pictures:
             raise UserError(f"{path} has image ids twice: {image_id}.")
-        found[image_id] = Picture(name, domain)
-    return found
+        pictures[image_id] = Picture(name, domain)
+    return pictures

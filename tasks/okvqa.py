@@ -93,8 +93,8 @@ class OKVQA(Task):
     def score(self, sample: Sample, prediction: Mapping[str, Any]) -> Score:
         """Accuracy in [0, 1]."""
         for split in ("val", "train"):
-            if self._annotations(split).is_file() and (found := self._read(split).get(sample.id)):
-                return accuracy(prediction["answer"], found.answers)
+            if self._annotations(split).is_file() and (question := self._read(split).get(sample.id)):
+                return accuracy(prediction["answer"], question.answers)
         raise UserError(f"Question {sample.id} has no answers here, so that it cannot be scored.")
 
     def aggregate(self, samples: Sequence[Sample], scores: Sequence[Score]) -> dict[str, float]:

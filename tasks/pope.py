@@ -95,12 +95,12 @@ class POPE(Asked):
     def aggregate(self, samples: Sequence[Sample], scores: Sequence[Score]) -> dict[str, float]:
         sums = np.asarray(scores, dtype=np.float64).sum(axis=0, keepdims=True)
         rates, sizes = _rates(sums), _sizes(sums)
-        found = {rate: 100 * float(_mean(rates[rate], sizes)[0]) for rate in RATES}
+        metrics = {rate: 100 * float(_mean(rates[rate], sizes)[0]) for rate in RATES}
         for number, subset in enumerate(SUBSETS):
             if sizes[0, number]:
-                found |= {f"{rate}/{subset}": 100 * float(rates[rate][0, number]) for rate in ("f1", "accuracy")}
-        found[UNPARSED] = 100 * float(sums[0, -1]) / len(samples)
-        return {metric: found[metric] for metric in self.metrics if metric in found}
+                metrics |= {f"{rate}/{subset}": 100 * float(rates[rate][0, number]) for rate in ("f1", "accuracy")}
+        metrics[UNPARSED] = 100 * float(sums[0, -1]) / len(samples)
+        return {metric: metrics[metric] for metric in self.metrics if metric in metrics}
 
     def _subsets(self, split: str) -> tuple[str, ...]:
         return SUBSETS if split == "test" else (split,)
@@ -154,8 +154,8 @@ def _counts(sums: Array) -> Array:
 
 def _sizes(sums: Array) -> Array:
     """(B, subsets) questions."""
-    found: Array = _counts(sums).sum(axis=2)
-    return found
+    sizes: Array = _counts(sums).sum(axis=2)
+    return sizes
 
 
 def _rates(sums: Array) -> dict[str, Array]:
@@ -175,5 +175,5 @@ def _ratio(parts: Array, wholes: Array) -> Array:
 def _mean(rates: Array, sizes: Array) -> Array:
     """(B,) over the subsets that have questions."""
     present = sizes > 0
-    found: Array = (rates * present).sum(axis=1) / np.maximum(present.sum(axis=1), 1)
-    return found
+    means: Array = (rates * present).sum(axis=1) / np.maximum(present.sum(axis=1), 1)
+    return means

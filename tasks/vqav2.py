@@ -167,12 +167,12 @@ class VQAv2(Task):
 
     def aggregate(self, samples: Sequence[Sample], scores: Sequence[Score]) -> dict[str, float]:
         groups = self.groups(samples)
-        found: defaultdict[str, list[float]] = defaultdict(list)
+        values: defaultdict[str, list[float]] = defaultdict(list)
         for sample, score in zip(samples, cast(Sequence[float], scores), strict=True):
-            found["accuracy"].append(score)
+            values["accuracy"].append(score)
             if sample.id in groups:
-                found[f"accuracy/{groups[sample.id]}"].append(score)
-        return {metric: 100 * fmean(found[metric]) for metric in self.metrics if metric in found}
+                values[f"accuracy/{groups[sample.id]}"].append(score)
+        return {metric: 100 * fmean(values[metric]) for metric in self.metrics if metric in values}
 
     def groups(self, samples: Sequence[Sample]) -> dict[str, str]:
         kinds = {s.id: self._label(s).kind.replace("/", "_") for s in samples if s.target is not None}

@@ -62,8 +62,8 @@ class Batch:
     def device(self) -> torch.device:
         """Where its images are."""
         first = self.images[0] if isinstance(self.images, list) else self.images
-        found: torch.device = first.device
-        return found
+        device: torch.device = first.device
+        return device
 
     host_owner: Tensor | None = None
 
@@ -75,8 +75,8 @@ class Batch:
     @property
     def rows(self) -> list[int]:
         """The image that each sample shows first, as numbers."""
-        found: list[int] = self.owner_on_host[:, 0].tolist()
-        return found
+        numbers: list[int] = self.owner_on_host[:, 0].tolist()
+        return numbers
 
 
 class Awaited(Sequence[T]):
@@ -302,8 +302,8 @@ def capability(name: str, *, title: str) -> Callable[[C], C]:
 
 def capability_of(name: str) -> Capability[Any]:
     """The capability of that name. Raises UserError where there is none."""
-    found: Capability[Any] = table("capabilities").get(name).load()()
-    return found
+    capability: Capability[Any] = table("capabilities").get(name).load()()
+    return capability
 
 
 class Classifier(ABC):
@@ -343,8 +343,8 @@ class Classifier(ABC):
         index = {name: i for i, name in enumerate(self.classes)}
         logits = self.logits(self.encode(batch.images))[batch.owner[:, 0]]  # type: ignore[attr-defined]
         target = torch.tensor([index[s.target] for s in batch.samples], device=logits.device)
-        told = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return Outputs(lambda: F.cross_entropy(told, target), [(told, 1 / len(told))])
+        exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return Outputs(lambda: F.cross_entropy(exact, target), [(exact, 1 / len(exact))])
 
     def classify_loss(self, batch: Batch) -> Tensor:
         return self.classify_outputs(batch).loss()
@@ -381,11 +381,11 @@ class Offered(NamedTuple):
     def best(self, scores: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         """(R,) the likeliest candidate by scores (R, texts) of the samples `rows`, or of all samples; -1 (see `marked`)
         where a score is no number. -inf is the score of what is no candidate."""
-        told = ~scores.isnan().any(1)
+        sure = ~scores.isnan().any(1)
         if self.allowed is not None:
             mine = self.allowed if rows is None else self.allowed[torch.tensor(rows)]
             scores = scores.masked_fill(~mine.to(scores.device), float("-inf"))
-        return marked(scores.argmax(1), told)
+        return marked(scores.argmax(1), sure)
 
 
 def offered(batch: Batch) -> Offered:
@@ -513,9 +513,9 @@ def in_order(parts: Iterable[tuple[Sequence[int], Tensor]], counts: Sequence[int
         numbers.append(logits.to(like.dtype))
 
     def parted(numbers: Tensor) -> list[Tensor]:
-        found = torch.empty_like(numbers)
-        found[places] = numbers
-        return list(found.split(list(counts)))
+        ordered = torch.empty_like(numbers)
+        ordered[places] = numbers
+        return list(ordered.split(list(counts)))
 
     return Awaited(len(counts), [torch.cat(numbers)], parted)
 

@@ -143,12 +143,12 @@ def family(*cards: Card | str) -> Callable[[M], M]:
 
     def register(cls: M) -> M:
         folder = Path(inspect.getfile(cls)).parent
-        found = [c for card in cards for c in ([card] if isinstance(card, Card) else _cards_of(folder / card))]
-        for card in found:
+        declared = [c for card in cards for c in ([card] if isinstance(card, Card) else _cards_of(folder / card))]
+        for card in declared:
             for capability in card.capabilities:
                 if lacking := capability_of(capability).lacking(cls):
                     raise TypeError(f"{card.name}: {cls.__name__} has no {lacking[0]}()")
-        cls.cards = tuple(found)  # type: ignore[attr-defined]
+        cls.cards = tuple(declared)  # type: ignore[attr-defined]
         return cls
 
     return register
@@ -156,11 +156,11 @@ def family(*cards: Card | str) -> Callable[[M], M]:
 
 def _cards_of(file: Path) -> list[Card]:
     """The cards of a JSON file; lists are the card's tuples."""
-    found: list[Card] = []
-    for told in read_cards(file):
-        facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
-        found.append(Card(**{**facts, "image": ImageSpec(**told["image"])}))
-    return found
+    listed: list[Card] = []
+    for row in read_cards(file):
+        facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+        listed.append(Card(**{**facts, "image": ImageSpec(**row["image"])}))
+    return listed
 
 
 def read_config(folder: Path) -> dict[str, Json]:

@@ -22,9 +22,9 @@ class MethodOptions(BaseModel):
     # Infinities and NaN pass ge= and gt=, and have no place in the JSON that a cell's identity is taken of.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    def told(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, Any]:
         """Option -> value in JSON, as identities and records have them (see `later`)."""
-        return told(self)
+        return recorded(self)
 
     def changed(self, *names: str) -> list[str]:
         """Those of `names` that are not at their default: for options that have a meaning together with others only."""
@@ -44,7 +44,7 @@ class MethodOptions(BaseModel):
                 setattr(cls, name, Field(value, description=inherited.description, **_range_of(inherited)))
 
 
-def told(options: BaseModel) -> dict[str, Any]:
+def recorded(options: BaseModel) -> dict[str, Any]:
     """Option -> value in JSON, but for those that came later and are at their default."""
     fields, values = type(options).model_fields, options.model_dump(mode="json")
     return {k: v for k, v in values.items() if not (_is_later(fields[k]) and getattr(options, k) == fields[k].default)}
@@ -67,7 +67,7 @@ def _range_of(field: FieldInfo) -> dict[str, Any]:
 
 def later(default: Any, **about: Any) -> Any:
     """A field for an option that came after results were published, whose default does what was done before: left at
-    it, the option enters neither identities nor records (`MethodOptions.told`), and the old results stay valid."""
+    it, the option enters neither identities nor records (`MethodOptions.recorded`), and the old results stay valid."""
     return Field(default, json_schema_extra={"later": True}, **about)
 
 

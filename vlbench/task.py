@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from .errors import UserError
-from .options import later, told
+from .options import later, recorded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,9 +63,9 @@ class TaskOptions(BaseModel):
         "worth. Methods see the images",
     )
 
-    def told(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, Any]:
         """Option -> value in JSON, as identities and records have them (see `vlbench.options.later`)."""
-        return told(self)
+        return recorded(self)
 
 
 class Task(ABC):

@@ -25,10 +25,10 @@ ALLOWED = {
 def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
     """The model in eval mode. Raises ValueError where weights and configuration are not of one model."""
     config, stock = (json.loads(Path(folder, name).read_text()) for name in ("config.json", "stock.json"))
-    told = {"num_classes": config.get("num_classes"), **(config.get("model_args") or {})}
-    if not re.fullmatch(r"[A-Za-z0-9_]+", config["architecture"]) or told.keys() - ALLOWED:
+    arguments = {"num_classes": config.get("num_classes"), **(config.get("model_args") or {})}
+    if not re.fullmatch(r"[A-Za-z0-9_]+", config["architecture"]) or arguments.keys() - ALLOWED:
         raise ValueError(f"{folder}: config.json asks timm to read other files than this folder's")
-    net: nn.Module = timm.create_model(config["architecture"], **{k: v for k, v in told.items() if v is not None})
+    net: nn.Module = timm.create_model(config["architecture"], **{k: v for k, v in arguments.items() if v is not None})
     for path, gone in stock.get("dropped", {}).items():  # whole layers that were cut
         for number in sorted(gone, reverse=True):
             del net.get_submodule(path)[number]  # type: ignore[operator]

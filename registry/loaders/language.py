@@ -16,8 +16,8 @@ def vision(self: Any, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:  
     return self.projection(out.transpose(1, 2).flatten(2)), None
 
 
-def turned(self: Any, args: Any, told: Any) -> Any:  # every layer of Llama keeps rotary pairs of its own
-    return args, told | {"position_embeddings": [a[..., self.rotary] for a in told["position_embeddings"]]}
+def turned(self: Any, args: Any, words: Any) -> Any:  # every layer of Llama keeps rotary pairs of its own
+    return args, words | {"position_embeddings": [a[..., self.rotary] for a in words["position_embeddings"]]}
 
 
 def drop(layers: Any, owner: Any, gone: list[int]) -> None:  # whole layers that were cut

@@ -127,14 +127,14 @@ def test_a_file_counts_by_its_content_and_not_by_its_folder(tmp_path: Path) -> N
 
 
 def test_a_record_names_the_source_and_no_folder(tmp_path: Path) -> None:
-    from vlbench.cell.cell import told_options
+    from vlbench.cell.cell import recorded_options
 
     file = captions(tmp_path / "a", ["a red bus"])
     found = cell(f"task=vqav2 method=wanda calibration={file} calibration_images={file.parent}")
-    told = told_options(found.spec.links[0], found.sources["wanda"])
+    told = recorded_options(found.spec.links[0], found.sources["wanda"])
     assert str(tmp_path) not in json.dumps(told)
     assert told["calibration"].startswith("captions.tsv:")
-    assert "calibration" not in told_options(cell("task=vqav2 method=wanda").spec.links[0], None)
+    assert "calibration" not in recorded_options(cell("task=vqav2 method=wanda").spec.links[0], None)
 
 
 # Samples of the report split ---------------------------------------------------------------------------------------

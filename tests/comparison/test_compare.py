@@ -46,19 +46,19 @@ def test_every_later_row_is_compared_with_every_earlier_one(place):
         ("dense", "magnitude"),
         ("upop", "magnitude"),
     ]
-    assert all(p.p >= p.found.p for p in pairs)
+    assert all(p.p >= p.change.p for p in pairs)
 
 
 def test_a_comparison_with_dense_is_the_boards(place):
     _, (pair,) = told(place, "dense", "uniform")
     row = next(r for r in rows(board()) if r.method == "uniform")
-    assert (pair.found.delta, pair.found.low, pair.found.high, pair.found.p) == (
+    assert (pair.change.delta, pair.change.low, pair.change.high, pair.change.p) == (
         row.delta,
         row.delta_low,
         row.delta_high,
         row.p,
     )
-    assert (pair.verdict, pair.found.test) == ("worse", "t, clusters")
+    assert (pair.verdict, pair.change.test) == ("worse", "t, clusters")
 
 
 def test_rows_are_named_by_config_cell_folder_and_method(place):
@@ -198,7 +198,7 @@ def test_clusters_of_a_record_of_schema_1_are_the_tasks():
     dense = read_record(next(folder.glob("mini-vqav2-blip-vqa-mini-dense-*.json")))
     _, (pair,) = compare([dense.cell, old.cell], {}, Path("nowhere"))
     assert len(set(clusters_of(old.model_copy(update={"sample_clusters": ""})))) == old.clusters
-    assert (pair.found.delta, pair.found.low, pair.found.high) == pytest.approx(
+    assert (pair.change.delta, pair.change.low, pair.change.high) == pytest.approx(
         (old.vs_dense.delta, old.vs_dense.low, old.vs_dense.high), rel=1e-9
     )
     with pytest.raises(UserError, match="other samples than those"):

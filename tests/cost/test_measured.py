@@ -138,9 +138,9 @@ def test_the_batch_is_doubled_until_it_gains_nothing(
 
 
 def test_one_sample_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RunFailed, match="out of memory"), timing._told_when_full(torch.device("cpu")):
+    with pytest.raises(RunFailed, match="out of memory"), timing._refusing_when_full(torch.device("cpu")):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-    with pytest.raises(RuntimeError, match="shapes"), timing._told_when_full(torch.device("cpu")):
+    with pytest.raises(RuntimeError, match="shapes"), timing._refusing_when_full(torch.device("cpu")):
         raise RuntimeError("shapes")
 
 

@@ -360,7 +360,7 @@ def test_defaults_are_what_published_results_say() -> None:
     for task in ("nlvr2", "imagenet", "ade20k"):
         files = folder.glob(f"mini-{task}-*-upop-0.75-s0-*.json")  # the ablations' too
         links = resolve({"task": task, "method": "upop", "sparsity": "0.75"}).links
-        told = [{"name": link.entry.name, "options": link.options.told()} for link in links]
+        told = [{"name": link.entry.name, "options": link.options.recorded()} for link in links]
         chains = [json.loads(file.read_text())["chain"] for file in files]
         assert told in [[{"name": one["name"], "options": one["options"]} for one in chain] for chain in chains]
 
@@ -408,4 +408,4 @@ def test_the_codes_recipe_has_the_published_numbers_and_rules(
 def test_the_codes_recipe_keeps_the_mini_worlds_lengths() -> None:
     links = resolve({"task": "imagenet", "method": "upop", "recipe": "upop-code"}).links
     rules = {"budget": "code", "unit_cost": "12:1", "softmax_scale": "kept", "decayed": "timm"}
-    assert links[0].options.told() == {**upop.SearchOptions().told(), **rules}
+    assert links[0].options.recorded() == {**upop.SearchOptions().recorded(), **rules}

@@ -72,7 +72,7 @@ def test_what_the_librarys_own_class_is_told_is_enough(kind: Kind) -> None:
     stock = kind.build()
     for name, parameter in small.named_parameters():
         stock.get_parameter(name).data = parameter.data
-    for path, (attributes, factor) in library.told(small).items():
+    for path, (attributes, factor) in library.cut_attributes(small).items():
         assert factor == 1.0
         layer: Any = stock.get_submodule(path)
         picked = attributes.pop("rotary", None)

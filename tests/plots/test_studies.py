@@ -36,7 +36,8 @@ def records(study: str) -> tuple[Record, ...]:
 def finished(words: dict[str, str]) -> Record:
     spec = resolve(words)
     chain = [
-        Link(name=link.entry.name, version="1", options=link.method(link.options).options.told()) for link in spec.links
+        Link(name=link.entry.name, version="1", options=link.method(link.options).options.recorded())
+        for link in spec.links
     ]
     blind, target = words.get("blind") == "true", spec.target
     gone = 0.5 if ":" in target else float(target or 0)

@@ -153,7 +153,7 @@ def test_training_logits_equal_the_original(vqa: tuple[Oracle, Any]) -> None:
     ids, real = model.padded(answers)
     with torch.no_grad():
         logits = model.decode(ids, Shared(questions, owner, mask))
-        nll = model.negative_log_likelihood(model.told(questions, mask, owner, answers), questions)
+        nll = model.negative_log_likelihood(model.forced(questions, mask, owner, answers), questions)
     assert close(nll, oracle["out/train/answer_nll"])
     assert close(logits[real.bool()], oracle["out/train/logits"][real.bool()])
 

@@ -179,9 +179,9 @@ def test_options_without_a_meaning_are_refused(given: dict[str, str], sentence: 
 
 
 def test_options_at_their_defaults_enter_no_identity() -> None:
-    told = resolve(words()).links[1].options.told()
+    told = resolve(words()).links[1].options.recorded()
     assert not {"loss", "kd_weight", "temperature", "tune", "optimiser", "accumulate", "checkpointing"} & set(told)
-    assert resolve(words(loss="both")).links[1].options.told()["loss"] == "both"
+    assert resolve(words(loss="both")).links[1].options.recorded()["loss"] == "both"
 
 
 def test_the_teacher_is_made_once_and_frozen() -> None:

@@ -54,8 +54,8 @@ def test_left_away_it_enters_no_identity() -> None:
     for method in ("upop", "dense+finetune", "mask_based"):
         spec = resolve({"task": "coco_retrieval", "method": method})
         for link in spec.links:
-            assert not {"loss", "queue", "momentum", "alpha"} & set(link.options.told())
-    told = resolve({"task": "coco_retrieval", "method": "upop", **WORDS}).links[0].options.told()
+            assert not {"loss", "queue", "momentum", "alpha"} & set(link.options.recorded())
+    told = resolve({"task": "coco_retrieval", "method": "upop", **WORDS}).links[0].options.recorded()
     assert {k: told[k] for k in ("loss", "queue")} == {"loss": "momentum", "queue": 6}
 
 

@@ -49,9 +49,9 @@ def capture_all(net: nn.Module, blocks: Sequence[Block], run: Run, *, states: in
     chain = _Chain()
     hooks = [
         net.get_submodule(block.path).register_forward_hook(
-            _noter(block, found, number, chain, keep=states is None or number < states), with_kwargs=True
+            _noter(block, calls_of_block, number, chain, keep=states is None or number < states), with_kwargs=True
         )
-        for number, (block, found) in enumerate(zip(blocks, calls, strict=True))
+        for number, (block, calls_of_block) in enumerate(zip(blocks, calls, strict=True))
     ]
     try:
         with torch.no_grad():

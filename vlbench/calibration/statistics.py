@@ -95,22 +95,22 @@ class Statistics:
         return Statistics(self.square_sum.clone(), self.samples, gram, gradient, square, vision)
 
 
-def joined(found: Mapping[str, Statistics], world: World) -> Mapping[str, Statistics]:
+def joined(statistics: Mapping[str, Statistics], world: World) -> Mapping[str, Statistics]:
     """The statistics of all workers' samples together, the same bits in every worker. Matrices share one Statistics
     where they do in each worker."""
     if world.size == 1:
-        return found
+        return statistics
     numbers: dict[int, int] = {}
-    told = {
+    numbered = {
         name: [numbers.setdefault(id(seen), len(numbers)), seen.samples, seen.vision and seen.vision.samples]
-        for name, seen in found.items()
+        for name, seen in statistics.items()
     }
     tables: list[dict[str, list[Any]]] = [
-        json.loads(text) for text in world.gather("statistics of a block", json.dumps(told))
+        json.loads(text) for text in world.gather("statistics of a block", json.dumps(numbered))
     ]
     groups: dict[tuple[int, ...], Statistics] = {}
     result: dict[str, Statistics] = {}
-    for name, seen in found.items():
+    for name, seen in statistics.items():
         key = tuple(table[name][0] for table in tables)
         if key not in groups:
             groups[key] = _summed(seen, [table[name][1:] for table in tables], world)
@@ -118,17 +118,17 @@ def joined(found: Mapping[str, Statistics], world: World) -> Mapping[str, Statis
     return result
 
 
-def _summed(seen: Statistics, told: Sequence[Sequence[int | None]], world: World) -> Statistics:
-    """told: of every worker, its samples, and those with tokens of an image (None where it met none)."""
-    own = Statistics(seen.square_sum.clone(), sum(n or 0 for n, _ in told), seen.gram)
+def _summed(seen: Statistics, counts: Sequence[Sequence[int | None]], world: World) -> Statistics:
+    """counts: of every worker, its samples, and those with tokens of an image (None where it met none)."""
+    own = Statistics(seen.square_sum.clone(), sum(n or 0 for n, _ in counts), seen.gram)
     world.sum(own.square_sum)
     if own.gram is not None:
         own.gram = own.gram.clone()
         world.sum(own.gram)
-    if any(n is not None for _, n in told):
+    if any(n is not None for _, n in counts):
         device, dtype = own.square_sum.device, own.square_sum.dtype
         vision = seen.vision or Statistics.zeros(len(own.square_sum), device, gram=own.gram is not None, dtype=dtype)
-        own.vision = _summed(vision, [(n, None) for _, n in told], world)
+        own.vision = _summed(vision, [(n, None) for _, n in counts], world)
     return own
 
 

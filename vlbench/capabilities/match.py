@@ -52,5 +52,5 @@ class Match(Capability[Matcher]):
 
     def timed(self, model: Matcher, batch: Batch) -> Any:
         states = model.encode(batch.images)  # type: ignore[attr-defined]
-        found: list[Any] = [model.embed(states, batch)]
-        return [*found, model.match(states, batch)] if model.reranks else found
+        embedded: list[Any] = [model.embed(states, batch)]
+        return [*embedded, model.match(states, batch)] if model.reranks else embedded

@@ -22,8 +22,8 @@ def dense_cell(folder: Path, record: Record) -> Cell:
     words: Mapping[str, Any] = read_json(folder / "cell.json")["words"]
     kept = {k: str(v) for k, v in words.items() if v and k not in ("method", "recipe", "model")}
     spec = resolve({**kept, "method": "dense", "model": record.model})
-    told = {k: v for k, v in record.evaluation.items() if k not in OF_THE_COMMAND}
-    options = type(spec.task_options).model_validate({**spec.task_options.model_dump(), **told})
+    settings = {k: v for k, v in record.evaluation.items() if k not in OF_THE_COMMAND}
+    options = type(spec.task_options).model_validate({**spec.task_options.model_dump(), **settings})
     cell = open_cell(replace(spec, task_options=options))
     if cell.split_digest != record.split_digest:
         raise UserError(f"the data of {record.task} are not those that {folder.name} was evaluated on.")

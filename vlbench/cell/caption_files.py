@@ -73,8 +73,8 @@ def _genome(file: Path, content: list[Any], images: Path) -> Iterator[Sample]:
             file_name = f"{int(image)}.jpg"
             folder = next((folders[name] for name, there in listed.items() if file_name in there), images)
             for region in row["regions"]:
-                told = _words(region["phrase"])
-                yield Sample(f"region-{region['region_id']}", (folder / file_name,), target=told, cluster=image)
+                text = _words(region["phrase"])
+                yield Sample(f"region-{region['region_id']}", (folder / file_name,), target=text, cluster=image)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"calibration={file}: entry {number} is not as Visual Genome has it: {error!r}.") from None
 

@@ -39,15 +39,15 @@ class Cell:
     @cached_property
     def samples(self) -> list[Sample]:
         """What is evaluated, in the split's order."""
-        found = self.task.samples(self.split)
+        samples = self.task.samples(self.split)
         limit = self.spec.words.limit
-        return found[:limit] if limit else found
+        return samples[:limit] if limit else samples
 
     @cached_property
     def split_digest(self) -> str:
         """Digest of what is evaluated and of the settings; of the mini world, of what they follow from."""
         if self._world is not None:
-            return digest([self._world, self.split, self.spec.words.limit, self.spec.task_options.told()])
+            return digest([self._world, self.split, self.spec.words.limit, self.spec.task_options.recorded()])
         return digest_samples(self.samples, self.settings)
 
     @property
@@ -61,17 +61,17 @@ class Cell:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Evaluation settings: what the capability gets as options."""
-        found = {**self.task.settings(self.split), "labelled": self.task.labelled(self.split)}
-        return {**found, "blind": True} if self.spec.task_options.blind else found
+        settings = {**self.task.settings(self.split), "labelled": self.task.labelled(self.split)}
+        return {**settings, "blind": True} if self.spec.task_options.blind else settings
 
     @property
     def evaluation(self) -> dict[str, Any]:
         """How it is evaluated, for the record: rows that differ here are not compared. Paths are left out: their
         content is in the split's digest."""
         options = self.spec.task_options
-        told = {k: v for k, v in options.told().items() if not isinstance(getattr(options, k), Path)}
+        given = {k: v for k, v in options.recorded().items() if not isinstance(getattr(options, k), Path)}
         own = {"preprocessing": self.own_preprocessing} if self.own_preprocessing else {}
-        return {**told, "precision": self.spec.words.precision, "batch_size": self.batch_size, **own}
+        return {**given, "precision": self.spec.words.precision, "batch_size": self.batch_size, **own}
 
     @cached_property
     def image(self) -> ImageSpec:
@@ -179,20 +179,20 @@ def cell_id(parts: Sequence[str], seed: int | None, identity: Mapping[str, Any])
     return f"{text}-{digest(identity)[:12]}"
 
 
-def told_options(link: LinkSpec, source: Source | None) -> dict[str, Any]:
+def recorded_options(link: LinkSpec, source: Source | None) -> dict[str, Any]:
     """A link's options as records have them: where it is calibrated on other data, without their folder."""
-    told = link.options.told()
+    words = link.options.recorded()
     if source is not None:
-        told["calibration"] = source.name
-        told.pop("calibration_images", None)
-    return told
+        words["calibration"] = source.name
+        words.pop("calibration_images", None)
+    return words
 
 
 def _link_identity(link: LinkSpec, source: Source | None) -> list[Any]:
     """Name, version and options; of files, model folders and calibration data that options name, the content."""
     from ..disk.digests import file_digest
 
-    options = told_options(link, source)
+    options = recorded_options(link, source)
     if source is not None:
         options["calibration"] = source.digest
     for name, value in link.options:

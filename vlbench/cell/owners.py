@@ -15,22 +15,22 @@ from ..plugins.table import table
 
 def unknown_recipe_keys(name: str, recipe: Mapping[str, Any], owners: Mapping[str, type[BaseModel]]) -> list[str]:
     """A sentence for every key of a recipe that is no option, or not of one link only."""
-    found = []
+    sentences = []
     for key in recipe:
         fitting = _owners_of(key, owners)
         if len(fitting) != 1:
             why = f"belongs to {' and '.join(fitting)}" if fitting else "is no option"
-            found.append(f"recipe={name} sets {key}, which {why}")
-    return found
+            sentences.append(f"recipe={name} sets {key}, which {why}")
+    return sentences
 
 
 def _all_options() -> dict[str, type[BaseModel]]:
     """The options of every task and method that can be used, by name."""
-    found: dict[str, type[BaseModel]] = {}
+    options: dict[str, type[BaseModel]] = {}
     for entry in (*table("tasks").entries.values(), *table("methods").entries.values()):
         with contextlib.suppress(UserError):
-            found[entry.name] = getattr(entry.load(), "Options", MethodOptions)
-    return found
+            options[entry.name] = getattr(entry.load(), "Options", MethodOptions)
+    return options
 
 
 def _owners_of(key: str, owners: Mapping[str, type[BaseModel]]) -> list[str]:

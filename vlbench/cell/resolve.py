@@ -64,12 +64,12 @@ class _Resolver:
         options = [self._link_options(entry, methods[entry.name], values) for entry in usable]
         self._zeros_last(usable, options)
         if task_class is not None:
-            told = {e.name: o.refusal(task_class.capability) for e, o in zip(usable, options, strict=True) if o}
-            self.errors += [f"{name}.{why}." for name, why in told.items() if why]
+            refusals = {e.name: o.refusal(task_class.capability) for e, o in zip(usable, options, strict=True) if o}
+            self.errors += [f"{name}.{why}." for name, why in refusals.items() if why]
         if self.errors or task is None or model is None or task_class is None or task_options is None:
             raise UserError("\n".join(dict.fromkeys(self.errors)))
-        found = tuple(LinkSpec(e, methods[e.name], o) for e, o in zip(links, options, strict=True) if o is not None)
-        return Spec(words, task, task_class, task_options, model, split, found, recipe)
+        chain = tuple(LinkSpec(e, methods[e.name], o) for e, o in zip(links, options, strict=True) if o is not None)
+        return Spec(words, task, task_class, task_options, model, split, chain, recipe)
 
     def _words(self) -> Words:
         """The cell's own words; wrong ones are told and then taken for not given."""
@@ -216,8 +216,8 @@ class _Resolver:
             return values, "default"
         context = Context(words.suite, words.task, model.name if model else "", _fraction(self.rest, methods))
         for owner, recipes in sources:
-            found = recipes.get(wanted, {})
-            for key, value in (found(context) if callable(found) else found).items():
+            recipe = recipes.get(wanted, {})
+            for key, value in (recipe(context) if callable(recipe) else recipe).items():
                 full = f"{owner}.{key}" if owner and "." not in key else key
                 for one in _owners_of(full, owners)[:1]:  # a dropped link has none; check_method finds misspelled keys
                     values[one][full.rpartition(".")[2]] = value
@@ -311,9 +311,9 @@ def _fraction(rest: Mapping[str, str], methods: Mapping[str, type[Method]]) -> f
     for name, cls in methods.items():
         if issubclass(cls.Options, PruneOptions):
             given = {k.removeprefix(name + "."): v for k, v in rest.items()}
-            told = {k: v for k, v in given.items() if k in ("sparsity", "ratio")}
+            fractions = {k: v for k, v in given.items() if k in ("sparsity", "ratio")}
             try:
-                return PruneOptions.model_validate(told or {"sparsity": _default_of(cls.Options)}).fraction
+                return PruneOptions.model_validate(fractions or {"sparsity": _default_of(cls.Options)}).fraction
             except ValidationError:
                 return None
     return None

@@ -33,11 +33,11 @@ def open_task(spec: Spec, progress: BuildProgress | None = None) -> Task:
 
 def named_roots() -> Mapping[str, str]:
     """Name -> folder, as vlbench.toml says; else the folder of that name in VLBENCH_DATA."""
-    told = dict(workspace().roots)
+    roots = dict(workspace().roots)
     data = Path(os.environ.get("VLBENCH_DATA") or os.devnull).expanduser()
     if data.is_dir():
-        told = {**{p.name: str(p) for p in data.iterdir() if p.is_dir()}, **told}
-    return told
+        roots = {**{p.name: str(p) for p in data.iterdir() if p.is_dir()}, **roots}
+    return roots
 
 
 def data_root(spec: Spec, progress: BuildProgress | None = None) -> Path:

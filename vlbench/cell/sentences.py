@@ -7,18 +7,18 @@ from pydantic import ValidationError
 
 def _sentences(error: ValidationError, prefix: str) -> list[str]:
     """One sentence for every wrong field."""
-    told = []
+    sentences = []
     for one in error.errors():
         where = prefix + ".".join(str(part) for part in one["loc"])
         message = one["msg"].removeprefix("Value error, ").removesuffix(".")
         if one["type"] == "missing":
-            told.append(f"{where}= is missing.")
+            sentences.append(f"{where}= is missing.")
         elif one["type"] == "value_error" and not one["loc"]:
-            told.append(f"{prefix.rstrip('.')}: {message}." if prefix else f"{message}.")
+            sentences.append(f"{prefix.rstrip('.')}: {message}." if prefix else f"{message}.")
         elif message.startswith(f"{one['input']} "):
-            told.append(f"{where}={message}.")
+            sentences.append(f"{where}={message}.")
         elif message.startswith("Input should"):
-            told.append(f"{where}={one['input']} {message.removeprefix('Input ')}.")
+            sentences.append(f"{where}={one['input']} {message.removeprefix('Input ')}.")
         else:
-            told.append(f"{where}={one['input']}: {message[0].lower() + message[1:]}.")
-    return told
+            sentences.append(f"{where}={one['input']}: {message[0].lower() + message[1:]}.")
+    return sentences

@@ -38,19 +38,19 @@ SHOWN = 3  # ids in a message
 def open_sources(spec: Spec, task: Task, open_task: Callable[[Spec], Task]) -> dict[str, Source]:
     """Link -> its calibration data, where its options name them. open_task: finds the data of a cell's task. Raises
     UserError for what is neither a task nor a file, and where data are missing or of no use to this task."""
-    found: dict[str, Source] = {}
+    sources: dict[str, Source] = {}
     tasks = table("tasks").entries
     for link in spec.links:
         text = link.calibration
         if text in tasks:
-            found[link.entry.name] = _task_source(spec, task, text, open_task)
+            sources[link.entry.name] = _task_source(spec, task, text, open_task)
         elif text:
             if not Path(text).expanduser().is_file():
                 hint = did_you_mean(text, tasks)
                 raise UserError(f"calibration={text} is neither a task nor a file of captions. {hint}")
             assert isinstance(link.options, SampledOptions)
-            found[link.entry.name] = _file_source(Path(text).expanduser(), link.options.calibration_images, task)
-    return found
+            sources[link.entry.name] = _file_source(Path(text).expanduser(), link.options.calibration_images, task)
+    return sources
 
 
 def refuse_too_few(spec: Spec, task: Task, sources: Mapping[str, Source]) -> None:
@@ -74,9 +74,9 @@ def _task_source(spec: Spec, task: Task, name: str, open_task: Callable[[Spec], 
 
     def read() -> list[Sample]:
         samples = other.samples(other.split_for("train"))
-        found = adapted(samples, other.capability, task, f"calibration={other.name}")
-        refuse_shown(found, task, f"calibration={other.name}")
-        return found
+        shown = adapted(samples, other.capability, task, f"calibration={other.name}")
+        refuse_shown(shown, task, f"calibration={other.name}")
+        return shown
 
     return Source(name, read, digest([name, mini_world(entry).digest]) if mini else None)
 
@@ -86,9 +86,9 @@ def _file_source(file: Path, images: str, task: Task) -> Source:
 
     def read() -> list[Sample]:
         folder = Path(images).expanduser() if images else file.parent
-        found = adapted(read_captions(file, folder), "caption", task, f"calibration={file}")
-        refuse_shown(found, task, f"calibration={file}")
-        return found
+        shown = adapted(read_captions(file, folder), "caption", task, f"calibration={file}")
+        refuse_shown(shown, task, f"calibration={file}")
+        return shown
 
     _refuse_other("caption", task, f"calibration={file}")
     return Source(str(file), read)

@@ -49,7 +49,7 @@ class LinkSpec:
     version: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "version", self.entry.digest() or str(self.method.version_of(self.options.told())))
+        object.__setattr__(self, "version", self.entry.digest() or str(self.method.version_of(self.options.recorded())))
 
     @property
     def calibration(self) -> str:

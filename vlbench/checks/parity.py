@@ -40,7 +40,7 @@ class Comparison:
     def agrees(self) -> bool:
         return agrees(self.published, self.low, self.high)
 
-    def told(self) -> str:
+    def sentence(self) -> str:
         gap = self.value - self.published
         verdict = "agrees" if self.agrees else f"DIFFERS by {gap:+.2f}"
         note = "" if self.own else " (the interval is that of the primary metric)"
@@ -73,7 +73,7 @@ def check_model(given: Mapping[str, str], runs: Path, screen: Screen) -> Iterato
             _compared(record, metric, number) for metric, number in numbers.items() if metric in record.metrics
         ]
         for one in comparisons:
-            yield one.told(), one.agrees
+            yield one.sentence(), one.agrees
         for metric in numbers.keys() - record.metrics.keys():
             why = record.unmeasured.get(metric, f"task={task} has no such metric")
             yield f"{task}/{split}/{metric}: not measured ({why})", True
@@ -113,8 +113,8 @@ def _compared(record: Record, metric: str, published: float) -> Comparison:
     value = record.metrics[metric]
     spread, own = record.interval, True
     if metric != record.metric:
-        found = _interval_of(record, value)
-        spread, own = found or record.interval, found is not None
+        interval = _interval_of(record, value)
+        spread, own = interval or record.interval, interval is not None
     shift = 0.0 if own else value - spread.value  # its width alone is borrowed
     what = f"{record.task}/{record.split}/{metric}"
     return Comparison(what, published, value, spread.low + shift, spread.high + shift, own)

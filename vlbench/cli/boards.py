@@ -118,9 +118,9 @@ def submit(
     return None
 
 
-def _submit_all(told: Iterator[tuple[str, bool]]) -> None:
+def _submit_all(lines: Iterator[tuple[str, bool]]) -> None:
     fine = []
-    for line, good in told:
+    for line, good in lines:
         print(line, flush=True)
         fine.append(good)
     if not all(fine):

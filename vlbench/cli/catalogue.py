@@ -261,13 +261,13 @@ def _answers(recipe: Any) -> list[str]:
             refused.setdefault(str(error), []).append(name)
     answers = list(values.values())
     shared = {k: v for k, v in answers[0].items() if all(a.get(k) == v for a in answers)} if answers else {}
-    told: dict[str, list[str]] = {}
+    names_of: dict[str, list[str]] = {}
     for name, answer in values.items():
-        told.setdefault(_told({k: v for k, v in answer.items() if k not in shared}), []).append(name)
-    if len(told) == 1 and not refused:
+        names_of.setdefault(_told({k: v for k, v in answer.items() if k not in shared}), []).append(name)
+    if len(names_of) == 1 and not refused:
         return [_told(answers[0])]
     every = [f"task=any: {_told(shared)}"] if shared else []
-    return every + [f"task={', '.join(tasks)}: {text}" for text, tasks in (told | refused).items()]
+    return every + [f"task={', '.join(tasks)}: {text}" for text, tasks in (names_of | refused).items()]
 
 
 def _told(recipe: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ class Pair:
 
     a: Row
     b: Row
-    found: Difference
+    change: Difference
     p: float
     p_worse: float | None
     higher: bool  # whether higher values of the metric are better
@@ -40,7 +40,7 @@ class Pair:
         """Which row is better, where the adjusted p says that they differ."""
         if self.p > CLAIMED:
             return "not separated"
-        return "better" if (self.found.delta > 0) is self.higher else "worse"
+        return "better" if (self.change.delta > 0) is self.higher else "worse"
 
     @property
     def non_inferior(self) -> bool | None:
@@ -144,7 +144,7 @@ def _told(rows: Sequence[Found], pairs: Sequence[Pair], margin: float | None) ->
             for row, records in rows
         ],
         "pairs": [
-            {"a": pair.a.config, "b": pair.b.config, **pair.found._asdict(), "p_holm": pair.p, "verdict": pair.verdict,
+            {"a": pair.a.config, "b": pair.b.config, **pair.change._asdict(), "p_holm": pair.p, "verdict": pair.verdict,
              "p_worse_holm": pair.p_worse, "non_inferior": pair.non_inferior}
             for pair in pairs
         ],
@@ -169,10 +169,10 @@ def _lines(rows: Sequence[Found], pairs: Sequence[Pair], margin: float | None) -
 
 
 def _pair_lines(pair: Pair, letters: Mapping[str, str], margin: float | None) -> list[str]:
-    a, b, found = letters[pair.a.config], letters[pair.b.config], pair.found
-    difference = estimate(found.delta, found.low, found.high, 2, sign="+")
+    a, b, change = letters[pair.a.config], letters[pair.b.config], pair.change
+    difference = estimate(change.delta, change.low, change.high, 2, sign="+")
     ends = "not separated" if pair.verdict == "not separated" else f"{b} is {pair.verdict}"
-    lines = [f"{b} - {a}  {difference}  p {_p(found.p)}, Holm {_p(pair.p)} ({found.test}): {ends}"]
+    lines = [f"{b} - {a}  {difference}  p {_p(change.p)}, Holm {_p(pair.p)} ({change.test}): {ends}"]
     if margin is not None and pair.p_worse is not None:
         shown = "is not worse than" if pair.non_inferior else "is not shown to be within the margin of"
         by = f" by {margin:g} or more" if pair.non_inferior else ""

@@ -70,8 +70,8 @@ def of_corpus(
         """(tables, draws)"""
         return np.stack([metric(x[:, i : i + width]) for i in range(0, x.shape[1], width)])
 
-    def differences(found: Array) -> Array:
-        gone: Array = found[: len(b)].mean(axis=0) - found[len(b) :].mean(axis=0)
+    def differences(means: Array) -> Array:
+        gone: Array = means[: len(b)].mean(axis=0) - means[len(b) :].mean(axis=0)
         return gone
 
     whole = values(sums.sum(axis=0, keepdims=True))

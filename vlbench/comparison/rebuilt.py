@@ -54,8 +54,8 @@ def _spec(record: Record) -> Spec:
         words[name] = str(record.evaluation[name])
     spec = resolve({**words, "method": "dense"})
     options = spec.task_class.Options
-    told = {k: v for k, v in record.evaluation.items() if k in options.model_fields}
+    recorded = {k: v for k, v in record.evaluation.items() if k in options.model_fields}
     try:
-        return replace(spec, task_options=options.model_validate(told))
+        return replace(spec, task_options=options.model_validate(recorded))
     except ValidationError as error:
         raise UserError(f"{record.cell} has options that task={record.task} no longer takes: {error}") from None

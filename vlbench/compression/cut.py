@@ -40,10 +40,10 @@ def cut(net: nn.Module, structure: Structure, keep: Mapping[str, Tensor], *, kep
 
 def _by_parameter(site: Site) -> list[list[Slice]]:
     """Slices of one parameter together: whole heads of a fused qkv gate v and only cut q and k."""
-    found: dict[tuple[str, int], list[Slice]] = {}
+    together: dict[tuple[str, int], list[Slice]] = {}
     for part in site.slices:
-        found.setdefault((part.param, part.dim), []).append(part)
-    return list(found.values())
+        together.setdefault((part.param, part.dim), []).append(part)
+    return list(together.values())
 
 
 def _cut_parameter(net: nn.Module, parts: list[Slice], kept: Tensor) -> None:

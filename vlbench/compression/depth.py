@@ -69,12 +69,12 @@ def drop_blocks(net: nn.Module, tower: Tower, kept: Tensor) -> None:
 def original_blocks(cuts: Sequence[Mapping[str, tuple[str, list[int]]]], original: Structure) -> dict[str, list[int]]:
     """Tower -> the numbers in the dense model of the blocks it has now. cuts: of `Cut.sites`, in order; original: the
     structure of the dense model."""
-    found = {tower.name: list(range(len(tower.blocks))) for tower in original.towers}
+    numbers = {tower.name: list(range(len(tower.blocks))) for tower in original.towers}
     for sites in cuts:
         for tower in original.towers:
             if key_of(tower) in sites:
-                found[tower.name] = [found[tower.name][i] for i in sites[key_of(tower)][1]]
-    return found
+                numbers[tower.name] = [numbers[tower.name][i] for i in sites[key_of(tower)][1]]
+    return numbers
 
 
 def choose_blocks(

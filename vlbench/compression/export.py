@@ -33,12 +33,14 @@ def export(run: str, folder: Path, runs: Path) -> list[str]:
     with new_folder(folder.absolute()) as temporary:
         stock = write_stock(source, model, state, temporary)
     names = sorted(p.name for p in folder.iterdir())
-    told = [f"wrote {folder}: {', '.join(names)}"]
+    lines = [f"wrote {folder}: {', '.join(names)}"]
     if state.adapters:
-        told.append(f"no {LOADER}: adapters stand beside the weights, which libraries do not read; vlbench.load does.")
+        lines.append(f"no {LOADER}: adapters stand beside the weights, which libraries do not read; vlbench.load does.")
     elif not stock:
-        told.append(f"no {LOADER}: {model.card.name} has no Model.stock() that says it; vlbench.load opens the folder.")
-    return told
+        lines.append(
+            f"no {LOADER}: {model.card.name} has no Model.stock() that says it; vlbench.load opens the folder."
+        )
+    return lines
 
 
 def _dropped(source: Path, model: Model, state: Compression) -> dict[str, Any]:

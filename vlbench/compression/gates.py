@@ -77,13 +77,13 @@ class Gates:
             self._install(net.get_submodule(path), parts)
 
     def _by_module(self) -> dict[str, list[tuple[Site, Tensor]]]:
-        found: dict[str, list[tuple[Site, Tensor]]] = {}
+        gated: dict[str, list[tuple[Site, Tensor]]] = {}
         for site in self.structure.sites:
             for part in site.slices:
                 path, _, kind = part.param.rpartition(".")
                 if part.gated and kind == "weight":
-                    found.setdefault(path, []).append((site, part.index))
-        return found
+                    gated.setdefault(path, []).append((site, part.index))
+        return gated
 
     def _install(self, module: nn.Module, parts: list[tuple[Site, Tensor]]) -> None:
         if not isinstance(module, nn.Linear):
@@ -100,8 +100,8 @@ class Gates:
             for name, index in placed:
                 spread: Tensor = _Spread.apply(self.value[name], index, rows)
                 gate = spread if gate is None else gate * spread
-            found: Tensor = _GatedLinear.apply(x, linear.weight, linear.bias, gate)
-            return found
+            product: Tensor = _GatedLinear.apply(x, linear.weight, linear.bias, gate)
+            return product
 
         return forward
 

@@ -147,12 +147,12 @@ def open_checkpoint(cls: type[Model], card: Card, weights: Path) -> tuple[Model,
             with bounded(weights, declared_elements(weights)):
                 model = cls.open(card, weights)
         except StrictDataclassError as error:  # of transformers' configurations, for values that cannot be
-            told = " ".join(str(error).split())[:200]
-            raise UserError(f"the configuration of {weights} is of another model, or damaged: {told}.") from error
+            text = " ".join(str(error).split())[:200]
+            raise UserError(f"the configuration of {weights} is of another model, or damaged: {text}.") from error
         if model.card.image != card.image:
-            told = differences(model.card.image, card.image)
+            text = differences(model.card.image, card.image)
             raise UserError(
-                f"{weights} prove that their images are {told}, and nothing beside them says so: name the card that "
+                f"{weights} prove that their images are {text}, and nothing beside them says so: name the card that "
                 "they are of, or put the configuration of the checkpoint beside them."
             )
         return model, Compression()
@@ -169,10 +169,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
     """The manifest, every file of which has been found intact."""
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} holds no compressed model: {MANIFEST} is missing.")
-    told = read_json(folder / MANIFEST)
-    found = told.get("format") if isinstance(told, dict) else None
-    if isinstance(found, int) and found > FORMAT:
-        raise UserError(f"{folder} is of format {found}, this vlbench reads {FORMAT}: update vlbench.")
+    content = read_json(folder / MANIFEST)
+    version = content.get("format") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT:
+        raise UserError(f"{folder} is of format {version}, this vlbench reads {FORMAT}: update vlbench.")
     manifest = read_sealed(folder / MANIFEST)
     for name, sha in manifest["files"].items():
         inside(name, folder / MANIFEST, "file")

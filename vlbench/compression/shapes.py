@@ -24,9 +24,9 @@ def fit_to(net: nn.Module, structure: Structure, tensors: Mapping[str, Tensor]) 
     tensors of one site disagree or hold no whole units.
     """
     widths = {site.name: _width(site, tensors) for site in structure.sites}
-    found = {site.name: width for site in structure.sites if (width := widths[site.name]) < site.units}
-    narrow(net, structure, found)
-    return found
+    narrower = {site.name: width for site in structure.sites if (width := widths[site.name]) < site.units}
+    narrow(net, structure, narrower)
+    return narrower
 
 
 def narrow(net: nn.Module, structure: Structure, widths: Mapping[str, int]) -> None:
@@ -40,20 +40,20 @@ def narrow(net: nn.Module, structure: Structure, widths: Mapping[str, int]) -> N
 
 def _width(site: Site, tensors: Mapping[str, Tensor]) -> int:
     """The units of `site` that the tensors hold."""
-    found: dict[str, float] = {}
+    units: dict[str, float] = {}
     for part in site.slices:
         tensor = tensors.get(part.param)
         if tensor is not None and tensor.ndim == len(part.shape):
             gone = part.shape[part.dim] - tensor.shape[part.dim]
-            found[part.param] = site.units - gone / part.index.shape[1]
-    if not found or max(found.values()) > site.units:
+            units[part.param] = site.units - gone / part.index.shape[1]
+    if not units or max(units.values()) > site.units:
         return site.units
-    first, width = next(iter(found.items()))
+    first, width = next(iter(units.items()))
     if width < 1 or width != int(width):
         raise UserError(
             f"these weights are cut, but {first} keeps no whole number of units ({site.unit}) of {site.name}."
         )
-    other = next((name for name, one in found.items() if one != width), None)
+    other = next((name for name, one in units.items() if one != width), None)
     if other is not None:
         raise UserError(f"these weights are cut, but {first} and {other} keep different widths of {site.name}.")
     return int(width)

@@ -42,10 +42,10 @@ def accelerated(model: Model, masked: Iterable[str], capability: str, how: How, 
     for name in names:
         if not is_two_of_four(net.get_parameter(name)):
             raise RunFailed(f"{name} does not keep 2 of every 4 columns, though its run says {PATTERN}: prune again.")
-    told: dict[str, Any] = {"kind": "semi_structured", "matrices": len(names), "note": ""}
+    entry: dict[str, Any] = {"kind": "semi_structured", "matrices": len(names), "note": ""}
     reasons = [unsupported(net.get_parameter(name)) for name in names]
     if all(reasons):
-        return {**told, "note": f"{UNMEASURED}: {', '.join(sorted(set(reasons)))}"}
+        return {**entry, "note": f"{UNMEASURED}: {', '.join(sorted(set(reasons)))}"}
     dtype = torch.bfloat16 if how.precision == "bf16" else torch.float16
     rows = _rows(model, names, capability, batch)
     shapes = Counter((*net.get_parameter(name).shape, rows[name]) for name in names)
@@ -57,14 +57,14 @@ def accelerated(model: Model, masked: Iterable[str], capability: str, how: How, 
     timed = [one for one in linears if "dense_ms" in one]
     sums = [sum(one["count"] * one[what] for one in timed) for what in ("dense_ms", "sparse_ms")]
     ratio = {"ratio": round(sums[0] / sums[1], 3)} if timed else {}
-    return {**told, "dtype": str(dtype).removeprefix("torch."), "batch": batch, **ratio, "linears": linears}
+    return {**entry, "dtype": str(dtype).removeprefix("torch."), "batch": batch, **ratio, "linears": linears}
 
 
-def line(told: dict[str, Any]) -> str:
+def line(entry: dict[str, Any]) -> str:
     """One line for people."""
-    if "ratio" not in told:
-        return f"{told['matrices']} matrices: {told['note'] or UNMEASURED}"
-    return f"{told['matrices']} matrices verified, their linears x{told['ratio']:.2f} in {told['dtype']}"
+    if "ratio" not in entry:
+        return f"{entry['matrices']} matrices: {entry['note'] or UNMEASURED}"
+    return f"{entry['matrices']} matrices verified, their linears x{entry['ratio']:.2f} in {entry['dtype']}"
 
 
 def _row(speed: Speed, key: tuple[int, ...], count: int) -> dict[str, Any]:
@@ -76,12 +76,12 @@ def _row(speed: Speed, key: tuple[int, ...], count: int) -> dict[str, Any]:
 
 def _rows(model: Model, names: Iterable[str], capability: str, batch: int) -> dict[str, int]:
     """Matrix -> rows of its largest input when a batch of the stated sample is inferred."""
-    found = dict.fromkeys(names, 0)
+    rows = dict.fromkeys(names, 0)
     hooks = []
-    for name in found:
+    for name in rows:
 
         def note(_: nn.Module, args: tuple[torch.Tensor, ...], name: str = name) -> None:
-            found[name] = max(found[name], args[0].numel() // args[0].shape[-1])
+            rows[name] = max(rows[name], args[0].numel() // args[0].shape[-1])
 
         hooks.append(model.net.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(note))
     try:
@@ -90,4 +90,4 @@ def _rows(model: Model, names: Iterable[str], capability: str, batch: int) -> di
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return rows

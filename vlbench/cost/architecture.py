@@ -65,8 +65,8 @@ class _NoProducts(TorchDispatchMode):
         if func.overloadpacket not in flop_registry:
             return func(*args, **(kwargs or {}))
         shapes = tree_map_only(torch.Tensor, lambda t: t.to("meta"), (args, kwargs or {}))
-        found = func(*shapes[0], **shapes[1])
-        return tree_map_only(torch.Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype), found)
+        outputs = func(*shapes[0], **shapes[1])
+        return tree_map_only(torch.Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype), outputs)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ KEY = ("device", "torch", "precision", "threads", "compiled", "runtime", "versio
 
 def time_runs(folders: Sequence[Path], how: How, screen: Screen, *, json: bool, accelerate: str = "") -> None:
     """Measure each run, write its cost.json and print a table. accelerate: see accelerated.py."""
-    found = []
+    entries = []
     records = [_record(folder) for folder in folders]
     if accelerate:
         for record in records:
@@ -46,12 +46,12 @@ def time_runs(folders: Sequence[Path], how: How, screen: Screen, *, json: bool, 
             entry["accelerated"] = accelerated(model, masked, capability, how, entry["throughput"]["batch"])
         model.net.to("meta")  # its memory is free for the next one
         keep(folder / "cost.json", record, capability, entry)
-        found.append((record, entry))
+        entries.append((record, entry))
         screen.say(f"wrote {folder / 'cost.json'}")
     if json:
-        print(jsonlib.dumps([{"cell": record.cell, **entry} for record, entry in found], indent=1))
+        print(jsonlib.dumps([{"cell": record.cell, **entry} for record, entry in entries], indent=1))
     else:
-        print_table(found)
+        print_table(entries)
 
 
 def _record(folder: Path) -> Record:
@@ -84,10 +84,10 @@ def keep(file: Path, record: Record, capability: str, entry: dict[str, Any]) -> 
     """Write the entry into cost.json, in the place of an older one of the same device, torch, precision, threads and
     runtime."""
     with _alone(file.parent):
-        told = read_json(file) if file.is_file() else {}
-        if told and told.get("schema_version") != SCHEMA_VERSION:
-            raise UserError(f"{file} is of another version ({told.get('schema_version')!r}): delete it.")
-        others = [one for one in told.get("measured", []) if any(one.get(key) != entry.get(key) for key in KEY)]
+        content = read_json(file) if file.is_file() else {}
+        if content and content.get("schema_version") != SCHEMA_VERSION:
+            raise UserError(f"{file} is of another version ({content.get('schema_version')!r}): delete it.")
+        others = [one for one in content.get("measured", []) if any(one.get(key) != entry.get(key) for key in KEY)]
         value = {
             "schema_version": SCHEMA_VERSION,
             "cell": record.cell,
@@ -109,20 +109,20 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def print_table(found: Sequence[tuple[Record, dict[str, Any]]]) -> None:
+def print_table(entries: Sequence[tuple[Record, dict[str, Any]]]) -> None:
     """One row a run; ratios are to the first one, which was measured in the same minutes."""
     from rich.console import Console
     from rich.table import Table
 
     columns = Table(box=None, pad_edge=False, header_style="bold")
     columns.add_column("run", overflow="fold")
-    served = any("runtime" in entry for _, entry in found)
+    served = any("runtime" in entry for _, entry in entries)
     if served:
         columns.add_column("runtime")
     for name in ("p50 ms", "p95 ms", "", "samples/s", "batch", "", "MB at 1", "at batch"):
         columns.add_column(name, justify="right", no_wrap=True)
-    first = found[0][1]
-    for record, entry in found:
+    first = entries[0][1]
+    for record, entry in entries:
         latency, rate, memory = entry["latency_ms"], entry["throughput"], entry["memory_mb"]
         faster = (first["latency_ms"]["p50"] / latency["p50"], rate["per_second"] / first["throughput"]["per_second"])
         ratios = ["", ""] if entry is first else [f"x{ratio:.2f}" for ratio in faster]
@@ -138,9 +138,9 @@ def print_table(found: Sequence[tuple[Record, dict[str, Any]]]) -> None:
     how = f"{first['device']}, torch {first['torch']}, {first['precision']}, {first['threads']} threads"
     console.print(how + ", compiled" * first["compiled"], style="dim", highlight=False)
     console.print("±: half the interquartile range. Memory: " + first["memory_is"], style="dim", highlight=False)
-    for record, entry in found:
-        if told := entry.get("accelerated"):
-            console.print(f"{record.cell}: 2:4: {line(told)}", highlight=False, soft_wrap=True)
-    capabilities = dict.fromkeys(table("tasks").get(record.task).facts["capability"] for record, _ in found)
+    for record, entry in entries:
+        if accelerated := entry.get("accelerated"):
+            console.print(f"{record.cell}: 2:4: {line(accelerated)}", highlight=False, soft_wrap=True)
+    capabilities = dict.fromkeys(table("tasks").get(record.task).facts["capability"] for record, _ in entries)
     for capability in capabilities:
         console.print(f"{capability}: {stated(capability).inferred}", style="dim", highlight=False, soft_wrap=True)

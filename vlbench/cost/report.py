@@ -46,17 +46,17 @@ def costs(words: Mapping[str, str]) -> tuple[list[Cost], dict[str, str]]:
         raise UserError(f"{wrong[0]}= is not known here. {did_you_mean(wrong[0], KEYS)}")
     targets = [_fraction(text) for text in words["sparsity"].split(",")] if "sparsity" in words else []
     capability = str(table("tasks").get(words["task"]).facts["capability"]) if "task" in words else ""
-    found: list[Cost] = []
+    listed: list[Cost] = []
     skipped: dict[str, str] = {}
     for entry in _models(words.get("model", ""), capability):
         try:
             for name in [capability] if capability else entry.facts["capabilities"]:
-                found += [_cost(entry, name, target) for target in (0.0, *targets)]
+                listed += [_cost(entry, name, target) for target in (0.0, *targets)]
         except UserError as error:
             if "model" in words:
                 raise
             skipped[entry.name] = str(error)
-    return found, skipped
+    return listed, skipped
 
 
 def _fraction(text: str) -> float:
@@ -74,11 +74,11 @@ def _fraction(text: str) -> float:
 def _models(names: str, capability: str) -> list[Entry]:
     """Those named, or all of suite=full that have the capability."""
     if names:
-        found = [table("models").get(name) for name in names.split(",")]
-        for entry in found:
+        entries = [table("models").get(name) for name in names.split(",")]
+        for entry in entries:
             if capability and capability not in entry.facts["capabilities"]:
                 raise UserError(f"model={entry.name} cannot {capability}.")
-        return found
+        return entries
     every = [e for e in table("models").entries.values() if e.facts.get("suite", "full") == "full"]
     return [e for e in every if not capability or capability in e.facts["capabilities"]]
 
@@ -119,9 +119,9 @@ def _bytes(model: Model) -> int:
 
 
 def print_costs(words: Mapping[str, str], *, json: bool) -> None:
-    found, skipped = costs(words)
+    listed, skipped = costs(words)
     if json:
-        print(jsonlib.dumps({"costs": [asdict(one) for one in found], "skipped": skipped}, indent=1))
+        print(jsonlib.dumps({"costs": [asdict(one) for one in listed], "skipped": skipped}, indent=1))
         return
     from rich.console import Console
     from rich.table import Table
@@ -129,11 +129,11 @@ def print_costs(words: Mapping[str, str], *, json: bool) -> None:
     columns = Table("model", "capability", box=None, pad_edge=False, header_style="bold")
     for name in ("sparsity", "params", "prunable", "MB", "GMACs"):
         columns.add_column(name, justify="right")
-    for one in found:
+    for one in listed:
         columns.add_row(*_row(one))
     console = Console()
     console.print(columns)
-    for capability, sample in dict.fromkeys((one.capability, one.sample) for one in found):
+    for capability, sample in dict.fromkeys((one.capability, one.sample) for one in listed):
         console.print(f"{capability}: {sample}", highlight=False, style="dim", soft_wrap=True)
     for name, why in skipped.items():
         console.print(f"{name} is left out: {why}", highlight=False, markup=False, style="dim")

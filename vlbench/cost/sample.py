@@ -25,10 +25,10 @@ CAPTION = 14  # tokens of a caption, the special ones included
 
 def stated(capability: str) -> Stated:
     """The sample of one capability. Raises UserError where it states none."""
-    found = capability_of(capability).stated
-    if found is None:
+    sample = capability_of(capability).stated
+    if sample is None:
         raise UserError(f"the capability {capability} states no sample for costs: its class should have `stated`.")
-    return found
+    return sample
 
 
 def train(model: Model, capability: str, batch: Batch) -> Any:

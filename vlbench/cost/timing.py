@@ -77,14 +77,14 @@ def measure(model: Model, capability: str, how: How, report: Report = lambda wha
     floor = _memory(how.device)
     times, peak = _timed(model, capability, 1, how, LATENCY)
     report("latency", 1, 1)
-    found = {**_saturated(model, capability, how, floor, report)}
+    saturated = {**_saturated(model, capability, how, floor, report)}
     return {
         **how.key,
         "latency_ms": {
             "p50": _ms(times, 50), "p95": _ms(times, 95), "q25": _ms(times, 25), "q75": _ms(times, 75), "n": len(times),
         },
-        "throughput": found,
-        "memory_mb": {"batch_1": peak, "saturated": found.pop("memory_mb")},
+        "throughput": saturated,
+        "memory_mb": {"batch_1": peak, "saturated": saturated.pop("memory_mb")},
         "memory_is": "of the process" if allocated_bytes(how.device) is None else "allocated",
     }  # fmt: skip
 
@@ -125,7 +125,7 @@ def _saturated(model: Model, capability: str, how: How, floor: float | None, rep
 
 def _timed(model: Model, capability: str, count: int, how: How, patience: Patience) -> tuple[list[float], float | None]:
     """Seconds of each pass of one batch, and the peak of memory in MB. Raises RunFailed where it does not fit."""
-    with _told_when_full(how.device):
+    with _refusing_when_full(how.device):
         batch = stated(capability).make(model, count, False)
         step = _step(model, capability, batch, how)
         _repeated(step, WARM)
@@ -158,7 +158,7 @@ def _repeated(step: Callable[[], None], patience: Patience) -> list[float]:
 
 
 @contextmanager
-def _told_when_full(device: torch.device) -> Iterator[None]:
+def _refusing_when_full(device: torch.device) -> Iterator[None]:
     """RunFailed for an error of memory, without the traceback that would keep the failed batch."""
     full = False
     try:

@@ -53,18 +53,18 @@ class Decoded:
         return not any(isinstance(self.images[path], OSError) for path in sample.images)
 
 
-Found = Sequence[Any] | Exception
+Launched = Sequence[Any] | Exception
 
 
 @dataclass(frozen=True)
 class Begun:
     """A batch that the device has been given. good: those of its samples whose images decode; part: those that the
-    device has; found: their predictions, which may be on their way, or why there are none."""
+    device has; answers: their predictions, which may be on their way, or why there are none."""
 
     samples: Sequence[Sample]
     good: Sequence[Sample]
     part: Sequence[Sample]
-    found: Found
+    answers: Launched
 
 
 class Evaluator:
@@ -123,9 +123,9 @@ class Evaluator:
         self._pass, self._options = one, options
         self._fits, self._limit = lines.fits, lines.limit
         for batch, decoded in self._in_turn(todo):
-            found = self._finish(batch, decoded)
+            lines_of_batch = self._finish(batch, decoded)
             with self._phase("write"):
-                lines.add(found)
+                lines.add(lines_of_batch)
             done += len(batch.samples)
             self.progress(done, total, f"{self.errors} errors" if self.errors else "")
         return lines.gather(samples)
@@ -137,7 +137,7 @@ class Evaluator:
         for samples, decoded in self._prefetched(plan):
             begun = self._begin(samples, decoded)
             yield from waiting
-            late = isinstance(begun.found, Awaited) and self.model.device.type != "cpu"
+            late = isinstance(begun.answers, Awaited) and self.model.device.type != "cpu"
             waiting = [(begun, decoded)] if late else []
             if not late:
                 yield begun, decoded
@@ -205,7 +205,7 @@ class Evaluator:
 
     def _finish(self, batch: Begun, decoded: Decoded) -> list[Line]:
         """The lines of all of the batch, those of images that do not decode last."""
-        lines = self._predict(batch.good, decoded, (batch.part, batch.found))
+        lines = self._predict(batch.good, decoded, (batch.part, batch.answers))
         for sample in batch.samples:
             failed = [e for p in sample.images if isinstance(e := decoded.images[p], OSError)]
             if failed:
@@ -213,7 +213,7 @@ class Evaluator:
         return lines
 
     def _predict(
-        self, samples: Sequence[Sample], images: Decoded, begun: tuple[Sequence[Sample], Found] | None = None
+        self, samples: Sequence[Sample], images: Decoded, begun: tuple[Sequence[Sample], Launched] | None = None
     ) -> list[Line]:
         """Predict in parts that fit into memory; a part that raises is halved until the sample at fault is alone.
         begun: the first part, where it was given to the device already."""
@@ -221,21 +221,21 @@ class Evaluator:
         while len(lines) < len(samples):
             rest = samples[len(lines) :]
             part, launched = begun or (rest[: self._fits or len(rest)], None)
-            found = self._lines(part, self._launch(part, images) if launched is None else launched)
+            outcome = self._lines(part, self._launch(part, images) if launched is None else launched)
             begun = launched = None
-            if isinstance(found, list):
+            if isinstance(outcome, list):
                 self._streak.clear()
-                lines += found
-            elif _out_of_memory(found):
+                lines += outcome
+            elif _out_of_memory(outcome):
                 self._back_off(len(part))
             elif len(part) == 1:
-                lines.append(self._blame(part[0], found))
+                lines.append(self._blame(part[0], outcome))
             else:
                 half = len(part) // 2
                 lines += self._predict(part[:half], images) + self._predict(part[half:], images)
         return lines
 
-    def _launch(self, samples: Sequence[Sample], images: Decoded) -> Found:
+    def _launch(self, samples: Sequence[Sample], images: Decoded) -> Launched:
         """The samples' predictions, which may be on their way still, or why there are none. An error is returned and
         not handled here: while it is handled, its traceback keeps the failed batch's tensors, and the next attempt
         would run out of memory by them."""
@@ -246,21 +246,21 @@ class Evaluator:
         except Exception as error:
             return _without_frames(error)
 
-    def _lines(self, samples: Sequence[Sample], found: Found) -> list[Line] | Exception:
+    def _lines(self, samples: Sequence[Sample], answers: Launched) -> list[Line] | Exception:
         """The samples' lines, or why not."""
-        if isinstance(found, Exception):
-            return found
+        if isinstance(answers, Exception):
+            return answers
         try:
             with self._phase("predict"):
-                found = list(found)
-            if len(found) == len(samples):
-                return [self._line(s, p) for s, p in zip(samples, found, strict=True)]
+                answers = list(answers)
+            if len(answers) == len(samples):
+                return [self._line(s, p) for s, p in zip(samples, answers, strict=True)]
         except (UserError, RunFailed):
             raise
         except Exception as error:
             return _without_frames(error)
         name = f"{self.model.card.name}.{self._pass.name}"
-        raise RunFailed(f"{name} gave {len(found)} predictions for {len(samples)} samples: a mistake in the model.")
+        raise RunFailed(f"{name} gave {len(answers)} predictions for {len(samples)} samples: a mistake in the model.")
 
     def _line(self, sample: Sample, prediction: Any) -> Line:
         line = {"id": sample.id, "prediction": self._pass.written(prediction), "score": None, "status": "ok"}
@@ -298,12 +298,12 @@ class Evaluator:
 
     def _images(self, images: Sequence[Any] | Tensor, device: torch.device) -> Any:
         """Batch.images; of a blind evaluation all of them of the mean colour, which is 0 when it is normalised."""
-        found = on_device(images, self.store.spec, device, self.model.dtype)
+        moved = on_device(images, self.store.spec, device, self.model.dtype)
         if not self.settings.get("blind"):
-            return found
-        if not isinstance(found, list):
-            return torch.zeros_like(found)
-        return [image.blank() if isinstance(image, View) else torch.zeros_like(image) for image in found]
+            return moved
+        if not isinstance(moved, list):
+            return torch.zeros_like(moved)
+        return [image.blank() if isinstance(image, View) else torch.zeros_like(image) for image in moved]
 
     def _blame(self, sample: Sample, cause: Exception) -> Line:
         """The line of a sample that raised alone. Where nothing but that happens, it is not the samples' fault."""
@@ -333,9 +333,9 @@ def _out_of_memory(error: Exception) -> bool:
     """torch's own error, and the plain ones that the host's allocator, cuBLAS and cuDNN raise instead."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    told = str(error)
+    message = str(error)
     return isinstance(error, RuntimeError) and any(
-        text in told for text in ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+        text in message for text in ("can't allocate memory", "out of memory", "ALLOC_FAILED")
     )
 
 

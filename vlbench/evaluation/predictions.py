@@ -117,7 +117,7 @@ def _whole_lines(part: Path) -> list[Line]:
         text = part.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{part} cannot be read ({error.strerror}): delete it and run again.") from error
-    found: list[Line] = []
+    lines: list[Line] = []
     for row in text.split("\n")[:-1]:  # behind the last newline is nothing, or a torn line
         try:
             line = _line(row)
@@ -125,8 +125,8 @@ def _whole_lines(part: Path) -> list[Line]:
             break
         if line.pop(SUM, None) != _checksum(part, line):
             break
-        found.append(line)
-    return found
+        lines.append(line)
+    return lines
 
 
 def _checksum(part: Path, line: Line) -> int:

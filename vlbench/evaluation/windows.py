@@ -80,9 +80,9 @@ def averaged(logits: Iterable[Tensor], mirrored: Sequence[bool], size: Size) -> 
     """(classes, H, W) mean probabilities of an image's views: each is resized, mirrored back and then softmaxed."""
     total: Tensor | None = None
     for one, back in zip(logits, mirrored, strict=True):
-        found = resized(one, size)
-        found = (found.flip(2) if back else found).softmax(0)
-        total = found if total is None else total.add_(found)
+        view = resized(one, size)
+        view = (view.flip(2) if back else view).softmax(0)
+        total = view if total is None else total.add_(view)
     assert total is not None
     return total.div_(len(mirrored))
 
@@ -125,16 +125,16 @@ def sliding_logits(model: Windowed, images: Iterable[Tensor], how: Sliding) -> I
     while chunk := list(islice(windows, how.at_once)):
         masks = model.masks(torch.stack([w.pixels for w in chunk]))
         for window, mask in zip(chunk, masks, strict=True):
-            found = model.spread(mask[None], side)[0]
-            found = found.to(torch.promote_types(found.dtype, torch.float32))
+            logits = model.spread(mask[None], side)[0]
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             if window.first and window.last:
-                yield found
+                yield logits
                 continue
             if window.first:
-                total = found.new_zeros((len(found), *window.size))
-                count = found.new_zeros(window.size)
+                total = logits.new_zeros((len(logits), *window.size))
+                count = logits.new_zeros(window.size)
             rows, columns = slice(window.top, window.top + side[0]), slice(window.left, window.left + side[1])
-            total[:, rows, columns] += found
+            total[:, rows, columns] += logits
             count[rows, columns] += 1
             if window.last:
                 yield total.div_(count)

@@ -36,8 +36,8 @@ def folder_image(card: ImageSpec, weights: Path) -> ImageSpec:
         return card
     home = weights if weights.is_dir() else weights.parent
     if (home / MANIFEST).is_file():
-        told = _read(home / MANIFEST).get("image")
-        return card if told is None else image_of(told)
+        stated = _read(home / MANIFEST).get("image")
+        return card if stated is None else image_of(stated)
     try:
         return _told(card, home)
     except UserError as error:
@@ -47,14 +47,14 @@ def folder_image(card: ImageSpec, weights: Path) -> ImageSpec:
 def image_of(facts: Mapping[str, Any]) -> ImageSpec:
     """From JSON, or from the literals of a card that was not imported."""
     known = {field.name for field in fields(ImageSpec)}
-    told: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items() if k in known}
-    return ImageSpec(**told)
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items() if k in known}
+    return ImageSpec(**given)
 
 
-def differences(told: ImageSpec, card: ImageSpec) -> str:
+def differences(stated: ImageSpec, card: ImageSpec) -> str:
     """What differs from the card, in words: "size=384 crop_pct=1". Empty where nothing does."""
-    names = [field.name for field in fields(ImageSpec) if getattr(told, field.name) != getattr(card, field.name)]
-    return " ".join(f"{name}={_word(getattr(told, name))}" for name in names)
+    names = [field.name for field in fields(ImageSpec) if getattr(stated, field.name) != getattr(card, field.name)]
+    return " ".join(f"{name}={_word(getattr(stated, name))}" for name in names)
 
 
 def _word(value: Any) -> str:
@@ -67,52 +67,52 @@ def _told(card: ImageSpec, home: Path) -> ImageSpec:
     config = _read(home / CONFIG)
     clip = _read(home / OPEN_CLIP)
     processor = _read(home / TRANSFORMERS) or _part(_read(home / PROCESSOR), "image_processor")
-    found = card
+    spec = card
     if clip:
-        found = _open_clip(card, _part(clip, "preprocess_cfg"))
+        spec = _open_clip(card, _part(clip, "preprocess_cfg"))
     elif processor:
-        found = _transformers(card, processor)
-    elif told := _part(config, "pretrained_cfg") or (config if "input_size" in config else {}):
-        found = _timm(card, told)
-    if config.get("image_aspect_ratio") == "pad" and found.resize != "keep":
-        found = replace(found, resize="pad", crop_pct=1.0)
+        spec = _transformers(card, processor)
+    elif pretrained := _part(config, "pretrained_cfg") or (config if "input_size" in config else {}):
+        spec = _timm(card, pretrained)
+    if config.get("image_aspect_ratio") == "pad" and spec.resize != "keep":
+        spec = replace(spec, resize="pad", crop_pct=1.0)
     size = _network_size(_part(clip, "model_cfg") or config)
-    return found if size is None else replace(found, size=size)
+    return spec if size is None else replace(spec, size=size)
 
 
 def _network_size(config: Mapping[str, Any]) -> int | None:
     """The side of the images that the network itself is built for, where its configuration says it."""
     for part, key in (("vision_config", "image_size"), ("vision_cfg", "image_size"), ("model_args", "img_size"),
                       ("encoder", "img_size")):  # fmt: skip
-        told = _part(config, part)
-        if key in told:
-            return _side(told[key], f"{part}.{key}")
+        network = _part(config, part)
+        if key in network:
+            return _side(network[key], f"{part}.{key}")
     return None
 
 
-def _transformers(card: ImageSpec, told: Mapping[str, Any]) -> ImageSpec:
+def _transformers(card: ImageSpec, processor: Mapping[str, Any]) -> ImageSpec:
     """An image processor of transformers."""
-    kind = str(told.get("image_processor_type") or told.get("feature_extractor_type") or "")
-    crops = told.get("do_center_crop", "crop_size" in told or kind.startswith(CROPPING))
-    if told.get("do_resize") is False:
+    kind = str(processor.get("image_processor_type") or processor.get("feature_extractor_type") or "")
+    crops = processor.get("do_center_crop", "crop_size" in processor or kind.startswith(CROPPING))
+    if processor.get("do_resize") is False:
         raise UserError("its image processor does not resize, and images of several sizes do not go together.")
-    found = _normalised(card, told)
-    if "resample" in told:
-        found = replace(found, interpolation=_interpolation(PILLOW.get(told["resample"], told["resample"])))
+    spec = _normalised(card, processor)
+    if "resample" in processor:
+        spec = replace(spec, interpolation=_interpolation(PILLOW.get(processor["resample"], processor["resample"])))
     if card.resize == "keep":
-        return found
-    size = told.get("size", card.size)
+        return spec
+    size = processor.get("size", card.size)
     shortest = size.get("shortest_edge") if isinstance(size, Mapping) else (size if crops else None)
-    if told.get("do_pad") and kind.startswith("Llava"):
-        return replace(found, resize="pad", crop_pct=1.0, size=_side(size if shortest is None else shortest, "size"))
+    if processor.get("do_pad") and kind.startswith("Llava"):
+        return replace(spec, resize="pad", crop_pct=1.0, size=_side(size if shortest is None else shortest, "size"))
     if crops:
-        return _cropped(found, told.get("crop_size", card.size if shortest is None else shortest), shortest)
+        return _cropped(spec, processor.get("crop_size", card.size if shortest is None else shortest), shortest)
     if shortest is not None:
         raise UserError("its image processor keeps the shape of an image and crops nothing, which this family cannot.")
-    return replace(found, resize="squash", crop_pct=1.0, size=_side(size, "size"))
+    return replace(spec, resize="squash", crop_pct=1.0, size=_side(size, "size"))
 
 
-def _cropped(found: ImageSpec, crop: Any, shortest: Any) -> ImageSpec:
+def _cropped(spec: ImageSpec, crop: Any, shortest: Any) -> ImageSpec:
     side = _side(crop, "crop_size")
     before = _side(shortest, "size.shortest_edge") if shortest is not None else side
     share = side / before
@@ -122,16 +122,16 @@ def _cropped(found: ImageSpec, crop: Any, shortest: Any) -> ImageSpec:
         share = math.nextafter(share, 0.0)
     if share > 1:
         raise UserError(f"it crops {side} pixels out of {before}.")
-    return replace(found, resize="crop", crop_pct=share, size=side)
+    return replace(spec, resize="crop", crop_pct=share, size=side)
 
 
-def _normalised(card: ImageSpec, told: Mapping[str, Any]) -> ImageSpec:
+def _normalised(card: ImageSpec, processor: Mapping[str, Any]) -> ImageSpec:
     """(value * rescale_factor - mean) / std as mean and std of values in [0, 1]."""
-    mean, std = _three(told.get("image_mean", card.mean)), _three(told.get("image_std", card.std))
-    if told.get("do_normalize") is False:
+    mean, std = _three(processor.get("image_mean", card.mean)), _three(processor.get("image_std", card.std))
+    if processor.get("do_normalize") is False:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    factor = told.get("rescale_factor", 1 / 255)
-    if told.get("do_rescale") is False:
+    factor = processor.get("rescale_factor", 1 / 255)
+    if processor.get("do_rescale") is False:
         factor = 1.0
     if not _number(factor) or factor <= 0:
         raise UserError(f"its rescale_factor is {factor!r}.")
@@ -139,41 +139,41 @@ def _normalised(card: ImageSpec, told: Mapping[str, Any]) -> ImageSpec:
     return _with(card, tuple(m / unit for m in mean), tuple(s / unit for s in std))
 
 
-def _timm(card: ImageSpec, told: Mapping[str, Any]) -> ImageSpec:
+def _timm(card: ImageSpec, pretrained: Mapping[str, Any]) -> ImageSpec:
     """timm's pretrained_cfg. What its own tests evaluate with (test_input_size, test_crop_pct) is not its default."""
-    found = _with(card, _three(told.get("mean", card.mean)), _three(told.get("std", card.std)))
-    if "interpolation" in told:
-        found = replace(found, interpolation=_interpolation(told["interpolation"]))
-    if "input_size" in told:
-        sides = told["input_size"]
+    spec = _with(card, _three(pretrained.get("mean", card.mean)), _three(pretrained.get("std", card.std)))
+    if "interpolation" in pretrained:
+        spec = replace(spec, interpolation=_interpolation(pretrained["interpolation"]))
+    if "input_size" in pretrained:
+        sides = pretrained["input_size"]
         if not isinstance(sides, list) or len(sides) != 3:
             raise UserError(f"its input_size is {sides!r}, where three numbers should be.")
-        found = replace(found, size=_side(sides[1:], "input_size"))
-    if "crop_pct" in told or "crop_mode" in told:
-        share = told.get("crop_pct", card.crop_pct)
+        spec = replace(spec, size=_side(sides[1:], "input_size"))
+    if "crop_pct" in pretrained or "crop_mode" in pretrained:
+        share = pretrained.get("crop_pct", card.crop_pct)
         if not _number(share) or not 0 < share <= 1:
             raise UserError(f"its crop_pct is {share!r}, where a share from 0 to 1 should be.")
         modes: dict[Any, Any] = {"center": "crop", None: "crop", "": "crop", "squash": "squash"}
-        mode = told.get("crop_mode", "center")
+        mode = pretrained.get("crop_mode", "center")
         if mode not in modes:
             raise UserError(f"its crop_mode is {mode!r}, which is not computed here.")
-        found = replace(found, crop_pct=float(share), resize=modes[mode])
-    return found
+        spec = replace(spec, crop_pct=float(share), resize=modes[mode])
+    return spec
 
 
-def _open_clip(card: ImageSpec, told: Mapping[str, Any]) -> ImageSpec:
+def _open_clip(card: ImageSpec, preprocess: Mapping[str, Any]) -> ImageSpec:
     """open_clip's preprocess_cfg, whose default is to crop."""
-    found = _with(card, _three(told.get("mean", card.mean)), _three(told.get("std", card.std)))
-    if "interpolation" in told:
-        found = replace(found, interpolation=_interpolation(told["interpolation"]))
-    if "size" in told:
-        found = replace(found, size=_side(told["size"], "size"))
-    if "resize_mode" in told:
+    spec = _with(card, _three(preprocess.get("mean", card.mean)), _three(preprocess.get("std", card.std)))
+    if "interpolation" in preprocess:
+        spec = replace(spec, interpolation=_interpolation(preprocess["interpolation"]))
+    if "size" in preprocess:
+        spec = replace(spec, size=_side(preprocess["size"], "size"))
+    if "resize_mode" in preprocess:
         modes: dict[Any, Any] = {"shortest": "crop", "squash": "squash"}
-        if told["resize_mode"] not in modes:
-            raise UserError(f"its resize_mode is {told['resize_mode']!r}, which is not computed here.")
-        found = replace(found, resize=modes[told["resize_mode"]], crop_pct=1.0)
-    return found
+        if preprocess["resize_mode"] not in modes:
+            raise UserError(f"its resize_mode is {preprocess['resize_mode']!r}, which is not computed here.")
+        spec = replace(spec, resize=modes[preprocess["resize_mode"]], crop_pct=1.0)
+    return spec
 
 
 def _with(card: ImageSpec, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageSpec:
@@ -212,9 +212,9 @@ def _side(value: Any, name: str) -> int:
     return int(sides[0])
 
 
-def _part(told: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = told.get(name)
-    return found if isinstance(found, Mapping) else {}
+def _part(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = content.get(name)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -222,9 +222,9 @@ def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read ({error}): put that of the checkpoint there.") from None
-    if not isinstance(told, dict):
+    if not isinstance(content, dict):
         raise UserError(f"{file} is no JSON object: put that of the checkpoint there.")
-    return told
+    return content

@@ -65,19 +65,19 @@ class ImageStore:
         return list(self.pool.map(attempt, paths))
 
     def _one(self, path: Path) -> Tensor | View:
-        found = self._kept.get(path)
-        if found is None:
+        pixels = self._kept.get(path)
+        if pixels is None:
             image = decode(path)
             try:
-                found = self.views(image)
-                found = preprocess(image, self.spec) if found is None else found
+                pixels = self.views(image)
+                pixels = preprocess(image, self.spec) if pixels is None else pixels
             except (RuntimeError, ValueError) as error:
                 raise Undecodable(f"{path} of shape {tuple(image.shape)} cannot be resized: {_short(error)}") from None
             self.sizes[path] = (image.shape[1], image.shape[2])
-            if found.nbytes <= self._room:
-                self._room -= found.nbytes
-                self._kept[path] = found
-        return found
+            if pixels.nbytes <= self._room:
+                self._room -= pixels.nbytes
+                self._kept[path] = pixels
+        return pixels
 
 
 def decode(path: Path) -> Tensor:

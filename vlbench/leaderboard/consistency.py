@@ -13,10 +13,10 @@ from ..records.record import Record
 SAME = 1e-6  # percent points between two tellings of one number
 
 
-def refuse_contradictions(found: Collection[tuple[Path, Record]]) -> None:
+def refuse_contradictions(records: Collection[tuple[Path, Record]]) -> None:
     """Raise UserError naming the first file whose numbers do not fit one another, or those of its dense model."""
-    dense = {_board(r): r.interval.value for _, r in found if r.vs_dense is None and not r.trained and not r.sparsity}
-    for path, record in found:
+    dense = {_board(r): r.interval.value for _, r in records if r.vs_dense is None and not r.trained and not r.sparsity}
+    for path, record in records:
         if why := contradiction(record, dense.get(_board(record))):
             raise UserError(f"{path} contradicts itself ({why}): restore it, or submit its run again.")
 

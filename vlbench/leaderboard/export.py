@@ -22,10 +22,10 @@ def table_text(words: Mapping[str, str], runs: Path, cells: Collection[str] | No
     wanted = words.get("format", FORMATS[0])
     if wanted not in FORMATS:
         raise UserError(f"format={wanted} is not known. {did_you_mean(wanted, FORMATS)}")
-    found, _ = selected({k: v for k, v in words.items() if k in FILTERS}, runs, cells)
-    rows = [row for row, _ in found]
+    chosen, _ = selected({k: v for k, v in words.items() if k in FILTERS}, runs, cells)
+    rows = [row for row, _ in chosen]
     text = csv_text(rows) if wanted == "csv" else latex(rows, higher) if wanted == "latex" else _pages(rows)
-    return text, absent(cells, found)
+    return text, absent(cells, chosen)
 
 
 def _pages(rows: Sequence[Row]) -> str:

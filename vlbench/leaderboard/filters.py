@@ -40,9 +40,9 @@ def selected(
     return rows, local
 
 
-def absent(cells: Collection[str] | None, found: Sequence[Found]) -> list[str]:
+def absent(cells: Collection[str] | None, rows: Sequence[Found]) -> list[str]:
     """A sentence where cells of a sweep are in none of the rows."""
-    there = {record.cell for _, records in found for record in records}
+    there = {record.cell for _, records in rows for record in records}
     count = sum(cell not in there for cell in cells or ())
     return [f"{count} of the sweep's {len(cells or ())} cells: not finished, or of other words."] if count else []
 
@@ -51,12 +51,12 @@ def _text(row: Row, key: str) -> str:
     return row.sparsity_target if key == "sparsity" else str(getattr(row, key))
 
 
-def named(names: Sequence[str], found: Sequence[Found], runs: Path) -> list[Found]:
+def named(names: Sequence[str], rows: Sequence[Found], runs: Path) -> list[Found]:
     """The row of each name: a `config` of a table, a cell, a run's folder, or a method that has one row (upop, or with
     its target upop@0.5). Of a method's rows the one that a table calls by the method alone is meant, and of blocks the
     only one that has a row of every name. Raises UserError for a name of none, of several, or of a row that was named
     before."""
-    every = [_candidates(text, found, runs) for text in names]
+    every = [_candidates(text, rows, runs) for text in names]
     blocks = {pair[0].block for some in every for pair in some}
     fitting = [block for block in blocks if all(sum(p[0].block == block for p in some) == 1 for some in every)]
     chosen: dict[str, Found] = {}
@@ -68,19 +68,19 @@ def named(names: Sequence[str], found: Sequence[Found], runs: Path) -> list[Foun
     return list(chosen.values())
 
 
-def _candidates(text: str, found: Sequence[Found], runs: Path) -> list[Found]:
+def _candidates(text: str, rows: Sequence[Found], runs: Path) -> list[Found]:
     """Raises UserError where there are none."""
     cell = _cell_of_run(text, runs) or text
     method, _, target = text.partition("@")
-    asked = [pair for pair in found if target in ("", pair[0].sparsity_target)]
+    asked = [pair for pair in rows if target in ("", pair[0].sparsity_target)]
     ways = (
-        [pair for pair in found if pair[0].config == text or any(r.cell == cell for r in pair[1])],
+        [pair for pair in rows if pair[0].config == text or any(r.cell == cell for r in pair[1])],
         [pair for pair in asked if name(pair[0]) == method],
         [pair for pair in asked if pair[0].method == method],
     )
     matches = next(filter(None, ways), [])
     if not matches:
-        known = {row.method for row, _ in found}
+        known = {row.method for row, _ in rows}
         raise UserError(f"no row is named {text!r}: {did_you_mean(text, known)} A config or a run's name will do, too.")
     return matches
 

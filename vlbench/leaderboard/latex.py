@@ -52,8 +52,8 @@ def _tabular(rows: Sequence[Row], higher: Callable[[Row], bool]) -> Iterator[str
         for row in group:
             yield _line(_cells(row, row.config in best))
     yield "\\bottomrule"
-    for told in dict.fromkeys(f"{name(row)}: {row.flags.replace(';', '; ')}" for row in rows if row.flags):
-        yield f"\\multicolumn{{{len(HEADER)}}}{{l}}{{\\footnotesize {MARK} {escaped(told)}}} \\\\"
+    for note in dict.fromkeys(f"{name(row)}: {row.flags.replace(';', '; ')}" for row in rows if row.flags):
+        yield f"\\multicolumn{{{len(HEADER)}}}{{l}}{{\\footnotesize {MARK} {escaped(note)}}} \\\\"
     yield "\\end{tabular}"
 
 

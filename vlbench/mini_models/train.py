@@ -182,7 +182,7 @@ def _pretrain(model: Model, recipe: Recipe, screen: Screen) -> None:
     file = cache_folder() / "train_mini" / f"{model.card.name}-vision-{key}.safetensors"
     if not file.is_file():
         name = f"pretrain {model.card.name}"
-        pretrain_vision(model, recipe.vision_steps, recipe.seed, lambda *told: screen.progress(name, *told))
+        pretrain_vision(model, recipe.vision_steps, recipe.seed, lambda *news: screen.progress(name, *news))
         file.parent.mkdir(parents=True, exist_ok=True)
         save_tensors(file.with_suffix(".tmp"), distinct_tensors(model.net))
         file.with_suffix(".tmp").replace(file)

@@ -115,8 +115,8 @@ class _Masked(torch.autograd.Function):
 
 def effective(weight: Tensor, keep: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
     """(W + s B A) * M in the type of A and B, for all rows of a weight or some."""
-    found = torch.addmm(weight.to(a.dtype), b, a, alpha=scaling)
-    return found.mul_(keep.to(found.dtype))  # a product with booleans is ten times slower on a CPU
+    merged = torch.addmm(weight.to(a.dtype), b, a, alpha=scaling)
+    return merged.mul_(keep.to(merged.dtype))  # a product with booleans is ten times slower on a CPU
 
 
 def _parts(rows: int) -> Iterator[slice]:

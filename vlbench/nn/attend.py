@@ -106,12 +106,12 @@ class Shared:
 
     def keys_values(self, key: nn.Module, value: nn.Module, heads: int) -> tuple[Tensor, Tensor]:
         """(I, heads, N, d) keys and values of every state, projected once."""
-        found = self._keys.get(key)
-        if found is None:
-            found = split_heads(key(self.states), heads), split_heads(value(self.states), heads)
+        projected = self._keys.get(key)
+        if projected is None:
+            projected = split_heads(key(self.states), heads), split_heads(value(self.states), heads)
             if self.cache and not torch.is_grad_enabled():
-                self._keys[key] = found
-        return found
+                self._keys[key] = projected
+        return projected
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: float = 0.0) -> Tensor:
         """q (R * b, H, L, d) -> (R * b, H, L, d), every row against the keys of its own state."""

@@ -25,12 +25,12 @@ class _Sentence:
     beams: int
     penalty: float
     running: list[list[int]]
-    found: list[tuple[float, list[int]]] = field(default_factory=list)
+    finished: list[tuple[float, list[int]]] = field(default_factory=list)
     closed: bool = False
 
     def add(self, tokens: list[int], total: float) -> None:
-        self.found.append((total / len(tokens) ** self.penalty, tokens))
-        self.found = sorted(self.found, key=lambda f: -f[0])[: self.beams]
+        self.finished.append((total / len(tokens) ** self.penalty, tokens))
+        self.finished = sorted(self.finished, key=lambda f: -f[0])[: self.beams]
 
     def choose(self, totals: list[float], flat: list[int], vocabulary: int, end: int) -> list[int]:
         """Which of the 2 * beams candidates go on. totals: their sums, best first; flat: beam * vocabulary + token."""
@@ -47,7 +47,7 @@ class _Sentence:
 
     def _close_if_done(self, best_total: float, length: int) -> None:
         """Done when the best running hypothesis cannot beat the worst finished one any more."""
-        if len(self.found) == self.beams and self.found[-1][0] >= best_total / length**self.penalty:
+        if len(self.finished) == self.beams and self.finished[-1][0] >= best_total / length**self.penalty:
             self.closed = True
 
 
@@ -97,7 +97,7 @@ def beam_search(
         if not one.closed:
             for tokens_of_beam, rank in zip(one.running, chosen_ranks, strict=True):
                 one.add(tokens_of_beam, of_sentence[rank])
-    return [torch.tensor(one.found[0][1]) for one in sentences], [one.found[0][0] for one in sentences]
+    return [torch.tensor(one.finished[0][1]) for one in sentences], [one.finished[0][0] for one in sentences]
 
 
 def _heard(values: Tensor, indices: Tensor) -> tuple[list[list[float]], list[list[int]]]:

@@ -19,7 +19,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 from ..structure import Block, Rows, Site, Tower, attention_site, blocks_named, count_setter, ffn_site, scale_setter
 from .attend import Shared, attend, merge_heads, split_heads
 from .caches import cache_in
-from .stock import Told, query_factor
+from .stock import CutAttributes, query_factor
 
 
 class VisionAttention(BlipAttention):  # type: ignore[misc]
@@ -111,18 +111,18 @@ def scale_by_kept_width(module: nn.Module) -> None:
             layer.scale = (layer.query.weight.shape[0] // layer.num_attention_heads) ** -0.5
 
 
-def told(module: nn.Module) -> Told:
+def cut_attributes(module: nn.Module) -> CutAttributes:
     """For BlipTextSelfAttention, which divides by the root of the cut head's width, and for a class that does what
     BlipAttention does at any width: the library's own reads it off the hidden states."""
-    found: Told = {}
+    attributes: CutAttributes = {}
     for path, layer in module.named_modules():
         if isinstance(layer, VisionAttention):
-            found[path] = {"num_heads": int(layer.num_heads), "scale": float(layer.scale)}, 1.0
+            attributes[path] = {"num_heads": int(layer.num_heads), "scale": float(layer.scale)}, 1.0
         elif isinstance(layer, TextAttention):
             heads, rows = int(layer.num_attention_heads), int(layer.query.weight.shape[0])
             sizes = {"num_attention_heads": heads, "attention_head_size": rows // heads, "all_head_size": rows}
-            found[path] = sizes, query_factor(layer.scale, rows // heads)
-    return found
+            attributes[path] = sizes, query_factor(layer.scale, rows // heads)
+    return attributes
 
 
 def resized_positions(positions: Tensor, count: int) -> Tensor:
@@ -151,8 +151,8 @@ def first_states(text: Any, ids: Tensor, context: Shared | None = None) -> Tenso
     one = own.output(own.self(one, encoder_hidden_states=hidden)[0], one)
     if context is not None:
         one = last.crossattention(one, encoder_hidden_states=context)[0]
-    found: Tensor = last.feed_forward_chunk(one)[:, 0]
-    return found
+    states: Tensor = last.feed_forward_chunk(one)[:, 0]
+    return states
 
 
 def vision_tower(module: nn.Module, prefix: str = "vision_model.encoder.layers", name: str = "vision") -> Tower:

@@ -10,9 +10,9 @@ from transformers.models.instructblip.modeling_instructblip import InstructBlipA
 
 from .attend import attend, merge_heads, split_heads
 from .blip import vision_tower
-from .stock import Told
+from .stock import CutAttributes
 
-__all__ = ["adopt", "told", "vision_tower"]
+__all__ = ["adopt", "cut_attributes", "vision_tower"]
 
 
 def _forward(self: Any, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
@@ -45,10 +45,10 @@ def adopt(module: nn.Module) -> nn.Module:
     return module
 
 
-def told(module: nn.Module) -> Told:
+def cut_attributes(module: nn.Module) -> CutAttributes:
     """For a class that does what the library's does at any width: its own reads it off the hidden states."""
-    found: Told = {}
+    attributes: CutAttributes = {}
     for path, layer in module.named_modules():
         if isinstance(layer, Blip2VisionAttention | InstructBlipVisionAttention):
-            found[path] = {"num_heads": int(layer.num_heads)}, 1.0
-    return found
+            attributes[path] = {"num_heads": int(layer.num_heads)}, 1.0
+    return attributes

@@ -10,7 +10,7 @@ from transformers.models.clip.modeling_clip import CLIPAttention as LibraryAtten
 from ..errors import UserError
 from ..structure import Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import attend, merge_heads, split_heads
-from .stock import Told
+from .stock import CutAttributes
 
 
 class CLIPAttention(LibraryAttention):  # type: ignore[misc]
@@ -31,14 +31,14 @@ def adopt(module: nn.Module) -> nn.Module:
     return module
 
 
-def told(module: nn.Module) -> Told:
+def cut_attributes(module: nn.Module) -> CutAttributes:
     """For the library's class, which stores its softmax scale."""
-    found: Told = {}
+    attributes: CutAttributes = {}
     for path, layer in module.named_modules():
         if isinstance(layer, CLIPAttention):
             heads, rows = int(layer.num_heads), int(layer.q_proj.weight.shape[0])
-            found[path] = {"num_heads": heads, "head_dim": rows // heads}, 1.0
-    return found
+            attributes[path] = {"num_heads": heads, "head_dim": rows // heads}, 1.0
+    return attributes
 
 
 def states_after(vision: Any, images: Tensor, blocks: int) -> Tensor:
@@ -51,7 +51,7 @@ def states_after(vision: Any, images: Tensor, blocks: int) -> Tensor:
 
 def tower(module: nn.Module, prefix: str, blocks: int, name: str = "vision") -> Tower:
     """The first `blocks` blocks of the encoder whose layers stand at `prefix`."""
-    found = []
+    blocks_adopted = []
     for index, path, layer in blocks_named(module, prefix):
         if index >= blocks:
             break
@@ -72,5 +72,5 @@ def tower(module: nn.Module, prefix: str, blocks: int, name: str = "vision") -> 
                 activation=block.mlp.activation_fn,
             ),
         )  # fmt: skip
-        found.append(Block(path, sites))
-    return Tower(name, tuple(found))
+        blocks_adopted.append(Block(path, sites))
+    return Tower(name, tuple(blocks_adopted))

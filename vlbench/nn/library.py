@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..structure import AfterCut, Block, Rows, Site, Tower, attention_site, blocks_named, ffn_site
-from .stock import Told
+from .stock import CutAttributes
 
 _HEAD_NORM = "QK-norm runs over the width of the head, so a removed dimension changes the others"
 _DEEP = "the language model reads its output by the block's number (DeepStack)"
@@ -152,7 +152,7 @@ def tower(
     """The first `blocks` blocks (all where it is left out) whose layers stand at `prefix`: an attention of the table
     and a feed-forward layer each. modality: the tower's name where it is left out. Raises UserError for a class that is
     not in the table."""
-    found = []
+    adopted = []
     owner: Any = module.get_submodule(prefix.rpartition(".")[0])
     read = getattr(owner, "deepstack_visual_indexes", ())
     for index, path, block in blocks_named(module, prefix):
@@ -160,8 +160,8 @@ def tower(
             break
         at, kind = f"{name}.{index}", modality or name
         sites = (_attention(module, at, path, block, kind), _ffn(module, at, path, block, kind))
-        found.append(Block(path, sites, _DEEP if index in read else ""))
-    return Tower(name, tuple(found), _renumber(prefix.rpartition(".")[0]))
+        adopted.append(Block(path, sites, _DEEP if index in read else ""))
+    return Tower(name, tuple(adopted), _renumber(prefix.rpartition(".")[0]))
 
 
 def _renumber(path: str) -> AfterCut:
@@ -256,13 +256,13 @@ def _ffn(module: nn.Module, at: str, path: str, block: nn.Module, modality: str)
     raise UserError(f"{path} ({type(block).__name__}) has no feed-forward layer that vlbench knows to cut.")
 
 
-def told(module: nn.Module) -> Told:
+def cut_attributes(module: nn.Module) -> CutAttributes:
     """For the library's own classes. rotary: the indices into cos and sin of what a cut layer keeps, which the
     library's does not pick by itself."""
-    found: Told = {}
+    by_path: CutAttributes = {}
     for path, layer in module.named_modules():
         if isinstance(numbers := getattr(layer, "fullatt_block_indexes", None), list):
-            found[path] = {"fullatt_block_indexes": numbers}, 1.0
+            by_path[path] = {"fullatt_block_indexes": numbers}, 1.0
         row = row_of(layer)
         if row is None:
             continue
@@ -271,5 +271,5 @@ def told(module: nn.Module) -> Told:
         if isinstance(layer, _Picking) and len(layer.pairs) < layer.whole:
             pairs = layer.pairs.tolist()
             attributes["rotary"] = [*pairs, *(pair + layer.whole for pair in pairs)]
-        found[path] = attributes, 1.0
-    return found
+        by_path[path] = attributes, 1.0
+    return by_path

@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..structure import AfterCut, Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import attend, merge_heads, split_heads
 from .caches import cache_in
-from .stock import Told
+from .stock import CutAttributes
 
 
 class LlamaAttention(LibraryAttention):  # type: ignore[misc]
@@ -70,16 +70,16 @@ def adopt(module: nn.Module) -> nn.Module:
     return module
 
 
-def told(module: nn.Module) -> Told:
+def cut_attributes(module: nn.Module) -> CutAttributes:
     """For the library's class, which stores its softmax scale. rotary: the indices into cos and sin of what a cut layer
     keeps, which the library's does not pick by itself."""
-    found: Told = {}
+    attributes: CutAttributes = {}
     for path, layer in module.named_modules():
         if isinstance(layer, LlamaAttention):
             pairs, half = layer.pairs.tolist(), int(layer.head_dim) // 2
             rotary = [*pairs, *(pair + half for pair in pairs)]
-            found[path] = {"head_dim": len(rotary), **({"rotary": rotary} if len(pairs) < half else {})}, 1.0
-    return found
+            attributes[path] = {"head_dim": len(rotary), **({"rotary": rotary} if len(pairs) < half else {})}, 1.0
+    return attributes
 
 
 def tower(module: nn.Module, prefix: str = "model.layers", name: str = "language") -> Tower:

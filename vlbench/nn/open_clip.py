@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..structure import Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site, scale_setter
 from .attend import attend, merge_heads, split_heads
-from .stock import Told
+from .stock import CutAttributes
 
 
 class SelfAttention(nn.Module):
@@ -72,7 +72,7 @@ def rescale(module: nn.Module) -> None:
             layer.scale = (int(layer.qkv.weight.shape[0]) // (3 * layer.num_heads)) ** -0.5
 
 
-def told(module: nn.Module) -> Told:
+def cut_attributes(module: nn.Module) -> CutAttributes:
     """For a class that takes the place of nn.MultiheadAttention, which cannot be cut."""
     layers = ((path, layer) for path, layer in module.named_modules() if isinstance(layer, SelfAttention))
     return {path: ({"num_heads": layer.num_heads, "scale": layer.scale}, 1.0) for path, layer in layers}

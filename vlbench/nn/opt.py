@@ -10,7 +10,7 @@ from transformers.models.opt.modeling_opt import OPTAttention as LibraryAttentio
 from ..structure import Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import attend, merge_heads, split_heads
 from .caches import cache_in
-from .stock import Told
+from .stock import CutAttributes
 
 
 class OPTAttention(LibraryAttention):  # type: ignore[misc]
@@ -40,14 +40,14 @@ def adopt(module: nn.Module) -> nn.Module:
     return module
 
 
-def told(module: nn.Module) -> Told:
+def cut_attributes(module: nn.Module) -> CutAttributes:
     """For the library's class, which stores its softmax scale."""
-    found: Told = {}
+    attributes: CutAttributes = {}
     for path, layer in module.named_modules():
         if isinstance(layer, OPTAttention):
             heads, rows = int(layer.num_heads), int(layer.q_proj.weight.shape[0])
-            found[path] = {"num_heads": heads, "head_dim": rows // heads}, 1.0
-    return found
+            attributes[path] = {"num_heads": heads, "head_dim": rows // heads}, 1.0
+    return attributes
 
 
 def tower(module: nn.Module, prefix: str = "model.decoder.layers", name: str = "language") -> Tower:

@@ -11,7 +11,7 @@ from transformers.models.instructblip.modeling_instructblip import InstructBlipQ
 
 from ..structure import AfterCut, Block, Rows, Site, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import Shared, attend, merge_heads, split_heads
-from .stock import Told
+from .stock import CutAttributes
 
 
 def _forward(
@@ -60,15 +60,15 @@ def adopt(module: nn.Module) -> nn.Module:
     return module
 
 
-def told(module: nn.Module) -> Told:
+def cut_attributes(module: nn.Module) -> CutAttributes:
     """For the library's classes, which store their softmax scale."""
-    found: Told = {}
+    attributes: CutAttributes = {}
     for path, layer in module.named_modules():
         if isinstance(layer, Blip2Attention | InstructBlipAttention):
             heads, rows = int(layer.num_attention_heads), int(layer.query.weight.shape[0])
             sizes = {"num_attention_heads": heads, "attention_head_size": rows // heads, "all_head_size": rows}
-            found[path] = sizes, 1.0
-    return found
+            attributes[path] = sizes, 1.0
+    return attributes
 
 
 def tower(module: nn.Module, prefix: str = "qformer.encoder.layer", name: str = "qformer") -> Tower:

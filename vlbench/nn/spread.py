@@ -30,13 +30,13 @@ def place(net: nn.Module, blocks: Sequence[nn.Module], precision: str) -> None:
         return
     number = count()
     advice = "" if precision == "bf16" else " use precision=bf16, or"
-    told = f"this model needs {needed / 2**30:.2g} GiB of GPU memory, and {free / 2**30:.2g} GiB are free:{advice}"
+    need = f"this model needs {needed / 2**30:.2g} GiB of GPU memory, and {free / 2**30:.2g} GiB are free:{advice}"
     if number < 2 or torch.distributed.is_initialized():
-        raise UserError(f"{told} one worker with several GPUs, over which it is split.")
+        raise UserError(f"{need} one worker with several GPUs, over which it is split.")
     try:
         split(net, blocks, {n: int((free_bytes(torch.device(device.type, n)) or 0) / SPARE) for n in range(number)})
     except ImportError:
-        raise UserError(f"{told} pip install accelerate, which splits it over the {number} GPUs.") from None
+        raise UserError(f"{need} pip install accelerate, which splits it over the {number} GPUs.") from None
 
 
 def halve(net: nn.Module) -> None:
@@ -57,10 +57,10 @@ def split(net: nn.Module, blocks: Sequence[nn.Module], room: dict[int | str, int
     from accelerate import dispatch_model, infer_auto_device_map
 
     whole = sorted({type(block).__name__ for block in blocks})
-    found = infer_auto_device_map(net, max_memory=room, no_split_module_classes=whole)
-    if "disk" in found.values():
+    places = infer_auto_device_map(net, max_memory=room, no_split_module_classes=whole)
+    if "disk" in places.values():
         gib = sum(room.values()) / 2**30
         raise UserError(
             f"this model has {size_of(net) / 2**30:.2g} GiB, and there is room for {gib:.2g}: use more GPUs."
         )
-    dispatch_model(net, found, skip_keys=getattr(net, "_skip_keys_device_placement", None))
+    dispatch_model(net, places, skip_keys=getattr(net, "_skip_keys_device_placement", None))

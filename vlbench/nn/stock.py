@@ -13,7 +13,7 @@ NETWORK = "network.py"
 Attributes = dict[str, Any]
 # Path of an attention module -> its attributes in the library's class, and the factor of its query rows (weight and
 # bias): a library that divides by the root of the *cut* head's width then divides by that of ours.
-Told = dict[str, tuple[Attributes, float]]
+CutAttributes = dict[str, tuple[Attributes, float]]
 
 
 @dataclass(frozen=True)

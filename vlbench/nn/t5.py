@@ -12,7 +12,7 @@ from transformers.models.t5.modeling_t5 import T5Attention as LibraryAttention
 from ..structure import Block, Rows, Site, Tower, attention_site, blocks_named, ffn_site
 from .attend import Shared, attend, merge_heads, split_heads
 from .caches import cache_in
-from .stock import Told
+from .stock import CutAttributes
 
 _HEADS = "block 0 makes the position bias of every layer, with one entry per head"
 _FIRST = "it makes the position bias of every layer"
@@ -95,14 +95,14 @@ def adopt(module: nn.Module) -> nn.Module:
     return module
 
 
-def told(module: nn.Module) -> Told:
+def cut_attributes(module: nn.Module) -> CutAttributes:
     """For the library's class, which has no softmax scale."""
-    found: Told = {}
+    attributes: CutAttributes = {}
     for path, layer in module.named_modules():
         if isinstance(layer, T5Attention):
             rows = int(layer.q.weight.shape[0])
-            found[path] = {"key_value_proj_dim": rows // int(layer.n_heads), "inner_dim": rows}, 1.0
-    return found
+            attributes[path] = {"key_value_proj_dim": rows // int(layer.n_heads), "inner_dim": rows}, 1.0
+    return attributes
 
 
 def tower(module: nn.Module, prefix: str, name: str) -> Tower:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..structure import Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import attend, merge_heads, split_heads
-from .stock import Told, query_factor
+from .stock import CutAttributes, query_factor
 
 
 class VisionAttention(Attention):  # type: ignore[misc]
@@ -61,16 +61,16 @@ def vision_tower(module: nn.Module, prefix: str = "blocks", name: str = "vision"
     return Tower(name, tuple(blocks))
 
 
-def told(module: nn.Module) -> Told:
+def cut_attributes(module: nn.Module) -> CutAttributes:
     """For timm's Attention, which divides by the root of the cut head's width."""
-    found: Told = {}
+    by_path: CutAttributes = {}
     for path, layer in module.named_modules():
         if isinstance(layer, VisionAttention):
             heads = int(layer.num_heads)
             width = int(layer.qkv.weight.shape[0]) // (3 * heads)
             attributes = {"num_heads": heads, "head_dim": width, "attn_dim": heads * width, "scale": width**-0.5}
-            found[path] = attributes, query_factor(layer.scale, width)
-    return found
+            by_path[path] = attributes, query_factor(layer.scale, width)
+    return by_path
 
 
 def _refuse_others(path: str, attn: Any, mlp: Any) -> None:

@@ -47,13 +47,13 @@ def plain_model(architecture: object, arguments: Mapping[str, Any]) -> nn.Module
     architecture = plain_name(architecture)
     for name, value in arguments.items():
         _refuse(name, value)
-    told = {name: value for name, value in arguments.items() if value is not None}
+    given = {name: value for name, value in arguments.items() if value is not None}
     try:
-        net: nn.Module = timm.create_model(architecture, pretrained=False, **told)
+        net: nn.Module = timm.create_model(architecture, pretrained=False, **given)
     except (TypeError, ValueError, AssertionError, ZeroDivisionError, KeyError, RuntimeError, AttributeError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"config.json: timm cannot make {architecture} with model_args {told} ({why}): correct them."
+            f"config.json: timm cannot make {architecture} with model_args {given} ({why}): correct them."
         ) from None
     return net
 

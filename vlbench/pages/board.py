@@ -92,10 +92,10 @@ NOTES = {
 }
 
 
-def page(suite: str, found: Found, numbers: Sequence[Published]) -> str:
-    """One self-contained HTML page of a suite. found: its rows in a board's order, each with its records."""
+def page(suite: str, rows: Found, numbers: Sequence[Published]) -> str:
+    """One self-contained HTML page of a suite. rows: its rows in a board's order, each with its records."""
     title = f"vlbench: suite {suite}"
-    boards = [_board(list(group), numbers) for _, group in groupby(found, key=lambda pair: pair[0].block)]
+    boards = [_board(list(group), numbers) for _, group in groupby(rows, key=lambda pair: pair[0].block)]
     _tell_apart(boards)
     columns = [{"key": c.name, "label": c.label, "title": c.title, "text": c.text, "spare": c.spare, "best": c.best}
                for c in SHOWN]  # fmt: skip
@@ -119,14 +119,14 @@ def page(suite: str, found: Found, numbers: Sequence[Published]) -> str:
     )
 
 
-def _board(found: Found, numbers: Sequence[Published]) -> dict[str, Any]:
+def _board(pairs: Found, numbers: Sequence[Published]) -> dict[str, Any]:
     """The rows of one block. tiny: its models share no axis with full-size ones."""
-    rows = [row for row, _ in found]
+    rows = [row for row, _ in pairs]
     first = rows[0]
     table_rows = list(csv.DictReader(io.StringIO(csv_text(rows))))
     spots = measured(rows)
     lines = [
-        _row(row, records, spot, cells) for (row, records), spot, cells in zip(found, spots, table_rows, strict=True)
+        _row(row, records, spot, cells) for (row, records), spot, cells in zip(pairs, spots, table_rows, strict=True)
     ]
     return {
         "id": f"{first.task}/{subject(first)}",
@@ -152,7 +152,7 @@ def _tell_apart(boards: Sequence[dict[str, Any]]) -> None:
             board["title"] += f" ({number})"
 
 
-def _row(row: Row, records: Sequence[Record], spot: Spot, told: dict[str, str]) -> dict[str, Any]:
+def _row(row: Row, records: Sequence[Record], spot: Spot, cells: dict[str, str]) -> dict[str, Any]:
     towers = {name: fmean(record.parameters.towers.get(name, 0.0) for record in records)
               for name in records[0].parameters.towers}  # fmt: skip
     fraction = spot.fraction
@@ -161,7 +161,7 @@ def _row(row: Row, records: Sequence[Record], spot: Spot, told: dict[str, str]) 
     return {
         "cells": [column.cell(row) for column in SHOWN],
         "keys": [_rounded(column.key(row)) for column in SHOWN],
-        "details": [text(told) for text in DETAILS.values()],
+        "details": [text(cells) for text in DETAILS.values()],
         "metrics": [[titled(row.task, metric), fixed(value, 2)] for metric, value in other_metrics(records).items()],
         "by_seed": _by_seed(records),
         "towers": [[name, _rounded(gone)] for name, gone in towers.items()],

@@ -38,8 +38,8 @@ def write_page(folder: Path) -> tuple[Path, str]:
     """
     run = open_run(folder)
     try:
-        task, found = all_samples(folder, run.record)
-        samples, why = _samples(found, task.capability), ""
+        task, rows = all_samples(folder, run.record)
+        samples, why = _samples(rows, task.capability), ""
     except UserError as error:
         samples, why = "", str(error).splitlines()[0]
     missing = f"<p>No samples: {escaped(why)}</p>" if why else ""
@@ -125,13 +125,13 @@ def _list(values: Mapping[str, Any]) -> str:
     return f"<dl>{lines}</dl>"
 
 
-def _samples(found: Sequence[Shown], capability: str) -> str:
-    shown = chosen(found)
-    kinds = Counter(one.kind for one in found)
+def _samples(rows: Sequence[Shown], capability: str) -> str:
+    shown = chosen(rows)
+    kinds = Counter(one.kind for one in rows)
     parts = []
-    if kinds["alone"] < len(found):
+    if kinds["alone"] < len(rows):
         sentence = (
-            f"of {len(found):,} samples the dense model is better on {kinds['lost']:,} and worse on {kinds['gained']:,}"
+            f"of {len(rows):,} samples the dense model is better on {kinds['lost']:,} and worse on {kinds['gained']:,}"
         )
         parts.append(f'<p class="soft">Of each sample alone, {sentence}; at most {MOST} are shown.</p>')
     for kind, heading in HEADINGS.items():

@@ -75,11 +75,11 @@ def value_of(task: Task, score: Score) -> float:
     return value if np.isfinite(value) else 0.0
 
 
-def chosen(found: Sequence[Shown]) -> list[Shown]:
+def chosen(samples: Sequence[Shown]) -> list[Shown]:
     """At most MOST to look at: the greatest losses, the greatest gains, and of the rest one in so many."""
-    lost = sorted((s for s in found if s.kind == "lost"), key=lambda s: s.value - (s.dense or 0.0))[:LOST]
-    gained = sorted((s for s in found if s.kind == "gained"), key=lambda s: (s.dense or 0.0) - s.value)[:GAINED]
-    rest = [s for s in found if s.kind in ("same", "alone")]
+    lost = sorted((s for s in samples if s.kind == "lost"), key=lambda s: s.value - (s.dense or 0.0))[:LOST]
+    gained = sorted((s for s in samples if s.kind == "gained"), key=lambda s: (s.dense or 0.0) - s.value)[:GAINED]
+    rest = [s for s in samples if s.kind in ("same", "alone")]
     room = MOST - len(lost) - len(gained)
     every = max(1, -(-len(rest) // room))
     return [*lost, *gained, *rest[::every]]

@@ -46,10 +46,10 @@ def _board(given: dict[str, str], runs: Path, out: Path, cells: Collection[str] 
     return _pictures(rows, out), absent(cells, rows)
 
 
-def _pictures(found: Sequence[Found], out: Path) -> list[Path]:
+def _pictures(rows: Sequence[Found], out: Path) -> list[Path]:
     """Of every block: costs, and where its rows allow it how sparsity is spread and what restores it. A block of the
     dense model alone (without images, say) has no picture of its own."""
-    blocks = [list(group) for _, group in groupby(found, key=lambda pair: pair[0].block)]
+    blocks = [list(group) for _, group in groupby(rows, key=lambda pair: pair[0].block)]
     shown = [block for block in blocks if len(blocks) == 1 or not all(row.dense for row, _ in block)]
     names = ["-".join((row.suite, row.task, row.label or row.model)) for row, _ in (block[0] for block in shown)]
     files: list[Path] = []
@@ -57,7 +57,7 @@ def _pictures(found: Sequence[Found], out: Path) -> list[Path]:
         mark = f"-{block[0][0].evaluation[:6]}" if names.count(name) > 1 else ""
         files += [
             *draw_tradeoff([row for row, _ in block], out, name + mark),
-            *_studies(block, found, out, name + mark),
+            *_studies(block, rows, out, name + mark),
         ]
     return files
 

@@ -22,9 +22,9 @@ DARK = 0.55  # fraction of a shade from which on white letters are easier to rea
 def draw_components(panels: Sequence[Panel], out: Path, name: str) -> list[Path]:
     """A panel a method: fraction kept of each component against what is gone of all."""
     drawn = figure(4.4 * len(panels) + 0.6, 3.7)
-    found = {name for panel in panels for one in panel.targets for name in one.components}
-    known = [name for name in COMPONENTS.values() if name in found]
-    names = [*known, *sorted(found - set(known))]
+    present = {name for panel in panels for one in panel.targets for name in one.components}
+    known = [name for name in COMPONENTS.values() if name in present]
+    names = [*known, *sorted(present - set(known))]
     axes = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, panel in zip(axes, panels, strict=True):
         _lines(ax, panel.targets, names)

@@ -25,7 +25,7 @@ HEADER = (
 def draw_distribution(grid: Grid, dense: Row | None, blind: Row | None, out: Path, name: str) -> list[Path]:
     """A panel for each kind of line that there is; on all of them the dense model, with and without images."""
     row = (*grid.sides, *grid.lines, *grid.patterns)[0].row
-    bases = [(one, told, style) for one, told, style in ((dense, "dense", "--"), (blind, BLIND, ":")) if one]
+    bases = [(one, title, style) for one, title, style in ((dense, "dense", "--"), (blind, BLIND, ":")) if one]
     panels = [
         ("sides", grid.sides, "ratio of what is pruned (%)"),
         ("lines", grid.lines, "ratio of the vision towers (%)"),
@@ -36,11 +36,11 @@ def draw_distribution(grid: Grid, dense: Row | None, blind: Row | None, out: Pat
     axes = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, (kind, points, label) in zip(axes, panels, strict=True):
         (_bars if kind == "patterns" else _lines)(ax, points, len(SIDES) if kind == "lines" else 0)
-        for base, told, style in bases:
-            ax.axhline(base.value, color=GREY, linewidth=1.2, linestyle=style, zorder=4, label=told)
+        for base, title, style in bases:
+            ax.axhline(base.value, color=GREY, linewidth=1.2, linestyle=style, zorder=4, label=title)
         ax.set_xlabel(label)
         ax.set_ylim(bottom=0)
-    handles = {told: handle for ax in axes for handle, told in zip(*ax.get_legend_handles_labels(), strict=True)}
+    handles = {title: handle for ax in axes for handle, title in zip(*ax.get_legend_handles_labels(), strict=True)}
     drawn.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, fontsize=8)
     axes[0].set_ylabel(f"{titled(row.task, row.metric)} (%)")
     notes = ["bars: 95 % intervals", *([MINI_WARNING] if row.suite == "mini" else [])]
@@ -49,7 +49,7 @@ def draw_distribution(grid: Grid, dense: Row | None, blind: Row | None, out: Pat
         f"{row.suite} / {row.task} / {row.label or row.model}: {grid.method} over the modalities", fontsize=10
     )
     lines = [_line(kind, point) for kind, points, _ in panels for point in points]
-    lines += [("all", told, "", "", "", *_numbers_of(base)) for base, told, _ in bases]
+    lines += [("all", title, "", "", "", *_numbers_of(base)) for base, title, _ in bases]
     return save(drawn, HEADER, lines, out, f"{name}-distribution")
 
 

@@ -50,12 +50,12 @@ class Comparison:
     controls: Mapping[str, Row]
 
 
-def comparison(found: Sequence[Found]) -> Comparison | None:
+def comparison(listed: Sequence[Found]) -> Comparison | None:
     """Of the rows of one block; None where restorers cannot be compared."""
-    names = _restorers(found)
+    names = _restorers(listed)
     groups: dict[str, dict[tuple[str, str], Row]] = {}
     titles: dict[str, str] = {}
-    for (row, records), restorer in zip(found, names, strict=True):
+    for (row, records), restorer in zip(listed, names, strict=True):
         if row.sparsity_target:
             pruner = records[0].chain[0]
             options = {k: v for k, v in pruner.options.items() if k not in SKIPPED}
@@ -72,15 +72,15 @@ def comparison(found: Sequence[Found]) -> Comparison | None:
     ]
     used = dict.fromkeys(restorer for panel in panels for _, restorer in panel.rows)
     ordered = sorted(used, key=lambda restorer: restorer != NONE)
-    pairs = zip(found, names, strict=True)
-    controls = {name: row for (row, _), name in pairs if not row.sparsity_target and name in used and name != NONE}
+    named = zip(listed, names, strict=True)
+    controls = {name: row for (row, _), name in named if not row.sparsity_target and name in used and name != NONE}
     return Comparison(tuple(panels), tuple(ordered), controls)
 
 
-def _restorers(found: Sequence[Found]) -> list[str]:
+def _restorers(rows: Sequence[Found]) -> list[str]:
     """The name of what follows the pruner in every row, with the options that tell it from others of its name."""
-    plain = ["+".join(link.name for link in records[0].chain[1:]) or NONE for _, records in found]
-    options = [_options(records[0]) for _, records in found]
+    plain = ["+".join(link.name for link in records[0].chain[1:]) or NONE for _, records in rows]
+    options = [_options(records[0]) for _, records in rows]
     labels = []
     for name, mine in zip(plain, options, strict=True):
         others = [other for other_name, other in zip(plain, options, strict=True) if other_name == name]

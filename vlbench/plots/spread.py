@@ -45,10 +45,10 @@ class Grid:
     patterns: tuple[Point, ...]
 
 
-def grids(found: Sequence[Found]) -> list[Grid]:
+def grids(rows: Sequence[Found]) -> list[Grid]:
     """Of the rows of one block, those of every chain that was asked to prune the modalities unlike."""
     groups: dict[str, list[Found]] = {}
-    for row, records in found:
+    for row, records in rows:
         if _Asked.of(records[0]) is not None:
             groups.setdefault(_but_for_the_spread(records[0]), []).append((row, records))
     made = [_grid(key, group) for key, group in groups.items()]
@@ -96,8 +96,8 @@ def _but_for_the_spread(record: Record) -> str:
     return digest(links)
 
 
-def _grid(key: str, found: Sequence[Found]) -> Grid:
-    points = [(row, asked) for row, records in found if (asked := _Asked.of(records[0])) is not None]
+def _grid(key: str, rows: Sequence[Found]) -> Grid:
+    points = [(row, asked) for row, records in rows if (asked := _Asked.of(records[0])) is not None]
     sides = [p for row, asked in points for p in _side(row, asked)]
     lines = [p for row, asked in points for p in _unlike(row, asked)]
     for even in [p for p in sides if p.line == ALIKE]:  # a point of every line that it lies on
@@ -106,7 +106,7 @@ def _grid(key: str, found: Sequence[Found]) -> Grid:
         lines += [Point(line, even.x, even.row, ratio, ratio) for line in sorted(on)]
     names = [p.line for p in lines]
     lines = [p for p in lines if names.count(p.line) > 1]
-    return Grid(found[0][0].method, key, _sorted(sides), _sorted(lines), tuple(_patterns(points)))
+    return Grid(rows[0][0].method, key, _sorted(sides), _sorted(lines), tuple(_patterns(points)))
 
 
 def _sorted(points: Sequence[Point]) -> tuple[Point, ...]:

@@ -41,7 +41,7 @@ def draw_trajectories(runs: Sequence[Run], out: Path, name: str) -> list[Path]:
     axes = drawn.subplots(len(labels), 1, sharex=True, squeeze=False)[:, 0]
     rows: list[tuple[object, ...]] = []
     for run, colour in zip(runs, COLOURS, strict=False):
-        told = f"{run.record.method} {run.record.sparsity_target}, seed {run.record.seed or 0}"
+        title = f"{run.record.method} {run.record.sparsity_target}, seed {run.record.seed or 0}"
         start = 0
         for link in _links(run):
             steps = [start + step for step, _ in link.updates]
@@ -49,7 +49,7 @@ def draw_trajectories(runs: Sequence[Run], out: Path, name: str) -> list[Path]:
             curves: tuple[Sequence[float], ...] = ([100 * ratio for ratio in ratios], link.selected)
             for ax, curve in zip(axes, curves, strict=False):
                 if curve:  # from nothing at the link's first step
-                    ax.step([start, *steps], [0, *curve], where="post", color=colour, label=told)
+                    ax.step([start, *steps], [0, *curve], where="post", color=colour, label=title)
             axes[-1].plot(range(start, start + len(link.losses)), link.losses, linewidth=0.9, color=colour)
             columns = (("loss", range(start, start + len(link.losses)), link.losses), ("ratio", steps, ratios))
             for quantity, at, values in (*columns, ("gates", steps, link.selected)):

@@ -61,8 +61,8 @@ def refuse_foreign(space: Path, *paths: Path) -> None:
         return
     owners = {os.geteuid(), *([int(os.environ.get("SUDO_UID", "0"))] if os.geteuid() == 0 else [])}
     for path in paths:
-        for found in (path.lstat(), path.stat()):
-            if found.st_uid not in owners:
+        for status in (path.lstat(), path.stat()):
+            if status.st_uid not in owners:
                 raise UserError(
                     f"{path} belongs to another user, and its workspace could run code of theirs: if you trust it, run "
                     f"`vlbench --workspace {space} ...`; if not, work in a folder that is not below {space}."
@@ -119,12 +119,12 @@ def _read_roots(file: Path) -> dict[str, str]:
 def _folder(file: Path, name: str, value: str) -> str:
     """The folder that a line of [roots] names, which need not exist."""
     try:
-        found = str(file.parent / Path(value).expanduser())
-        if "\0" in found or any(len(os.fsencode(part)) > 255 for part in Path(found).parts) or len(found) > 4095:
+        folder = str(file.parent / Path(value).expanduser())
+        if "\0" in folder or any(len(os.fsencode(part)) > 255 for part in Path(folder).parts) or len(folder) > 4095:
             raise ValueError("no folder can have that name")
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(f"{file}: {name[:80]} = {value[:80]!r} names no folder ({error}): mend it.") from None
-    return found
+    return folder
 
 
 def package_folder(name: str) -> Path:

@@ -25,8 +25,8 @@ def checked_score(method: str, name: str, scores: Tensor, shape: Sequence[int]) 
     """The scores, one for each entry. Raises UserError naming the method where they are of another shape or not finite:
     a ranking of such numbers takes away something else than was asked for."""
     if not isinstance(scores, Tensor) or tuple(scores.shape) != tuple(shape):
-        told = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-        raise UserError(f"{method}: the scores of {name} are of {told}, and it needs {tuple(shape)}: correct score().")
+        shown = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise UserError(f"{method}: the scores of {name} are of {shown}, and it needs {tuple(shape)}: correct score().")
     if not bool(scores.isfinite().all()):
         bad = int((~scores.isfinite()).sum())
         raise UserError(
@@ -150,8 +150,8 @@ class CutDecisions(Decisions):
         return list(dict.fromkeys([*self.structure.matrices, *gated]))
 
     def of_block(self, block: Block, seen: Seen) -> dict[str, Tensor]:
-        found = {site.name: (site, self.pruner.importance(self.net, site, seen)) for site in block.sites}
-        return {name: checked_score(self.pruner.name, name, of, (site.units,)) for name, (site, of) in found.items()}
+        scores = {site.name: (site, self.pruner.importance(self.net, site, seen)) for site in block.sites}
+        return {name: checked_score(self.pruner.name, name, of, (site.units,)) for name, (site, of) in scores.items()}
 
     def add(self, decision: Decision) -> None:
         self.taken.update({name: tensor.cpu() for name, tensor in decision.items()})

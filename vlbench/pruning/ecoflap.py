@@ -89,8 +89,8 @@ def _published(scores: Sequence[float], sizes: Sequence[int], keep: float, max_s
                 if surplus == 0:
                     break
     sparsity = torch.clamp(1 - kept / size, min=0, max=1).double()
-    found: list[float] = ((1 - sparsity) * size).tolist()
-    return found
+    pruned: list[float] = ((1 - sparsity) * size).tolist()
+    return pruned
 
 
 def _filled(kept: Tensor, score: Tensor, size: Tensor, keep: float) -> Tensor:
@@ -112,11 +112,11 @@ def first_order(
     net: nn.Module, names: Sequence[str], batches: Sequence[tuple[Loss, int]], world: World = ALONE
 ) -> dict[str, float]:
     """Matrix -> sum of |W| times the batches' mean |gradient|. batches: (the loss of one, its samples)."""
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for name, seen in gradients(net, names, batches, magnitudes=True, world=world).items():
         assert seen.gradient is not None
-        found[name] = float((net.get_parameter(name).detach().abs() * seen.gradient).sum())
-    return found
+        scores[name] = float((net.get_parameter(name).detach().abs() * seen.gradient).sum())
+    return scores
 
 
 def zeroth_order(
@@ -135,13 +135,13 @@ def zeroth_order(
     other draws would be a thousand times that of the weights. Raises RunFailed where a loss is not finite.
     world: the workers share the batches, and add up what all found in the order of one process.
     """
-    found: dict[str, list[float]] = {}
+    differences: dict[str, list[float]] = {}
     drawn = range(len(losses))
     with torch.no_grad():
         for name in names:
             weight = net.get_parameter(name)
             original = weight.detach().clone()
-            found[name] = []
+            differences[name] = []
             try:
                 for loss, seed in list(zip(losses, [seeds() for _ in drawn], strict=True))[world.rank :: world.size]:
                     z = _direction(original, seed)
@@ -151,11 +151,11 @@ def zeroth_order(
                     slope = abs(((above - _drawn(loss, seed, weight.device)) / (2 * EPSILON)).item())
                     if not math.isfinite(slope):
                         raise RunFailed(f"the loss around {name} is not finite: weights or data are damaged.")
-                    found[name].append(slope)
+                    differences[name].append(slope)
             finally:
                 weight.copy_(original)
-            progress(len(found), len(names))
-    parts = [json.loads(text) for text in world.gather("losses of ECoFLaP", json.dumps(found))]
+            progress(len(differences), len(names))
+    parts = [json.loads(text) for text in world.gather("losses of ECoFLaP", json.dumps(differences))]
     return {name: _added([parts[i % world.size][name][i // world.size] for i in drawn]) for name in names}
 
 

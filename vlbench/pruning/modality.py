@@ -36,9 +36,9 @@ def tower_ratios(structure: Structure, options: ScoreOptions) -> dict[str, float
         pruned = [r for r in given.values() if r > 0]
         ratio = (target * (len(pruned) + len(rest)) - sum(pruned)) / len(rest)
     if not 0 <= ratio < 1:
-        told = " ".join(f"{name}={value:g}" for name, value in options.tower_ratios.items())
+        words = " ".join(f"{name}={value:g}" for name, value in options.tower_ratios.items())
         raise UserError(
-            f"sparsity={target:g} with {told} and budget={options.budget} asks {', '.join(rest)} for {ratio:.0%} of "
+            f"sparsity={target:g} with {words} and budget={options.budget} asks {', '.join(rest)} for {ratio:.0%} of "
             "what is there: change a ratio or the target."
         )
     return {tower.name: given.get(tower.name, ratio) for tower in structure.towers}
@@ -62,11 +62,11 @@ def _named(structure: Structure, ratios: Mapping[str, float]) -> dict[str, float
 def _agreed(given: Mapping[str, float], sizes: Mapping[str, int], options: ScoreOptions) -> dict[str, float]:
     """All towers have their ratio: the target must be what they come to, by either budget. (A modality's ratio counts
     once in the mean that stands for a target that was left out, however many towers it has.)"""
-    told, target = options.tower_ratios, options.fraction
+    ratios, target = options.tower_ratios, options.fraction
     share = sum(ratio * sizes[name] for name, ratio in given.items()) / sum(sizes.values())
     mean = _mean(given)
-    if min(abs(target - one) for one in (share, mean, _mean(told))) > NEAR:
-        words = " ".join(f"{name}={ratio:g}" for name, ratio in told.items())
+    if min(abs(target - one) for one in (share, mean, _mean(ratios))) > NEAR:
+        words = " ".join(f"{name}={ratio:g}" for name, ratio in ratios.items())
         raise UserError(
             f"{words} removes {share:.4g} of the prunable set (mean ratio {mean:.4g}), not sparsity={target:g}: leave "
             "sparsity= out, or one tower's ratio."

@@ -94,7 +94,7 @@ class ScoreOptions(PruneOptions):
 
 def parse_towers(text: str) -> dict[str, float]:
     """ "question:0.3,answer:0.6" -> {"question": 0.3, "answer": 0.6}. Raises ValueError for anything else."""
-    found: dict[str, float] = {}
+    ratios: dict[str, float] = {}
     for part in filter(None, text.split(",")):
         name, colon, value = part.partition(":")
         try:
@@ -103,10 +103,10 @@ def parse_towers(text: str) -> dict[str, float]:
             ratio = -1.0
         if not name or not colon or not 0 <= ratio < 1:
             raise ValueError(f"{part!r} should be a tower and its ratio in [0, 1), like question:0.3")
-        if name in found:
+        if name in ratios:
             raise ValueError(f"{name} is given twice")
-        found[name] = ratio
-    return found
+        ratios[name] = ratio
+    return ratios
 
 
 class SampledOptions(ScoreOptions):

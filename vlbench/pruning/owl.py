@@ -26,8 +26,8 @@ def owl(percent: Sequence[float], sparsity: float, span: float) -> list[float]:
     d = torch.tensor(list(percent), dtype=torch.float64)
     width = d.max() - d.min()
     moved = (d - d.min()) / width * 2 * span if float(width) > 0 else torch.zeros_like(d)
-    found: list[float] = (sparsity - moved + moved.mean()).clamp(LEAST, 1).tolist()
-    return found
+    ratios: list[float] = (sparsity - moved + moved.mean()).clamp(LEAST, 1).tolist()
+    return ratios
 
 
 def met(ratios: Mapping[str, float], sizes: Mapping[str, int], sparsity: float) -> dict[str, float]:

@@ -123,14 +123,14 @@ class ScorePruner(Method):
         if isinstance(options, SampledOptions) and options.allocation != "uniform":
             store = self._store(job, "ratios", "allocation")
             if (state := store.load()) is not None:
-                found: dict[str, float] = state[2]
+                ratios: dict[str, float] = state[2]
             else:
                 with numbers_apart(job.model.device):  # what follows draws the same, found or read
                     by_block = self._owl if options.allocation == "owl" else self._ecoflap
-                    found = by_block(job, structure, options)
-                store.save(0, {}, found)
-            job.changes.state.log.setdefault(self.name, {})["ratios"] = {n: round(r, 6) for n, r in found.items()}
-            return found
+                    ratios = by_block(job, structure, options)
+                store.save(0, {}, ratios)
+            job.changes.state.log.setdefault(self.name, {})["ratios"] = {n: round(r, 6) for n, r in ratios.items()}
+            return ratios
         return {n: towers[t.name] for t in structure.towers for n in Structure((t,)).matrices}
 
     def _ecoflap(self, job: Job, structure: Structure, options: SampledOptions) -> dict[str, float]:
@@ -161,10 +161,10 @@ class ScorePruner(Method):
             percent.append(outliers(scores, options.owl_multiple))
             blocks.append(names)
         ratios = owl(percent, options.fraction, options.owl_span)
-        found = {name: ratio for names, ratio in zip(blocks, ratios, strict=True) for name in names}
+        by_matrix = {name: ratio for names, ratio in zip(blocks, ratios, strict=True) for name in names}
         if options.group == "code":
-            return found
-        return met(found, {n: torch.Size(s).numel() for n, s in structure.matrices.items()}, options.fraction)
+            return by_matrix
+        return met(by_matrix, {n: torch.Size(s).numel() for n, s in structure.matrices.items()}, options.fraction)
 
     def _walk(self, job: Job, structure: Structure, decisions: Decisions) -> Walk:
         """The walk that the options ask for: which inputs, or gradients, the score is told."""

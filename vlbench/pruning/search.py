@@ -142,11 +142,11 @@ class GateSearch(Hook):
     def after_backward(self, step: int) -> None:
         gradient = self.gates.take()
         refuse_not_finite(gradient)
-        found = {n: self.evidence(g, self.gates.value[n].detach().double()) for n, g in gradient.items()}
+        evidence = {n: self.evidence(g, self.gates.value[n].detach().double()) for n, g in gradient.items()}
         if self.options.standardise == "step":
-            found = standardise(found, self.kinds)
+            evidence = standardise(evidence, self.kinds)
         gone = self._gone()
-        for name, value in found.items():
+        for name, value in evidence.items():
             self.total[name] += value.masked_fill(gone[name], 0.0) if gone else value
 
     def after_step(self, step: int) -> None:

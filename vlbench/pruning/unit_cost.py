@@ -49,7 +49,7 @@ def _site_macs(site: Site, calls: dict[str, Calls]) -> float:
         queries = of(output.param)
         # Self-attention has as many keys as queries; in cross-attention the other length is that of the encoder.
         others = (of(s.param) for s in matrices if s.dim == 0)
-        keys = next((found for found in others if found and found != queries), queries)
+        keys = next((other for other in others if other and other != queries), queries)
         macs += 2 * output.index.shape[1] * _pairs(queries, keys)
     return macs
 

@@ -14,15 +14,15 @@ LISTED = 20  # lines that one file gets
 KEY = ("suite", "task", "model", "label", "config")
 
 
-def differences(name: str, found: str, wanted: str) -> list[str]:
-    """Lines on how the file `name` differs, at most LISTED of them. found, wanted: its text and the right one."""
-    differences = list(_of_csv(found, wanted) if name.endswith(".csv") else ()) or list(_of_text(found, wanted))
+def differences(name: str, present: str, wanted: str) -> list[str]:
+    """Lines on how the file `name` differs, at most LISTED of them. present, wanted: its text and the right one."""
+    differences = list(_of_csv(present, wanted) if name.endswith(".csv") else ()) or list(_of_text(present, wanted))
     more = [f"{name}: and {len(differences) - LISTED} more"] if len(differences) > LISTED else []
     return [*(f"{name}: {line}" for line in differences[:LISTED]), *more]
 
 
-def _of_csv(found: str, wanted: str) -> Iterator[str]:
-    old, new = _rows(found), _rows(wanted)
+def _of_csv(present: str, wanted: str) -> Iterator[str]:
+    old, new = _rows(present), _rows(wanted)
     if old is None or new is None:
         return
     yield from (f"no row of {_row(new[key])}" for key in new if key not in old)
@@ -49,9 +49,9 @@ def _row(row: Mapping[str, str]) -> str:
     return f"{row['model']} {row['method']} {row['sparsity']} ({row['config']})"
 
 
-def _of_text(found: str, wanted: str) -> Iterator[str]:
+def _of_text(present: str, wanted: str) -> Iterator[str]:
     """Line by line, with the line ends to be seen."""
-    old, new = found.split("\n"), wanted.split("\n")
+    old, new = present.split("\n"), wanted.split("\n")
     for tag, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         if tag != "equal":
             pairs = zip_longest(islice(old, a, b), islice(new, c, d))

@@ -145,13 +145,15 @@ def _contradicted(record: Record) -> list[str]:
     return [*wrong, *(name for name, good in zip(("task", "chain"), fine, strict=True) if not good)]
 
 
-def _same_chain(told: Sequence[Any], chain: Sequence[Link]) -> bool:
+def _same_chain(recorded: Sequence[Any], chain: Sequence[Link]) -> bool:
     """Whether an identity's links are the record's, whose options name files where the identity has their digests."""
-    if [(name, version, sorted(options)) for name, version, options in told] != [
+    if [(name, version, sorted(options)) for name, version, options in recorded] != [
         (link.name, link.version, sorted(link.options)) for link in chain
     ]:
         return False
-    pairs = ((options[k], v) for (*_, options), link in zip(told, chain, strict=True) for k, v in link.options.items())
+    pairs = (
+        (options[k], v) for (*_, options), link in zip(recorded, chain, strict=True) for k, v in link.options.items()
+    )
     return all(a == b or (isinstance(a, str) and SHA256.fullmatch(a)) for a, b in pairs)
 
 
@@ -199,10 +201,10 @@ def _rescored(file: Path, cell: Cell, lines: Sequence[Line]) -> list[Score]:
         raise UserError(f"{file} has predictions that task={cell.spec.task.name} cannot score ({error!r}).") from None
 
 
-def _near(told: Any, found: Any) -> bool:
+def _near(recorded: Any, counted: Any) -> bool:
     """Numbers, or lists of numbers, that agree but for rounding."""
     try:
-        a, b = (np.asarray(value, dtype=np.float64) for value in (told, found))
+        a, b = (np.asarray(value, dtype=np.float64) for value in (recorded, counted))
     except (TypeError, ValueError):
         return False
     return a.shape == b.shape and bool(np.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE))
@@ -269,15 +271,15 @@ def _verify_model(run: Path, record: Record, cell: Cell) -> str:
     return saved
 
 
-def _compare(where: str, what: str, told: Mapping[str, Any] | None, found: Mapping[str, Any] | None) -> None:
-    if told is None or found is None:
-        if (told is None) is not (found is None):
-            _inconsistent(where, f"its {what} should be {found}, it says {told}")
+def _compare(where: str, what: str, recorded: Mapping[str, Any] | None, counted: Mapping[str, Any] | None) -> None:
+    if recorded is None or counted is None:
+        if (recorded is None) is not (counted is None):
+            _inconsistent(where, f"its {what} should be {counted}, it says {recorded}")
         return
-    for name in sorted({*told, *found}):
-        if name not in told or name not in found or not _near(told[name], found[name]):
+    for name in sorted({*recorded, *counted}):
+        if name not in recorded or name not in counted or not _near(recorded[name], counted[name]):
             _inconsistent(
-                where, f"{what}: {name} is {found.get(name)!r} by the predictions, it says {told.get(name)!r}"
+                where, f"{what}: {name} is {counted.get(name)!r} by the predictions, it says {recorded.get(name)!r}"
             )
 
 

@@ -79,7 +79,8 @@ def tuned(job: Job, stage: str, options: T, train: Callable[[Job, T], Any]) -> N
         job.here.folder / "checkpoint" / f"{stage}-tuned", {**job.here.identity, "stage": stage}, 0, job.here.world
     )
     start = job.here.world.share(
-        "rates are tried", digest([weights_digest(job.model.net), options.told(), job.here.seed, job.here.precision])
+        "rates are tried",
+        digest([weights_digest(job.model.net), options.recorded(), job.here.seed, job.here.precision]),
     )
     trials, kept = _resumed(store, start)
     for number in range(len(trials.values), len(options.rates)):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..calibration.shared import SharedWith
-from ..cell.cell import Cell, told_options
+from ..cell.cell import Cell, recorded_options
 from ..cell.spec import LinkSpec
 from ..compression.saved import is_saved, load_model, save_model
 from ..compression.state import Compression
@@ -124,6 +124,6 @@ def _described(cell: Cell) -> dict[str, Any]:
     """What a checkpoint must agree on: the cell, and in words what it is, for the sentence where it does not."""
     described = {"cell": cell.id, "task": cell.spec.words.task, "model": cell.spec.model.name, "seed": cell.seed}
     for link in cell.spec.links:
-        options = told_options(link, cell.sources.get(link.entry.name))
+        options = recorded_options(link, cell.sources.get(link.entry.name))
         described.update({f"{link.entry.name}.{name}": value for name, value in options.items()})
     return described

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cell.cell import Cell, told_options
+from ..cell.cell import Cell, recorded_options
 from ..cell.spec import LinkSpec
 from ..compression.saved import is_saved, manifest_digest
 from ..compression.state import Compression
@@ -102,7 +102,7 @@ def interval_of(task: Task, scores: Sequence[Score], clusters: Sequence[str]) ->
 
 def _link(cell: Cell, link: LinkSpec) -> Link:
     name = link.entry.name
-    return Link(name=name, version=link.version, options=told_options(link, cell.sources.get(name)))
+    return Link(name=name, version=link.version, options=recorded_options(link, cell.sources.get(name)))
 
 
 def _own(cell: Cell) -> str:

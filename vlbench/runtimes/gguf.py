@@ -157,7 +157,7 @@ def _write_words(writer: Any, tokenizer: Any, count: int) -> None:
 def _tensors(net: Any, head: Any) -> list[tuple[str, Tensor]]:
     """llama.cpp's names."""
     width = _width(net.config)
-    found = [
+    tensors = [
         ("token_embd.weight", net.embed_tokens.weight),
         ("output_norm.weight", net.norm.weight),
         ("output.weight", head.weight),
@@ -165,19 +165,19 @@ def _tensors(net: Any, head: Any) -> list[tuple[str, Tensor]]:
     for number, layer in enumerate(net.layers):
         attention, mlp, at = layer.self_attn, layer.mlp, f"blk.{number}"
         parts = {"attn_q": attention.q_proj, "attn_k": attention.k_proj, "attn_v": attention.v_proj}
-        found += [(f"{at}.attn_norm.weight", layer.input_layernorm.weight)]
+        tensors += [(f"{at}.attn_norm.weight", layer.input_layernorm.weight)]
         for name, linear in {**parts, "attn_output": attention.o_proj}.items():
             turned = name in ("attn_q", "attn_k")
-            found.append((f"{at}.{name}.weight", _neighbours(linear.weight, width) if turned else linear.weight))
+            tensors.append((f"{at}.{name}.weight", _neighbours(linear.weight, width) if turned else linear.weight))
             if linear.bias is not None:
-                found.append((f"{at}.{name}.bias", _neighbours(linear.bias, width) if turned else linear.bias))
-        found += [
+                tensors.append((f"{at}.{name}.bias", _neighbours(linear.bias, width) if turned else linear.bias))
+        tensors += [
             (f"{at}.ffn_norm.weight", layer.post_attention_layernorm.weight),
             (f"{at}.ffn_gate.weight", mlp.gate_proj.weight),
             (f"{at}.ffn_up.weight", mlp.up_proj.weight),
             (f"{at}.ffn_down.weight", mlp.down_proj.weight),
         ]
-    return found
+    return tensors
 
 
 def _neighbours(rows: Tensor, width: int) -> Tensor:
@@ -230,5 +230,5 @@ def _completed(file: Path, prompts: Sequence[Sequence[int]], count: int) -> list
     if done.returncode:
         last = (done.stderr.strip() or "nothing").splitlines()[-1][:300]
         raise RunFailed(f"no proof: llama.cpp ended with {done.returncode} on {file.name}; it said: {last}")
-    found: list[list[int]] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    tokens: list[list[int]] = json.loads(done.stdout.splitlines()[-1])
+    return tokens

@@ -31,7 +31,7 @@ def _opened(file: Path) -> Serve:
 
     def serve(tensors: Tensors) -> torch.Tensor:
         with torch.no_grad():
-            found: torch.Tensor = module(*tensors)
-        return found
+            outputs: torch.Tensor = module(*tensors)
+        return outputs
 
     return serve

@@ -34,8 +34,8 @@ def runtime_named(name: str) -> Runtime:
     if missing := [package for package in packages if not installed(package)]:
         what = f'"vlbench[{extra}]"' if extra else " ".join(missing)
         raise UserError(f"--to {name} needs {', '.join(missing)}, which is not installed: pip install {what}")
-    found: Runtime = entry.load()()
-    return found
+    runtime: Runtime = entry.load()()
+    return runtime
 
 
 def installed(package: str) -> bool:
@@ -71,14 +71,14 @@ def export_to(folder: Path, target: Path, name: str) -> list[str]:
     served = opened(folder, record)
     refuse(runtime, served)
     cell = dense_cell(folder, record)
-    told = wanted(served.model, cell) if runtime.staged else None
-    served = replace(served, parts=told.parts if told else ())
+    request = wanted(served.model, cell) if runtime.staged else None
+    served = replace(served, parts=request.parts if request else ())
     with new_folder(target.absolute()) as temporary:
         notes = [*written(runtime, served, temporary), *_masked(served)]
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
-        if told:
+        if request:
             serve = runtime.open(served, temporary, torch.get_num_threads())
-            compared = proved(runtime, served.model, cell, told, serve)
+            compared = proved(runtime, served.model, cell, request, serve)
         else:
             compared = proved_by_itself(runtime, served, temporary, cell)
         proof = {
@@ -122,5 +122,5 @@ def _lines(proof: dict[str, Any], runtime: Runtime) -> list[str]:
     alike = f"proof: {proof['equal']} of {proof['samples']} samples{few} predicted alike by {proof['version']}"
     if not proof["stages"]:
         return [alike]
-    stages = ", ".join(f"{name} {found['relative']:.2g}" for name, found in proof["stages"].items())
+    stages = ", ".join(f"{name} {difference['relative']:.2g}" for name, difference in proof["stages"].items())
     return [f"{alike}; largest difference as a part of the largest output: {stages}"]

@@ -30,7 +30,7 @@ def time_served(folders: Sequence[Path], names: Sequence[str], how: How, screen:
     runtimes = [(name, runtime_named(name)) for name in names]
     if alone := [name for name, runtime in runtimes if not runtime.staged]:
         raise UserError(f"{alone[0]} has no stages that the stated sample goes through: leave it out of --runtime.")
-    found = []
+    entries = []
     for folder in folders:
         record = finished(folder)
         capability = str(table("tasks").get(record.task).facts["capability"])
@@ -40,12 +40,12 @@ def time_served(folders: Sequence[Path], names: Sequence[str], how: How, screen:
             served = replace(served, parts=stated_parts(served, capability))
             entry = {**measured(runtime, served, capability, how, screen), "runtime": name}
             keep(folder / "cost.json", record, capability, entry)
-            found.append((record, entry))
+            entries.append((record, entry))
         screen.say(f"wrote {folder / 'cost.json'}")
     if json:
-        print(jsonlib.dumps([{"cell": record.cell, **entry} for record, entry in found], indent=1))
+        print(jsonlib.dumps([{"cell": record.cell, **entry} for record, entry in entries], indent=1))
     else:
-        print_table(found)
+        print_table(entries)
 
 
 def stated_parts(served: Served, capability: str) -> list[Part]:
@@ -70,14 +70,14 @@ def measured(runtime: Runtime, served: Served, capability: str, how: How, screen
         grown = resident_mb()
         with served_by(served.model, served.parts, serve):
             entry = measure(served.model, capability, how, screen.progress)
-    told = None if floor is None or grown is None else round(grown - floor, 1)
+    added = None if floor is None or grown is None else round(grown - floor, 1)
     return {
         **entry,
         "version": runtime.version(),
         "stages": [part.stage.name for part in served.parts],
         "bytes": size,
         "load_ms": round(1e3 * loaded, 2),
-        "resident_mb": told,  # by how much the process grew when it opened the model and computed once
+        "resident_mb": added,  # by how much the process grew when it opened the model and computed once
     }
 
 

@@ -54,22 +54,25 @@ def wanted(model: Model, cell: Cell) -> Wanted:
 def proved_by_itself(runtime: Runtime, served: Served, folder: Path, cell: Cell) -> dict[str, Any]:
     """The same of a runtime without stages."""
     samples = chosen(cell.samples)
-    told = runtime.proof(served, folder, samples, cell.task.capability)
-    return {"samples": len(samples), "of": len(cell.samples), "equal": len(samples), **told}
+    proof = runtime.proof(served, folder, samples, cell.task.capability)
+    return {"samples": len(samples), "of": len(cell.samples), "equal": len(samples), **proof}
 
 
-def proved(runtime: Runtime, model: Model, cell: Cell, told: Wanted, serve: Mapping[str, Serve]) -> dict[str, Any]:
+def proved(runtime: Runtime, model: Model, cell: Cell, request: Wanted, serve: Mapping[str, Serve]) -> dict[str, Any]:
     """What proof.json says. Raises RunFailed where the runtime says something else, with what differs, and where."""
-    stages = {part.stage.name: _difference(model, part.stage, told, serve[part.stage.name]) for part in told.parts}
-    for name, found in stages.items():
-        if not found["relative"] <= runtime.tolerance:  # nan fails, too
+    stages = {
+        part.stage.name: _difference(model, part.stage, request, serve[part.stage.name]) for part in request.parts
+    }
+    for name, difference in stages.items():
+        if not difference["relative"] <= runtime.tolerance:  # nan fails, too
             raise RunFailed(
-                f"no proof: {runtime.title} computes other outputs of {name}: they differ by {found['largest']:.3g}, "
-                f"{found['relative']:.3g} of the largest one, and {runtime.tolerance:g} are allowed."
+                f"no proof: {runtime.title} computes other outputs of {name}: they differ by "
+                f"{difference['largest']:.3g}, {difference['relative']:.3g} of the largest one, and "
+                f"{runtime.tolerance:g} are allowed."
             )
-    with served_by(model, told.parts, serve):
-        lines = _predicted(model, cell, told.samples)
-    other = [(mine, its) for mine, its in zip(told.lines, lines, strict=True) if not _same(mine, its)]
+    with served_by(model, request.parts, serve):
+        lines = _predicted(model, cell, request.samples)
+    other = [(mine, its) for mine, its in zip(request.lines, lines, strict=True) if not _same(mine, its)]
     if other:
         mine, its = other[0]
         what = f"{its['prediction']!r}" if its["status"] == "ok" else f"the error {its['error']}"
@@ -84,10 +87,10 @@ def _same(one: Line, other: Line) -> bool:
     return other["status"] == "ok" and bool(one["prediction"] == other["prediction"])
 
 
-def _difference(model: Model, stage: Stage, told: Wanted, serve: Serve) -> dict[str, Any]:
+def _difference(model: Model, stage: Stage, request: Wanted, serve: Serve) -> dict[str, Any]:
     """The largest difference of the stage's outputs over all its calls, and its part of the largest output."""
     largest, scale = 0.0, 0.0
-    for tensors in told.calls[stage.name]:
+    for tensors in request.calls[stage.name]:
         with torch.no_grad():
             mine = stage.compute(model, *tensors)
             its = serve(tensors).to(mine.device)
@@ -97,7 +100,7 @@ def _difference(model: Model, stage: Stage, told: Wanted, serve: Serve) -> dict[
             largest = _larger(largest, float((mine.double() - its.double()).abs().max()))
             scale = _larger(scale, float(mine.double().abs().max()))
     relative = largest / scale if scale else largest
-    return {"calls": len(told.calls[stage.name]), "largest": largest, "scale": scale, "relative": relative}
+    return {"calls": len(request.calls[stage.name]), "largest": largest, "scale": scale, "relative": relative}
 
 
 def _larger(one: float, other: float) -> float:

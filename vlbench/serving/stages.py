@@ -84,20 +84,20 @@ def _in_place_of(model: Model, stages: Sequence[Stage], call: Call) -> Iterator[
 
 def parts_of(model: Model, stages: Sequence[Stage], calls: Calls) -> list[Part]:
     """The stages that were called, each with an example. Raises UserError where none was."""
-    found = [Part(stage, _example(stage, calls[stage.name][0])) for stage in stages if calls.get(stage.name)]
-    if not found:
+    parts = [Part(stage, _example(stage, calls[stage.name][0])) for stage in stages if calls.get(stage.name)]
+    if not parts:
         raise UserError(f"{model.card.name} calls none of its stages here, so that nothing of it can be served.")
-    return found
+    return parts
 
 
 def _example(stage: Stage, tensors: Tensors) -> Tensors:
     """The tensors with a few rows, and with at least two of everything that is left open."""
-    found = []
+    grown = []
     for dims, tensor in zip(stage.inputs.values(), tensors, strict=True):
         for axis, name in enumerate(dims):
             if name and tensor.shape[axis] < 2:
                 tensor = torch.cat([tensor] * 2, axis)
             if name and axis == 0:
                 tensor = tensor[:ROWS]
-        found.append(tensor.clone())  # of one made in inference mode, too, which nothing can be traced with
-    return tuple(found)
+        grown.append(tensor.clone())  # of one made in inference mode, too, which nothing can be traced with
+    return tuple(grown)

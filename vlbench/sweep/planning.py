@@ -71,14 +71,14 @@ def _refuse_endless(lines: Sequence[Line]) -> None:
         raise UserError(f"this sweep has {count:,} cells, and at most {LARGEST:,} are planned: split it in several.")
 
 
-def _add(found: dict[str, Planned], group: _Group, first: Cell) -> None:
+def _add(planned: dict[str, Planned], group: _Group, first: Cell) -> None:
     """The cells of a group, and their baseline."""
     dense = "" if first.is_dense or not first.task.labelled(first.split) else first.dense().id
     steps = sum(int(getattr(link.options, "steps", 0)) for link in first.spec.links)
     for cell, words in zip(_identities(group, first), group.members, strict=True):
-        found.setdefault(cell, Planned(Work(cell, words), dense, steps))
+        planned.setdefault(cell, Planned(Work(cell, words), dense, steps))
     if dense:
-        found.setdefault(dense, Planned(Work(dense, group.members[0], baseline=True)))
+        planned.setdefault(dense, Planned(Work(dense, group.members[0], baseline=True)))
 
 
 def _identities(group: _Group, first: Cell) -> list[str]:

@@ -115,16 +115,21 @@ def _printed(text: str, place: str) -> Printed | None:
         own = parse(shlex.split(words, comments=True))
         if not own:  # a comment
             return None
-        told = parse(shlex.split(printed))
-        numbers = {k: None if v == FAILED else float(v) for k, v in told.items() if k not in TOLD}
+        fields = parse(shlex.split(printed))
+        numbers = {k: None if v == FAILED else float(v) for k, v in fields.items() if k not in TOLD}
     except (UserError, ValueError) as error:
         raise UserError(f"{place}: {error}") from None
-    if not mark or not numbers or "row" not in told:
+    if not mark or not numbers or "row" not in fields:
         raise UserError(
             f'{place}: what was printed should stand behind {MARK}, like {MARK} row="UPop 2x" accuracy=81.13'
         )
     return Printed(
-        Line(own, place), told["row"], told.get("split", ""), told.get("protocol", ""), told.get("differs", ""), numbers
+        Line(own, place),
+        fields["row"],
+        fields.get("split", ""),
+        fields.get("protocol", ""),
+        fields.get("differs", ""),
+        numbers,
     )
 
 
@@ -143,13 +148,13 @@ def opened(lines: Sequence[Printed], screen: Screen) -> Reproduction:
 
 def _cell(one: Printed, planned: dict[str, Planned], screen: Screen) -> Planned | str:
     try:
-        found = planning([one.line], screen.building)
+        cells = planning([one.line], screen.building)
     except UserError as error:
         sentences = str(error).replace(f"{one.line.place}: ", "").splitlines()
         return "\n".join(line for line in sentences if not line.strip().startswith(NEEDED))
-    planned.update({cell.cell: cell for cell in found})
+    planned.update({cell.cell: cell for cell in cells})
     # Baselines stand first; the line's own cell is the one that is no baseline, or the only one.
-    return found[-1]
+    return cells[-1]
 
 
 def compared(table: Reproduction, runs: Path) -> Iterator[Compared]:
@@ -163,22 +168,23 @@ def compared(table: Reproduction, runs: Path) -> Iterator[Compared]:
 def _verdict(one: Printed, metric: str, published: float | None, record: Record | None, lacking: str) -> Compared:
     task = one.line.words["task"]
 
-    def told(verdict: Verdict, why: str = "", **ours: Any) -> Compared:
+    def compared(verdict: Verdict, why: str = "", **ours: Any) -> Compared:
         return Compared(one.row, task, one.split, metric, published, verdict, why=why, **ours)
 
     if record is None:
-        return told("not run", lacking.splitlines()[0] if lacking else one.differs)
+        return compared("not run", lacking.splitlines()[0] if lacking else one.differs)
     value = record.metrics.get(metric, record.metrics[record.metric] if one.differs else None)
     if value is None:
-        return told("not measured", record.unmeasured.get(metric, f"{record.task} has no {metric} with these settings"))
+        why = record.unmeasured.get(metric, f"{record.task} has no {metric} with these settings")
+        return compared("not measured", why)
     # The interval is the primary metric's; another one of the same samples is given its width.
     half = (record.interval.value - record.interval.low, record.interval.high - record.interval.value)
     ours: dict[str, Any] = {"measured": value, "low": value - half[0], "high": value + half[1]}
     if one.differs:
-        return told("protocol differs", one.differs, **ours)
+        return compared("protocol differs", one.differs, **ours)
     if published is None:
-        return told("did not converge there", **ours)
-    return told("agrees" if agrees(published, ours["low"], ours["high"]) else "differs", **ours)
+        return compared("did not converge there", **ours)
+    return compared("agrees" if agrees(published, ours["low"], ours["high"]) else "differs", **ours)
 
 
 def print_table(table: Reproduction, runs: Path, *, json: bool) -> None:

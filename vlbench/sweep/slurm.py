@@ -218,10 +218,10 @@ def _minutes(text: str) -> int:
         hours, minutes = values[0], values[1]
     else:
         hours, minutes = 0, values[0]  # MINUTES or MINUTES:SECONDS, as sbatch reads them
-    found = int(days or 0) * 1440 + hours * 60 + minutes
-    if not found:
+    total = int(days or 0) * 1440 + hours * 60 + minutes
+    if not total:
         raise UserError(f"--slurm time={text} is less than a minute.")
-    return found
+    return total
 
 
 def _last_line(error: BaseException) -> str:

@@ -119,7 +119,7 @@ class Times:
     those of the published boards (of another machine; enough to tell long cells from short ones)."""
 
     def __init__(self, runs: Runs, boards: Path | None = None) -> None:
-        self._here = _by_beginning((name, told.seconds) for name, told in runs.results.items())
+        self._here = _by_beginning((name, result.seconds) for name, result in runs.results.items())
         self._boards = _by_beginning(_published(boards or package_folder("leaderboards") / "results"))
         self._known: dict[str, float | None] = {}
 
@@ -144,9 +144,9 @@ def _beginnings(kind: str) -> Iterator[str]:
         kind = kind.rpartition("-")[0]
 
 
-def _by_beginning(told: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
+def _by_beginning(timed: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
     own: dict[str, list[float]] = defaultdict(list)
-    for cell, seconds in told:
+    for cell, seconds in timed:
         if seconds > 0:
             own[kind_of(cell)].append(seconds)
     seconds_of: dict[str, list[float]] = defaultdict(list)

@@ -73,8 +73,8 @@ class Sweep:
                 by_baseline[one.dense].append(one)
         return by_baseline
 
-    def _finished(self, one: Planned, found: Runs) -> Outcome | None:
-        result = found.results.get(one.cell)
+    def _finished(self, one: Planned, runs: Runs) -> Outcome | None:
+        result = runs.results.get(one.cell)
         if result is None:
             return None
         if result.complete:

@@ -58,17 +58,17 @@ class CheckpointStore:
     def load(self) -> tuple[int, dict[str, Tensor], Any] | None:
         """(step, tensors, log) or None, the same in every worker. Raises UserError where the state is damaged or
         belongs to another cell, RunFailed where a worker does not see what the leading one sees."""
-        found = self._read() if self.world.leads else None
-        told = self.world.share(f"load {self.identity.get('stage', 'a state')}", "" if found is None else found[1])
-        if not told:
+        stored = self._read() if self.world.leads else None
+        stamp = self.world.share(f"load {self.identity.get('stage', 'a state')}", "" if stored is None else stored[1])
+        if not stamp:
             return None
         until = time.monotonic() + VISIBLE
-        while found is None or found[1] != told:
+        while stored is None or stored[1] != stamp:
             if time.monotonic() > until:
                 raise RunFailed(f"worker {self.world.rank} does not see {self.folder}: all machines must share --runs.")
             time.sleep(0.05)
-            found = self._read()
-        return found[0]
+            stored = self._read()
+        return stored[0]
 
     def _read(self) -> tuple[tuple[int, dict[str, Tensor], Any], str] | None:
         """What is stored, and words that tell it from what was stored before."""

@@ -34,10 +34,10 @@ def declared(file: Path, load: Callable[[], Mapping[str, Any]]) -> dict[str, int
         return _in_header(file)
     try:
         with FakeTensorMode():
-            found = load()
+            tensors = load()
     except Exception:
         return {}
-    return {key: max(v.numel(), v.untyped_storage().nbytes() // v.element_size()) for key, v in found.items()}
+    return {key: max(v.numel(), v.untyped_storage().nbytes() // v.element_size()) for key, v in tensors.items()}
 
 
 def _in_header(file: Path) -> dict[str, int]:
@@ -46,7 +46,7 @@ def _in_header(file: Path) -> dict[str, int]:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length)) if length < file.stat().st_size else {}
-        return {key: math.prod(told["shape"]) for key, told in header.items() if key != "__metadata__"}
+        return {key: math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__"}
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return {}
 
@@ -75,11 +75,11 @@ def memory_of_machine() -> int:
 
 def refuse_bomb(archive: zipfile.ZipFile, file: Path) -> None:
     """Raise UserError where an archive declares more bytes than its file has: torch.save does not compress."""
-    told = sum(entry.file_size for entry in archive.infolist())
-    if told > file.stat().st_size:
+    declared = sum(entry.file_size for entry in archive.infolist())
+    if declared > file.stat().st_size:
         raise UserError(
-            f"{file} is refused: it unpacks to {told:,} bytes and has {file.stat().st_size:,}, and torch.save packs "
-            "nothing: it is damaged, or made to fill the memory."
+            f"{file} is refused: it unpacks to {declared:,} bytes and has {file.stat().st_size:,}, and torch.save "
+            "packs nothing: it is damaged, or made to fill the memory."
         )
 
 

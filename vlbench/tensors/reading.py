@@ -36,14 +36,14 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     files, index = weight_files(source)
     tensors: dict[str, Tensor] = {}
     for file in files:
-        found = _without_prefixes(file, read_tensors(file))
+        tensors_of_file = _without_prefixes(file, read_tensors(file))
         if index:
-            found = {key: value for key, value in found.items() if index.get(key) == file.name}
-        twice = sorted(found.keys() & tensors.keys())
+            tensors_of_file = {key: value for key, value in tensors_of_file.items() if index.get(key) == file.name}
+        twice = sorted(tensors_of_file.keys() & tensors.keys())
         if twice:
             raise UserError(f"{source} has {twice[0]} in two files: keep the weights of one model in the folder.")
-        _refuse_not_finite(file, found)
-        tensors.update(found)
+        _refuse_not_finite(file, tensors_of_file)
+        tensors.update(tensors_of_file)
     if lacking := sorted(index.keys() - tensors.keys()):
         raise UserError(
             f"{source}: {index[lacking[0]]} lacks {lacking[0]}, which the index says it has: fetch it anew."
@@ -80,21 +80,21 @@ def weight_files(source: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 def _read_index(file: Path) -> dict[str, str]:
-    told = read_json(file)
-    found = told.get("weight_map") if isinstance(told, dict) else None
-    if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
+    content = read_json(file)
+    files = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
         raise UserError(f"{file} is no index of weights: it should have an object weight_map of tensor -> file.")
-    return {key: inside(name, file, "file").as_posix() for key, name in found.items()}
+    return {key: inside(name, file, "file").as_posix() for key, name in files.items()}
 
 
 def _without_prefixes(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without "module." before every key (DistributedDataParallel) and "_orig_mod." anywhere (torch.compile)."""
-    found = {key.replace("_orig_mod.", ""): value for key, value in tensors.items()}
-    while found and all(key.startswith("module.") for key in found):
-        found = {key.removeprefix("module."): value for key, value in found.items()}
-    if len(found) < len(tensors):
+    plain = {key.replace("_orig_mod.", ""): value for key, value in tensors.items()}
+    while plain and all(key.startswith("module.") for key in plain):
+        plain = {key.removeprefix("module."): value for key, value in plain.items()}
+    if len(plain) < len(tensors):
         raise UserError(f"{file} has tensors twice, with and without _orig_mod. in their names: keep one of each.")
-    return found
+    return plain
 
 
 def _refuse_not_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -127,16 +127,16 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     refuse_script(file)
     try:
         refuse_giant(file, _elements(file))
-        found = dict(load_file(file)) if file.suffix == ".safetensors" else _read_torch(file)
+        tensors = dict(load_file(file)) if file.suffix == ".safetensors" else _read_torch(file)
     except UserError:
         raise
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, LookupError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{file} cannot be read as weights ({_first_line(error)}): it is damaged, truncated or another format."
         ) from None
-    if not found:
+    if not tensors:
         raise UserError(f"{file} holds no tensors.")
-    return found
+    return tensors
 
 
 def declared_elements(source: Path) -> int:
@@ -195,15 +195,15 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
 
 def _load_torch(file: Path) -> dict[str, Tensor]:
     with torch.serialization.safe_globals([(_Ignored, name) for name in IGNORED]):
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     for key in ("model", "state_dict"):
-        found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
-    if not isinstance(found, dict):
-        raise ValueError(f"it is a {type(found).__name__}, not a state dict")
-    if not any(isinstance(v, Tensor) for v in found.values()):  # a state dict for each part of the model
-        parts = {k: v for k, v in found.items() if isinstance(v, dict)}
-        found = {f"{part}.{k}": v for part, own in parts.items() for k, v in own.items()}
-    return {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+        content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
+    if not isinstance(content, dict):
+        raise ValueError(f"it is a {type(content).__name__}, not a state dict")
+    if not any(isinstance(v, Tensor) for v in content.values()):  # a state dict for each part of the model
+        parts = {k: v for k, v in content.items() if isinstance(v, dict)}
+        content = {f"{part}.{k}": v for part, own in parts.items() for k, v in own.items()}
+    return {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
 
 
 def _first_line(error: Exception) -> str:
@@ -225,8 +225,8 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file(own, file)
         file.chmod(mode)  # it writes under a temporary name that nobody else may read
     except SafetensorError as error:  # "I/O error: No space left on device (os error 28) at path ..."
-        told = _first_line(error).rsplit("I/O error: ", 1)[-1].split(" (os error", 1)[0]
-        raise OSError(errno.EIO, told) from error
+        message = _first_line(error).rsplit("I/O error: ", 1)[-1].split(" (os error", 1)[0]
+        raise OSError(errno.EIO, message) from error
 
 
 def load_into(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -268,12 +268,12 @@ def _tied_to(net: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
     for key, value in net.state_dict(keep_vars=True).items():
         if value.numel():  # empty tensors all lie at 0 and are not tied
             groups.setdefault((value.data_ptr(), value.shape), []).append(key)
-    found: dict[str, Tensor] = {}
+    twins: dict[str, Tensor] = {}
     for keys in groups.values():
         present = [key for key in keys if key in tensors]
         if present:
-            found.update({key: tensors[present[0]] for key in keys if key not in tensors})
-    return found
+            twins.update({key: tensors[present[0]] for key in keys if key not in tensors})
+    return twins
 
 
 def weights_digest(net: nn.Module) -> str:
@@ -300,6 +300,6 @@ def checkpoint_digest(path: Path) -> str:
     if (path / MANIFEST).is_file():
         return file_digest(path / MANIFEST)
     home = path.parent
-    found = dict.fromkeys(f for name in BESIDE for f in sorted(home.glob(name)) if f.is_file() and path.is_file())
-    parts = [f"{file.relative_to(home).as_posix()}\0{file_digest(file)}" for file in found]
+    beside = dict.fromkeys(f for name in BESIDE for f in sorted(home.glob(name)) if f.is_file() and path.is_file())
+    parts = [f"{file.relative_to(home).as_posix()}\0{file_digest(file)}" for file in beside]
     return hashlib.sha256("\n".join([file_digest(path), *parts]).encode()).hexdigest() if parts else file_digest(path)

@@ -135,8 +135,8 @@ def _part(batch: Batch, start: int, end: int) -> Batch:
 def _renumbered(owner: Any) -> tuple[list[int], Any]:
     """The images that some samples show, in order, and `owner` counted in these."""
     if not isinstance(owner, list):
-        used, found = owner.unique(return_inverse=True)
-        return used.tolist(), found
+        used, places = owner.unique(return_inverse=True)
+        return used.tolist(), places
     rows = sorted({i for row in owner for i in row})
     return rows, [[rows.index(i) for i in row] for row in owner]
 

@@ -290,5 +290,5 @@ class Loop:
         """What leads to every later state: the weights at the start and how they are trained."""
         trained = [name for name, parameter in self.net.named_parameters() if parameter.requires_grad]
         hooks = [type(hook).__qualname__ for hook in self.hooks]
-        settings = [self.schedule.told(), self.seed, self.precision, hooks]
+        settings = [self.schedule.recorded(), self.seed, self.precision, hooks]
         return digest([weights_digest(self.net), trained, settings])

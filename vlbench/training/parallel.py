@@ -66,10 +66,10 @@ def refuse_drift(state: Mapping[str, Tensor], world: World) -> None:
     norms = [torch.linalg.vector_norm(t.double()).item() if t.numel() else 0.0 for t in state.values()]
     # Not finite is said by a loss; JSON has no word for it.
     norms = [norm if math.isfinite(norm) else -1.0 for norm in norms]
-    for name, own, told in zip(
+    for name, own, first in zip(
         state, norms, json.loads(world.share("norms of what is trained", json.dumps(norms))), strict=True
     ):
-        if abs(own - told) > DRIFT * max(abs(own), abs(told)):
+        if abs(own - first) > DRIFT * max(abs(own), abs(first)):
             raise RunFailed(
                 f"{name} is another in worker {world.rank} than in worker 0: the method keeps what its worker alone "
                 "has seen or drawn. Run it in one process, or sum that with job.here.world."
