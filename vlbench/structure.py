@@ -201,31 +201,54 @@ def attention_site(
     width = int(value_weight.shape[0]) // ((3 if fused else 1) * kv_heads)
     if rope:
         refusals.setdefault("dim", "rotary position embedding turns dimensions i and i + d/2 together")
-    collect = _Collector(module)
+    layer = _Attention(module, query, key, value, output, heads, kv_heads, width)
     sites: list[Site] = []
     if ("rope pair" not in refusals and "dim" not in refusals) or rope:
-        pair = 2 if rope else 1
-        units = torch.arange(width // pair, device="cpu")
-        within = torch.stack([units + p * (width // 2) for p in range(pair)], 1) if rope else units[:, None]
-        for rows, n in ((query, heads), (key, kv_heads), (value, kv_heads)):
-            collect.rows(rows, _per_head(within, n, width), gated=True)
-        collect.columns(output, _per_head(within, heads, width))
-        unit = "rope pair" if rope else "dim"
-        sites.append(Site(name, "attention", modality, unit, collect.take(), after_cut=after_cut, rescale=rescale))
+        unit, slices = ("rope pair" if rope else "dim"), layer.dims(rope)
+        sites.append(Site(name, "attention", modality, unit, slices, after_cut=after_cut, rescale=rescale))
     if set_heads is not None:
         unit = "head" if kv_heads == heads else "kv group"
-        span = torch.arange(kv_heads * width, device="cpu").view(kv_heads, width)
-        group = torch.arange(heads * width, device="cpu").view(kv_heads, -1)
-        # A gate on v alone already silences the head, and leaves the softmax of the others untouched.
-        collect.rows(query, group, gated=False)
-        collect.rows(key, span, gated=False)
-        collect.rows(value, span, gated=True)
-        collect.columns(output, group)
-        sites.append(Site(name, "attention", modality, unit, collect.take(), after_cut=set_heads))
+        sites.append(Site(name, "attention", modality, unit, layer.whole_heads(), after_cut=set_heads))
     if not sites:
         raise ValueError(f"{name}: no unit is legal here ({'; '.join(refusals.values())})")
     first, *others = sites
     return replace(first, variants=tuple(others), refusals=refusals)
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """The projections of one attention layer, and what each kind of unit owns in them."""
+
+    module: nn.Module
+    query: Rows
+    key: Rows
+    value: Rows
+    output: str
+    heads: int
+    kv_heads: int
+    width: int
+
+    def dims(self, rope: bool) -> tuple[Slice, ...]:
+        """Of every head the same dimension; rope: the pair of dimensions that rotate together."""
+        collect, pair = _Collector(self.module), 2 if rope else 1
+        units = torch.arange(self.width // pair, device="cpu")
+        within = torch.stack([units + p * (self.width // 2) for p in range(pair)], 1)  # (units, pair)
+        for rows, heads in ((self.query, self.heads), (self.key, self.kv_heads), (self.value, self.kv_heads)):
+            collect.rows(rows, _per_head(within, heads, self.width), gated=True)
+        collect.columns(self.output, _per_head(within, self.heads, self.width))
+        return collect.take()
+
+    def whole_heads(self) -> tuple[Slice, ...]:
+        """Whole heads, or a key/value head with the query heads that read it. A gate on v alone already silences
+        them, and leaves the softmax of the others untouched."""
+        collect = _Collector(self.module)
+        span = torch.arange(self.kv_heads * self.width, device="cpu").view(self.kv_heads, self.width)
+        group = torch.arange(self.heads * self.width, device="cpu").view(self.kv_heads, -1)
+        collect.rows(self.query, group, gated=False)
+        collect.rows(self.key, span, gated=False)
+        collect.rows(self.value, span, gated=True)
+        collect.columns(self.output, group)
+        return collect.take()
 
 
 def ffn_site(

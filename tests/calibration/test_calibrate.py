@@ -16,10 +16,11 @@ from tests.calibration.pruned import calibrate
 from tests.nn.test_kinds import adopted, every_kind, kinds
 from tests.pruning.toy import random_blocks, two_blocks
 from vlbench.calibration import capture as capture_module
-from vlbench.calibration.activations import Room
+from vlbench.calibration.activations import Activations, Room
 from vlbench.calibration.blocks import collect
-from vlbench.calibration.capture import Activations, capture_all, capture_tower
+from vlbench.calibration.capture import capture_all
 from vlbench.calibration.statistics import Statistics, collected
+from vlbench.calibration.tower import capture_tower
 from vlbench.compression.masks import Keep, apply_masks, keep_fraction, keep_n_of_m
 from vlbench.errors import RunFailed
 from vlbench.images.pipeline import ImageStore

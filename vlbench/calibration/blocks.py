@@ -17,8 +17,9 @@ from ..errors import RunFailed
 from ..machine.workers import ALONE, World
 from ..structure import Block, Structure
 from .activations import Activations, Room
-from .capture import Call, Finished, capture_tower, fetched, replay
+from .capture import Captured, fetched, replay
 from .statistics import Collector, Statistics, collecting, joined, refuse_damaged
+from .tower import Finished, capture_tower
 
 Looked = tuple[Block, Mapping[str, Statistics]]
 
@@ -41,40 +42,43 @@ def block_statistics(
 
     All statistics of a block come from one pass with the block still dense. Whoever iterates prunes the block before
     asking for the next one. propagate "pruned": the next block sees the pruned block's output (Wanda, SparseGPT);
-    "dense": the dense one's. Each tower is captured anew, so that it sees the
-    towers before it pruned. runs: one closure a calibration batch; padding that masks show is not counted.
-    gram: collect x x^T too. dtype: of the sums. skip: so many blocks were pruned before (a run goes on after a kill, in
-    a model whose first blocks are pruned). room: where hidden states are kept. image_tokens: of every run, (batch,
-    tokens), True where a stream that mixes modalities has an image's token: statistics then tell them apart (`vision`,
-    `text`).
-    world: each worker has runs of its own, at least one; the statistics are summed over all of them.
+    "dense": the dense one's. runs: one closure a calibration batch; padding that masks show is not counted. gram:
+    collect x x^T too. dtype: of the sums. skip: so many blocks were pruned before (a run goes on after a kill). room:
+    where hidden states are kept. image_tokens: of every run, (batch, tokens), True where a stream that mixes modalities
+    has an image's token: statistics then tell them apart (`vision`, `text`). world: each worker has runs of its own,
+    at least one; the statistics are summed over all of them.
     """
+    total = sum(len(tower.blocks) for tower in structure.towers)
+    done = min(total, max(0, skip))
+    with closing(_replays(net, structure, runs, done, room)) as replays:
+        for again in replays:
+            with collecting(net, again.block, gram=gram, dtype=dtype) as collector:
+                again(keep=propagate == "dense", seen=(collector, image_tokens))
+            statistics = joined(collector.found, world)
+            refuse_damaged(again.block, statistics)
+            yield again.block, statistics
+            done += 1
+            if propagate == "pruned" and done < total:
+                again(keep=True)
+            progress(done, total)
+
+
+def _replays(
+    net: nn.Module, structure: Structure, runs: Sequence[Callable[[], Any]], skip: int, room: Room | None
+) -> Generator[_Replay]:
+    """The blocks after the first `skip`. Each tower is captured anew, so that it sees the towers before it pruned."""
     device = next(net.parameters()).device
     room = room or Room.here(device)
-    done, total = 0, sum(len(tower.blocks) for tower in structure.towers)
     finished: list[Finished] = []
     with ExitStack() as stack:
         for tower in structure.towers:
-            first = min(len(tower.blocks), max(0, skip - done))
-            done += first
+            first, skip = min(len(tower.blocks), skip), max(0, skip - len(tower.blocks))
             if first == len(tower.blocks):
                 continue
-            hidden = stack.enter_context(closing(Activations(device, room)))
-            sides = stack.enter_context(closing(Activations(device, room)))
+            hidden, sides = (stack.enter_context(closing(Activations(device, room))) for _ in range(2))
             calls = capture_tower(net, structure, tower, first, runs, finished, hidden, sides)
             for index, block in enumerate(tower.blocks[first:]):
-                at = {(number, i): call for number, run in enumerate(calls) for i, call in enumerate(run[index])}
-                if not at:
-                    raise RunFailed(f"the task's loss never calls {block.path}: nothing is known of its inputs.")
-                with collecting(net, block, gram=gram, dtype=dtype) as collector:
-                    _forward(net, block, at, hidden, sides, keep=propagate == "dense", seen=(collector, image_tokens))
-                statistics = joined(collector.found, world)
-                refuse_damaged(block, statistics)
-                yield block, statistics
-                done += 1
-                if propagate == "pruned" and done < total:
-                    _forward(net, block, at, hidden, sides, keep=True)
-                progress(done, total)
+                yield _Replay(net, block, calls, index, hidden, sides)
             sides.close()
             finished.append(Finished(tower, hidden))
 
@@ -89,23 +93,27 @@ def collect(
     return every
 
 
-def _forward(
-    net: nn.Module,
-    block: Block,
-    calls: Mapping[tuple[int, int], Call],
-    hidden: Activations,
-    sides: Activations,
-    *,
-    keep: bool,
-    seen: tuple[Collector, Sequence[Tensor | None]] | None = None,
-) -> None:
-    """Call the block on every hidden state; keep: its outputs take their places. seen: who looks on, and which tokens
-    of each run are an image's."""
-    for place, call in calls.items():
-        if seen is not None and seen[1]:
-            seen[0].image = seen[1][place[0]]
-        whole = fetched(call, sides)
-        given = hidden.get(place)
-        out = replay(net, block, whole, given if whole.glue is None else given + whole.glue)
-        if keep:
-            hidden.put(place, out)
+class _Replay:
+    """One block called again with every call that was captured of it, on the hidden states of the moment."""
+
+    def __init__(
+        self, net: nn.Module, block: Block, calls: Sequence[Captured], index: int, hidden: Activations,
+        sides: Activations,
+    ) -> None:  # fmt: skip
+        """Raises RunFailed where it was never called."""
+        self.net, self.block, self.hidden, self.sides = net, block, hidden, sides
+        self.calls = {(number, i): call for number, run in enumerate(calls) for i, call in enumerate(run[index])}
+        if not self.calls:
+            raise RunFailed(f"the task's loss never calls {block.path}: nothing is known of its inputs.")
+
+    def __call__(self, *, keep: bool, seen: tuple[Collector, Sequence[Tensor | None]] | None = None) -> None:
+        """keep: the block's outputs take the places of its inputs. seen: who looks on, and which tokens of each run are
+        an image's."""
+        for place, call in self.calls.items():
+            if seen is not None and seen[1]:
+                seen[0].image = seen[1][place[0]]
+            whole = fetched(call, self.sides)
+            given = self.hidden.get(place)
+            out = replay(self.net, self.block, whole, given if whole.glue is None else given + whole.glue)
+            if keep:
+                self.hidden.put(place, out)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -34,23 +35,15 @@ def gradients(
     """
     net.eval()
     parameters = {name: net.get_parameter(name) for name in names}
-    flags = {p: p.requires_grad for p in net.parameters()}
     statistics = {name: _empty(p, dtype) for name, p in parameters.items()}
-    for p in flags:
-        p.requires_grad_(False)
-    for p in parameters.values():
-        p.requires_grad_(True)
-    try:
-        own = losses[world.rank :: world.size]
-        for number, (loss, samples) in enumerate(own):
+    mine = losses[world.rank :: world.size]
+    with _only_these_learn(net, parameters.values()):
+        for number, (loss, samples) in enumerate(mine):
             grads = torch.autograd.grad(loss(), list(parameters.values()), allow_unused=True)
             for (name, p), grad in zip(parameters.items(), grads, strict=True):
                 grad = torch.zeros_like(p) if grad is None else grad
                 _add(name, statistics[name], grad.abs() if magnitudes else grad, samples)
-            progress(number + 1, len(own))
-    finally:
-        for p, flag in flags.items():
-            p.requires_grad_(flag)
+            progress(number + 1, len(mine))
     for seen in statistics.values():
         seen.samples = summed(seen.samples, world)
         for total in (seen.gradient, seen.gradient_square):
@@ -60,6 +53,21 @@ def gradients(
     if not any(bool(seen.gradient_square.any()) for seen in statistics.values() if seen.gradient_square is not None):
         raise RunFailed("the loss of the calibration samples has no gradient at all: nothing tells weights apart.")
     return statistics
+
+
+@contextmanager
+def _only_these_learn(net: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Gradients of these parameters and of no other; afterwards of those that had one before."""
+    flags = {p: p.requires_grad for p in net.parameters()}
+    for p in flags:
+        p.requires_grad_(False)
+    for p in parameters:
+        p.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for p, flag in flags.items():
+            p.requires_grad_(flag)
 
 
 def _empty(parameter: Tensor, dtype: torch.dtype) -> Statistics:

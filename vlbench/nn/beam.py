@@ -45,6 +45,12 @@ class _Sentence:
         self.running = [[*self.running[flat[r] // vocabulary], flat[r] % vocabulary] for r in chosen]
         return chosen
 
+    def close(self, totals: list[float]) -> None:
+        """Where no more tokens may come: the running beams are hypotheses as well. totals: their sums."""
+        if not self.closed:
+            for tokens, total in zip(self.running, totals, strict=True):
+                self.add(tokens, total)
+
     def _close_if_done(self, best_total: float, length: int) -> None:
         """Done when the best running hypothesis cannot beat the worst finished one any more."""
         if len(self.finished) == self.beams and self.finished[-1][0] >= best_total / length**self.penalty:
@@ -83,8 +89,10 @@ def beam_search(
         totals, flat = _heard(best.values, best.indices)
         if any(math.isnan(total) for row in totals for total in row):  # topk puts it before all others
             raise ValueError("the score of a beam is not finite")
-        heard = zip(sentences, totals, flat, strict=True)
-        ranks = [one.choose(sums, places, vocabulary, end) for one, sums, places in heard]
+        ranks = [
+            sentence.choose(sums, places, vocabulary, end)
+            for sentence, sums, places in zip(sentences, totals, flat, strict=True)
+        ]
         length += 1
         if all(one.closed for one in sentences) or length >= max_length:
             break
@@ -93,11 +101,10 @@ def beam_search(
         rows, tokens = (first + index // vocabulary).flatten(), (index % vocabulary).flatten()
         logits = step(tokens[:, None], rows // copies)
         copies = 1
-    for one, of_sentence, chosen_ranks in zip(sentences, totals, ranks, strict=True):
-        if not one.closed:
-            for tokens_of_beam, rank in zip(one.running, chosen_ranks, strict=True):
-                one.add(tokens_of_beam, of_sentence[rank])
-    return [torch.tensor(one.finished[0][1]) for one in sentences], [one.finished[0][0] for one in sentences]
+    for sentence, sums, kept in zip(sentences, totals, ranks, strict=True):
+        sentence.close([sums[rank] for rank in kept])
+    best_of = [sentence.finished[0] for sentence in sentences]
+    return [torch.tensor(tokens) for _, tokens in best_of], [score for score, _ in best_of]
 
 
 def _heard(values: Tensor, indices: Tensor) -> tuple[list[list[float]], list[list[int]]]:
