@@ -217,8 +217,8 @@ def held_out(sample_id: str, percent: int) -> bool:
 
 
 def digest_samples(samples: Sequence[Sample], extra: Any = None) -> str:
-    """Digest of a split: ids, texts, targets, clusters and image file names. Contents of images are the business of
-    `vlbench data verify`: hashing 6 GB before every run would cost minutes."""
+    """Digest of a split's metadata: ids, texts, targets, clusters and image file names. What the files hold is digested
+    beside it (`vlbench.cell.contents`)."""
     sha = hashlib.sha256(json.dumps(extra, sort_keys=True, default=str).encode())
     for s in samples:
         row = [s.id, [p.name for p in s.images], s.text, s.target, s.cluster, *s.texts]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.lab import make_data, make_weights, method_file, write_toml
+from tests.lab import method_file, write_toml
 from vlbench.cell.cell import Cell, open_cell
 from vlbench.cell.resolve import resolve
 from vlbench.cell.words import parse
@@ -18,21 +17,6 @@ from vlbench.disk.storage import digest
 from vlbench.errors import UserError
 from vlbench.mini.world import MARKER, worlds_folder
 from vlbench.plugins.table import forget, table
-
-
-@pytest.fixture
-def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A workspace with data, weights and a method of its own."""
-    make_data(tmp_path / "data")
-    make_weights(tmp_path / "weights")
-    write_toml(tmp_path, {"imagenet": tmp_path / "data"})
-    (tmp_path / "methods").mkdir()
-    (tmp_path / "methods" / "mine.py").write_text(method_file("mine"))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("VLBENCH_DATA", raising=False)
-    forget()
-    yield tmp_path
-    forget()
 
 
 def cell(words: str = "", *, checkpoint: str = "weights") -> Cell:
@@ -183,14 +167,6 @@ def test_an_option_that_is_a_file_counts_by_its_content(box: Path) -> None:
     assert cell("method=mine scores=b.txt").id != first
     with pytest.raises(UserError, match=r"mine.scores=c.txt does not exist"):
         _ = cell("method=mine scores=c.txt").id
-
-
-@pytest.fixture
-def mini_world(box: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test's data in the place of the mini world."""
-    monkeypatch.setenv("VLBENCH_CACHE", str(box / "cache"))
-    shutil.copytree(box / "data", worlds_folder() / "imagenet")
-    (worlds_folder() / "imagenet" / MARKER).write_text(table("tasks").get("imagenet").load().mini_world().digest)
 
 
 @pytest.mark.usefixtures("mini_world")

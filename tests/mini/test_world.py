@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vlbench.errors import RunFailed
-from vlbench.mini.world import MARKER, World, mini_root
+from vlbench.mini.world import FILES, MARKER, World, mini_root
 from vlbench.mini.writer import WORLD_VERSION, Writer
 
 # What a writer says of one file of that name and text, by hand: sha256(b"payload\nwhole").
@@ -52,7 +52,7 @@ def test_folder_without_its_marker_is_rebuilt(damage: str, toy: Toy) -> None:
         marker.write_text("" if damage == "empty" else "0" * 64)
     root = mini_root(toy.world)
     assert len(toy.built) == 2
-    assert sorted(entry.name for entry in root.iterdir()) == [MARKER, "payload"]
+    assert sorted(entry.name for entry in root.iterdir()) == [MARKER, FILES, "payload"]
     assert [entry.name for entry in root.parent.iterdir()] == ["toy"]
 
 

@@ -14,11 +14,13 @@ from ..task import Sample, digest_samples
 @dataclass(frozen=True)
 class Source:
     """Samples for calibration in the place of the task's train split. pinned: a digest that is known without reading.
-    The samples are read, turned into the task's and compared with its report split when they are first asked for."""
+    content: gives the digest of what samples show. The samples are read, turned into the task's and compared with its
+    report split when they are first asked for."""
 
     text: str
     read: Callable[[], list[Sample]]
     pinned: str | None = None
+    content: Callable[[Sequence[Sample]], str] = lambda samples: ""
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -26,8 +28,8 @@ class Source:
 
     @cached_property
     def digest(self) -> str:
-        """Of the samples, wherever their files lie."""
-        return self.pinned or digest_samples(self.samples)
+        """Of the samples and of what they show, wherever their files lie."""
+        return self.pinned or digest_samples(self.samples, self.content(self.samples))
 
     @property
     def name(self) -> str:

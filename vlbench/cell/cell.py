@@ -16,6 +16,7 @@ from ..images.folder import differences, folder_image, image_of
 from ..images.spec import ImageSpec
 from ..plugins.table import table
 from ..task import Sample, Task, digest_samples
+from .contents import content_digest, learnt_digest, silent
 from .roots import BuildProgress, mini_world, named_roots, open_task
 from .sources import open_sources
 from .spec import LinkSpec, Spec
@@ -28,13 +29,15 @@ SHARED = ("samples", "settings", "split_digest", "train_digest", "weights_digest
 
 @dataclass(frozen=True)
 class Cell:
-    """One (suite, task, model, method chain with every option, seed) with its task opened."""
+    """One (suite, task, model, method chain with every option, seed) with its task opened. digesting: told how many of
+    the files that its identity depends on were read, the first time that they are."""
 
     spec: Spec
     task: Task
     split: str
     weights: Path
     sources: Mapping[str, Source] = field(default_factory=dict)  # link -> what it is calibrated on instead of train
+    digesting: BuildProgress = field(default=silent, compare=False, repr=False)
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -45,10 +48,11 @@ class Cell:
 
     @cached_property
     def split_digest(self) -> str:
-        """Digest of what is evaluated and of the settings; of the mini world, of what they follow from."""
+        """Digest of what is evaluated, images and label maps with it, and of the settings; of the mini world, whose
+        files are compared with what was built, of what they follow from."""
         if self._world is not None:
             return digest([self._world, self.split, self.spec.words.limit, self.spec.task_options.recorded()])
-        return digest_samples(self.samples, self.settings)
+        return digest([digest_samples(self.samples, self.settings), content_digest(self.samples, self.digesting)])
 
     @property
     def _world(self) -> str | None:
@@ -144,7 +148,8 @@ class Cell:
         splits = [self.task.split_for("train"), *([select] if select and not self.task.missing(select) else [])]
         samples = [s for split in splits for s in self.task.samples(split)]
         refuse_report_ids(self.task, samples)
-        return digest_samples(samples)
+        shown = learnt_digest(self.task, samples, f"the split {' or '.join(splits)}", self.digesting)
+        return digest([digest_samples(samples), shown])
 
     @property
     def batch_size(self) -> int:
@@ -203,15 +208,20 @@ def _link_identity(link: LinkSpec, source: Source | None) -> list[Any]:
     return [link.entry.name, link.version, options]
 
 
-def open_cell(spec: Spec, progress: BuildProgress | None = None) -> Cell:
-    """Find data and weights. Raises UserError saying what goes where when something is missing."""
-    if spec.words.suite == "mini":
-        weights = _find_weights(spec)  # before the world is built, which takes a while
-        task = open_task(spec, progress)
-        return Cell(spec, task, spec.split, weights, open_sources(spec, task, lambda other: open_task(other, progress)))
+def open_cell(spec: Spec, progress: BuildProgress | None = None, digesting: BuildProgress = silent) -> Cell:
+    """Find data and weights. progress: of the mini world, which is built; digesting: of the files that are read for
+    the cell's identity. Raises UserError saying what goes where when something is missing."""
+    mini = spec.words.suite == "mini"
+    weights = _find_weights(spec) if mini else None  # before the world is built, which takes a while
     task = open_task(spec, progress)  # before weights are fetched from the hub
     sources = open_sources(spec, task, lambda other: open_task(other, progress))
-    return Cell(spec, task, spec.split, _find_weights(spec), sources)
+    return Cell(spec, task, spec.split, weights or _find_weights(spec), sources, digesting)
+
+
+def identified(cell: Cell) -> Cell:
+    """The cell, with all that its identity is made of read."""
+    _ = cell.id
+    return cell
 
 
 def _find_weights(spec: Spec) -> Path:

@@ -45,8 +45,12 @@ def data_root(spec: Spec, progress: BuildProgress | None = None) -> Path:
     name = _data_name(spec)
     if spec.words.suite == "mini":
         from ..mini.world import mini_root
+        from .contents import verify_world
 
-        return mini_root(mini_world(spec.task), progress)
+        world = mini_world(spec.task)
+        root = mini_root(world, progress)
+        verify_world(world, root)
+        return root
     roots = named_roots()
     if name in roots:
         return Path(roots[name])

@@ -14,7 +14,6 @@ truth value, class or map. Samples of the same capability are taken as they are.
 
 from __future__ import annotations
 
-import filecmp
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +26,11 @@ from ..plugins.table import table
 from ..pruning.options import SampledOptions
 from ..task import Sample, Task
 from .caption_files import read_captions
+from .contents import content_digest, learnt_digest
 from .roots import mini_world
 
 if TYPE_CHECKING:
     from .spec import Spec
-
-SHOWN = 3  # ids in a message
 
 
 def open_sources(spec: Spec, task: Task, open_task: Callable[[Spec], Task]) -> dict[str, Source]:
@@ -78,7 +76,7 @@ def _task_source(spec: Spec, task: Task, name: str, open_task: Callable[[Spec], 
         refuse_shown(shown, task, f"calibration={other.name}")
         return shown
 
-    return Source(name, read, digest([name, mini_world(entry).digest]) if mini else None)
+    return Source(name, read, digest([name, mini_world(entry).digest]) if mini else None, content_digest)
 
 
 def _file_source(file: Path, images: str, task: Task) -> Source:
@@ -91,7 +89,7 @@ def _file_source(file: Path, images: str, task: Task) -> Source:
         return shown
 
     _refuse_other("caption", task, f"calibration={file}")
-    return Source(str(file), read)
+    return Source(str(file), read, content=content_digest)
 
 
 def adapted(samples: Sequence[Sample], capability: str, task: Task, word: str) -> list[Sample]:
@@ -127,29 +125,8 @@ def _refuse_other(capability: str, task: Task, word: str) -> None:
 
 def refuse_shown(samples: Sequence[Sample], task: Task, word: str) -> None:
     """Raise UserError where samples have ids, or show images, of the task's report split: the file itself, or one of
-    the same name and bytes elsewhere. (A picture that was stored anew under another name is not found.)"""
+    the same bytes under any name. (A picture that was stored anew, as other bytes, is not found.)"""
     from ..task import refuse_report_ids
 
     refuse_report_ids(task, samples)
-    report = task.roles()["report"]
-    if task.missing(report):
-        return
-    theirs: dict[str, list[Path]] = {}
-    for path in dict.fromkeys(p for s in task.samples(report) for p in s.images):
-        theirs.setdefault(path.name, []).append(path)
-    shared: list[str] = []
-    for path in dict.fromkeys(p for s in samples for p in s.images):
-        if any(_same(path, other) for other in theirs.get(path.name, ())):
-            shared.append(path.name)
-            if len(shared) == SHOWN:
-                break
-    if shared:
-        raise UserError(
-            f"{word} shows images of the report split {report} of {task.name} ({', '.join(shared)} ...): calibrate on "
-            "a file of captions without them, or leave calibration= out."
-        )
-
-
-def _same(one: Path, other: Path) -> bool:
-    """Equal bytes; a file that is missing is like no other."""
-    return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
+    learnt_digest(task, samples, word)

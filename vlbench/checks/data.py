@@ -321,7 +321,9 @@ def _mini(world: World, tasks: list[str], screen: Screen) -> Root:
 
 
 def _below(folder: Path) -> set[Path]:
-    return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    from ..mini.world import files_below
+
+    return {Path(name) for name in files_below(folder)}
 
 
 def _same(new: Path, old: Path) -> bool:

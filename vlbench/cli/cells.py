@@ -42,16 +42,14 @@ def run(
             from .plan import print_plan
 
             return print_plan(spec, runs, screen, json=json)
-        from ..cell.cell import open_cell
+        from ..cell.cell import identified, open_cell
         from ..disk.storage import refuse_unwritable
         from ..machine.device import refuse_precision
         from ..run.runner import Runner, Uploaded
 
         refuse_precision(spec.words.precision)
-        cell = workers.first("open the cell", lambda: open_cell(spec, screen.building))
-        _ = (
-            cell.id
-        )  # reads what the identity is made of: what is wrong with the data is told before anything is written
+        # With what its identity is made of: what is wrong with the data is told before anything is written.
+        cell = workers.first("open the cell", lambda: identified(open_cell(spec, screen.building, screen.digesting)))
         if workers.leads:
             refuse_unwritable(runs)
         try:
@@ -125,7 +123,7 @@ def sweep(
     chosen = Engine(engine, jobs, address, gpus_per_cell, slurm or ())
     lines = lines_of(words or [], file)
     with resumable(), Screen(quiet=json) as screen:
-        planned = planning(lines, screen.building)
+        planned = planning(lines, screen.building, screen.digesting)
         if plan:
             chosen.refuse_unfit()
             return sweeping.print_plan(planned, runs, json=json)

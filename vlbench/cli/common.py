@@ -65,4 +65,4 @@ def cells_of(words: list[str], file: Path | None, *, quiet: bool) -> list[str]:
     from ..sweep.sweepfile import lines_of
 
     with resumable(), Screen(quiet=quiet) as screen:
-        return [one.cell for one in planning(lines_of(words, file), screen.building)]
+        return [one.cell for one in planning(lines_of(words, file), screen.building, screen.digesting)]

@@ -16,7 +16,7 @@ from ..records.record import Record, read_record
 
 def print_plan(spec: Spec, runs: Path, screen: Screen, *, json: bool) -> None:
     """Print, and write nothing into `runs`."""
-    planned = _plan(open_cell(spec, screen.building), runs)
+    planned = _plan(open_cell(spec, screen.building, screen.digesting), runs)
     if json:
         print(jsonlib.dumps(planned, indent=1))
         return

@@ -45,6 +45,10 @@ class Screen:
         """Progress of the mini world, which is built once."""
         self.progress("mini world", done, total)
 
+    def digesting(self, done: int, total: int) -> None:
+        """Progress of the digests of images, each of which is read once."""
+        self.progress("digest of images", done, total)
+
     def progress(self, what: str, done: int, total: int, text: str = "") -> None:
         """`done` of `total` of the stage `what`."""
         if self.quiet:

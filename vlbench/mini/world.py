@@ -2,9 +2,12 @@
 
 A task brings its world (`Task.mini_world`), and with it the digest that it must have: of the rendered pixels and every
 text file. A world is built once into the user's cache, and a generator cannot change unless its digest changes with it.
+Beside its files lies the list of their digests as they were built, by which a run sees that none was changed since.
 """
 
 import errno
+import hashlib
+import json
 import os
 import shutil
 import uuid
@@ -17,6 +20,7 @@ from ..errors import RunFailed
 from .writer import WORLD_VERSION, Progress, Writer
 
 MARKER = "COMPLETE"
+FILES = "FILES"  # {"files": {name: sha256}} of a world, but for these two
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,10 @@ class World:
         (root / MARKER).write_text(self.digest + "\n", encoding="ascii")
 
     def is_built(self, folder: Path) -> bool:
-        """Whether the folder holds this world, whole."""
+        """Whether the folder holds this world, whole. One of an older vlbench, which did not list its files, is built
+        anew once."""
         try:
-            return (folder / MARKER).read_bytes().strip() == self.digest.encode()
+            return (folder / MARKER).read_bytes().strip() == self.digest.encode() and (folder / FILES).is_file()
         except OSError:
             return False
 
@@ -63,10 +68,24 @@ def mini_root(world: World, progress: Progress | None = None) -> Path:
         draft = final.with_name(f".{world.name}-{uuid.uuid4().hex}")
         try:
             world.build(draft, progress)
+            list_files(draft)
             _publish(world, draft, final)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return final
+
+
+def files_below(folder: Path) -> dict[str, Path]:
+    """Name -> file of every file of a world, but for those that say what is there."""
+    paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    files = {path.relative_to(folder).as_posix(): path for path in paths}
+    return {name: path for name, path in files.items() if name not in (MARKER, FILES)}
+
+
+def list_files(folder: Path) -> None:
+    """Write the list of a world that was just built."""
+    files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files_below(folder).items()}
+    (folder / FILES).write_text(json.dumps({"files": files}, indent=0) + "\n", encoding="utf-8")
 
 
 def _publish(world: World, draft: Path, final: Path) -> None:

@@ -50,8 +50,7 @@ class Runner:
 
     def run(self, words: Mapping[str, str]) -> Record:
         """The record of the cell that `words` describe, from disk where it is done."""
-        cell = open_cell(resolve(words), lambda done, total: self.screen.progress("mini world", done, total))
-        return self.cell(cell)
+        return self.cell(open_cell(resolve(words), self.screen.building, self.screen.digesting))
 
     def cell(self, cell: Cell) -> Record:
         """Run one cell, its dense baseline first."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..cell.cell import SHARED, Cell, cell_id, open_cell
+from ..cell.contents import silent
 from ..cell.resolve import resolve
 from ..cell.roots import BuildProgress
 from ..cell.spec import Spec
@@ -48,12 +49,14 @@ class _Group:
     members: list[dict[str, str]] = field(default_factory=list)
 
 
-def plan(lines: Sequence[Line], progress: BuildProgress | None = None) -> list[Planned]:
+def plan(
+    lines: Sequence[Line], progress: BuildProgress | None = None, digesting: BuildProgress = silent
+) -> list[Planned]:
     """The distinct cells of all lines, and the dense baselines they need, baselines first. Raises one UserError with
     everything that is wrong with any of them."""
     _refuse_endless(lines)
     with reading_once():
-        opener = _Opener(progress)
+        opener = _Opener(progress, digesting)
         opened = [(group, opener.open(group)) for group in _resolved(lines)]
         opener.complain()
         planned: dict[str, Planned] = {}
@@ -160,8 +163,8 @@ def _some(items: Sequence[str]) -> str:
 class _Opener:
     """Opens cells. Data and weights that several of them share are looked up, and their digests taken, once."""
 
-    def __init__(self, progress: BuildProgress | None) -> None:
-        self.progress = progress
+    def __init__(self, progress: BuildProgress | None, digesting: BuildProgress) -> None:
+        self.progress, self.digesting = progress, digesting
         self.first: dict[tuple[Any, ...], Cell] = {}
         self.errors: dict[str, list[str]] = defaultdict(list)
 
@@ -187,7 +190,7 @@ class _Opener:
             *(spec.model.name, words.checkpoint, spec.uses_seed),
         )
         if key not in self.first:
-            self.first[key] = open_cell(spec, self.progress)
+            self.first[key] = open_cell(spec, self.progress, self.digesting)
             return self.first[key]
         first = self.first[key]
         cell = replace(first, spec=spec)

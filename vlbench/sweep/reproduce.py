@@ -148,7 +148,7 @@ def opened(lines: Sequence[Printed], screen: Screen) -> Reproduction:
 
 def _cell(one: Printed, planned: dict[str, Planned], screen: Screen) -> Planned | str:
     try:
-        cells = planning([one.line], screen.building)
+        cells = planning([one.line], screen.building, screen.digesting)
     except UserError as error:
         sentences = str(error).replace(f"{one.line.place}: ", "").splitlines()
         return "\n".join(line for line in sentences if not line.strip().startswith(NEEDED))
