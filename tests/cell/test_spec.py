@@ -48,7 +48,7 @@ def options(text: str) -> dict[str, dict[str, object]]:
         ("method=magnitude", "task= is missing. Known: ade20k"),
         ("task=vqa", "there is no task 'vqa'. Did you mean 'vqav2'?"),
         ("task=imagenet method=upopp", "there is no method 'upopp'. Did you mean 'upop'?"),
-        ("task=imagenet method=", "there is no method ''. Known: dense"),
+        ("task=imagenet method=", "method= is empty: write one method, or several with a +"),
         ("task=imagenet model=deit-smal", "there is no model 'deit-smal'. Did you mean 'deit-small'?"),
         ("task=imagenet suite=ful", "suite=ful should be 'mini' or 'full'."),
         ("task=imagenet seed=x", "seed=x should be a valid integer"),

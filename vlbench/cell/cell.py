@@ -23,6 +23,7 @@ from .spec import LinkSpec, Spec
 
 # Bumped only when a number can change: new values never mix with old ones, and old results stay valid otherwise.
 NUMERICS_VERSION = 1
+LONGEST = 180  # characters of a cell's name before seed and identity: a long chain's is no file name otherwise
 # What the dense cell shares with the cells that are compared with it: computed once for both.
 SHARED = ("samples", "settings", "split_digest", "train_digest", "weights_digest")
 
@@ -179,9 +180,8 @@ class Cell:
 
 def cell_id(parts: Sequence[str], seed: int | None, identity: Mapping[str, Any]) -> str:
     """Of suite, task, model, method and target."""
-    words = [*parts, *([] if seed is None else [f"s{seed}"])]
-    text = re.sub(r"[^\w.+-]", "_", "-".join(word.replace(":", "of") for word in words if word))
-    return f"{text}-{digest(identity)[:12]}"
+    text = re.sub(r"[^\w.+-]", "_", "-".join(word.replace(":", "of") for word in parts if word))
+    return "-".join([text[:LONGEST], *([] if seed is None else [f"s{seed}"]), digest(identity)[:12]])
 
 
 def recorded_options(link: LinkSpec, source: Source | None) -> dict[str, Any]:

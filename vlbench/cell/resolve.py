@@ -44,6 +44,8 @@ class _Resolver:
 
     def resolve(self) -> Spec:
         words = self._words()
+        if not words.task and "task" not in self.wrong:
+            self.errors.append(f"task= is missing. {did_you_mean('', table('tasks').entries)}")
         task = self._entry(table("tasks"), words.task) if words.task else None
         links = self._links(words.method)
         self._order(links)
@@ -103,6 +105,10 @@ class _Resolver:
         rows = table("methods")
         links: list[Entry] = []
         for name in text.split("+"):
+            if not name:
+                what = "names a link that is empty" if text else "is empty"
+                self.errors.append(f"method={text} {what}: write one method, or several with a + between two.")
+                continue
             entry = self._entry(rows, name)
             for link in entry.facts.get("links", (name,)) if entry is not None else ():
                 part = self._entry(rows, link)

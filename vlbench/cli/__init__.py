@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,22 +40,55 @@ for parent, verbs in ((app, VERBS), (data_app, DATA_VERBS)):
 
 # Of the machine, not of the program: told in one sentence wherever they come from.
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# Of a name that was given where a file or folder should be.
+NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
+SHOWN = 100  # characters of a name that is no name
+# How a terminal without the sign is told.
+PLAIN = {"\u00b1": "+/-", "\u00d7": "x", "\u2026": "...", "\u2013": "-", "\u2014": "-", "\u2500": "-"}
 
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 2 the command's words are wrong, 1 something failed, 130 and 143
     stopped by Ctrl-C and SIGTERM, to be given again."""
+    _print_anything()
+    _refuse_no_folder()
     try:
         app()
     except (UserError, RunFailed) as error:
         stop(error, error.exit_code)
     except OSError as error:
+        if error.errno in NO_NAME:
+            name = str(error.filename or "a name")
+            short = name if len(name) <= SHOWN else f"{name[:SHOWN]}..."
+            stop(f"{short}: {error.strerror}. Give the name of a file or folder.", 2)
         if error.errno not in CANNOT_WRITE:
             raise
         where = f"{error.filename}: " if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = "Free some space" if full else "Change its permissions"
         stop(f"{where}{error.strerror}. {remedy} or choose another folder, then run the same command again.", 2)
+
+
+def _print_anything() -> None:
+    """A terminal or a pipe of few signs (ASCII, Latin-1) gets what it can show, and no error."""
+
+    def plain(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError)
+        part = error.object[error.start : error.end]
+        return "".join(PLAIN.get(sign, "?") for sign in part), error.end
+
+    codecs.register_error("vlbench", plain)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # None where it was closed; a test's own
+            stream.reconfigure(errors="vlbench")
+
+
+def _refuse_no_folder() -> None:
+    """Every verb looks for a workspace from here on upwards, and libraries of torch fail without a folder."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        stop(f"the current folder is gone or cannot be read ({error.strerror}): cd to another.", 2)
 
 
 def _version(wanted: bool) -> None:

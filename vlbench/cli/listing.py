@@ -42,7 +42,7 @@ def cost(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Parameters, bytes and MACs of architectures, without weights: vlbench cost model=deit-small sparsity=0.5."""
+    """Parameters, bytes and MACs of architectures, or of a checkpoint=: vlbench cost model=deit-small."""
     from ..cell.words import parse
     from ..cost.report import print_costs
 

@@ -1,26 +1,31 @@
-"""`vlbench cost`: parameters, bytes and MACs of architectures, without weights or data."""
+"""`vlbench cost`: parameters, bytes and MACs of architectures without weights or data, or of a checkpoint."""
 
 from __future__ import annotations
 
 import json as jsonlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..cell.roots import named_roots
 from ..compression.cut import cut
+from ..compression.saved import open_checkpoint
 from ..errors import UserError, did_you_mean
+from ..images.folder import folder_image, image_of
 from ..model import Model
 from ..options import PruneOptions
 from ..plugins.entry import Entry
 from ..plugins.table import table
 from ..pruning.allocation import uniform
+from ..tensors.locate import locate
 from .architecture import with_blank
 from .counts import stated_macs
 from .sample import stated
 
-KEYS = ("model", "task", "sparsity")
+KEYS = ("model", "task", "sparsity", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,12 @@ def costs(words: Mapping[str, str]) -> tuple[list[Cost], dict[str, str]]:
     capability = str(table("tasks").get(words["task"]).facts["capability"]) if "task" in words else ""
     listed: list[Cost] = []
     skipped: dict[str, str] = {}
-    for entry in _models(words.get("model", ""), capability):
+    models = _models(words.get("model", ""), capability)
+    weights = _checkpoint(words["checkpoint"], models) if "checkpoint" in words else None
+    for entry in models:
         try:
             for name in [capability] if capability else entry.facts["capabilities"]:
-                listed += [_cost(entry, name, target) for target in (0.0, *targets)]
+                listed += [_cost(entry, name, target, weights) for target in (0.0, *targets)]
         except UserError as error:
             if "model" in words:
                 raise
@@ -83,7 +90,22 @@ def _models(names: str, capability: str) -> list[Entry]:
     return [e for e in every if not capability or capability in e.facts["capabilities"]]
 
 
-def _cost(entry: Entry, capability: str, target: float) -> Cost:
+def _checkpoint(checkpoint: str, models: list[Entry]) -> Path:
+    """Where it lies. Raises UserError where it is nowhere, and for several models: it is of one."""
+    if len(models) != 1:
+        raise UserError("checkpoint= is of one model: name it, as in model=deit-small.")
+    return locate(checkpoint, models[0].facts.get("revision", "main"), named_roots())
+
+
+def _with_weights(entry: Entry, weights: Path, work: Callable[[Model], Cost]) -> Cost:
+    """work(the model of a checkpoint), at the size that its folder says, as a run would open it."""
+    family = entry.load()
+    card = next(c for c in family.cards if c.name == entry.name)
+    image = folder_image(image_of(entry.facts["image"]), weights)
+    return work(open_checkpoint(family, replace(card, image=image), weights)[0])
+
+
+def _cost(entry: Entry, capability: str, target: float, weights: Path | None = None) -> Cost:
     def count(model: Model) -> Cost:
         size = model.structure().size
         if target:
@@ -100,7 +122,7 @@ def _cost(entry: Entry, capability: str, target: float) -> Cost:
             sample=stated(capability).trained,
         )
 
-    return with_blank(entry, count)
+    return with_blank(entry, count) if weights is None else _with_weights(entry, weights, count)
 
 
 def cut_uniformly(model: Model, fraction: float) -> None:

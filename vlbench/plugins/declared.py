@@ -12,6 +12,8 @@ from .cards import read_cards
 from .entry import Entry
 from .kinds import DECORATORS, REQUIRED, RESERVED, Kind
 
+LONGEST = 64  # characters of a name: those of task, model and methods are one folder's name together
+
 
 def declared(file: Path, module: str, built_in: bool) -> Iterator[Entry]:
     """The entries a file declares, from its decorators. Raises ValueError where an argument is no literal."""
@@ -75,4 +77,6 @@ def _refuse_name(kind: Kind, name: str, line: int) -> None:
     """Names are words of the command line and parts of file names; a method's is also the prefix in METHOD.OPTION=."""
     legal = r"[A-Za-z0-9][\w-]*" if kind == "methods" else r"[A-Za-z0-9][\w.-]*"
     if not re.fullmatch(legal, name) or (kind == "methods" and name in RESERVED):
-        raise ValueError(f"line {line}: {name!r} cannot be a name: use letters, digits, _ and -")
+        raise ValueError(f"line {line}: {name[:LONGEST]!r} cannot be a name: use letters, digits, _ and -")
+    if len(name) > LONGEST:
+        raise ValueError(f"line {line}: the name {name[:LONGEST]}... is longer than {LONGEST} characters: shorten it")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..disk.storage import write_text
 from ..errors import UserError
+from .declared import LONGEST
 from .kinds import FOLDERS, RESERVED
 from .table import table
 from .workspace import WORKSPACE_FILE, package_folder, workspace
@@ -45,7 +46,9 @@ def create(kind: str, name: str) -> list[str]:
     if kind != "method":
         raise UserError(f"vlbench new {kind}: only `vlbench new method NAME` is there.")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name) or name in RESERVED:
-        raise UserError(f"{name!r} should be a lower-case Python identifier, like my_method.")
+        raise UserError(f"{name[:LONGEST]!r} should be a lower-case Python identifier, like my_method.")
+    if len(name) > LONGEST:
+        raise UserError(f"{name[:LONGEST]}... is longer than {LONGEST} characters: shorten it.")
     if name in table("methods").entries:
         raise UserError(f"there is a method {name!r} already ({table('methods').entries[name].file}).")
     folder, new_files = _place()
