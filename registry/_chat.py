@@ -19,25 +19,33 @@ PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 
 def chat_of(folder: Path, tokenizer: Any, mark: str) -> dict[str, str]:
     """ "chat": a conversation that begins with the user's turn and ends where the model goes on, and "image": how an
-    image stands in that turn, by the template in `folder`. mark: the tokenizer's word for an image. Raises UserError
-    where there is no template, or none with a place for both."""
+    image stands in that turn, by the template in `folder`. "words": the conversation where the turn does not begin with
+    an image, if that is another ("User:<image>", "User: words"). mark: the tokenizer's word for an image. Raises
+    UserError where there is no template, or none with a place for both."""
     for name in TEMPLATES:
         text = _template(folder / name)
         if text:
-            chat = _filled(text, [{"type": "text", "text": TURN}], tokenizer, folder / name)
+            words = _filled(text, [{"type": "text", "text": TURN}], tokenizer, folder / name)
             both = _filled(text, [{"type": "image"}, {"type": "text", "text": TURN}], tokenizer, folder / name)
-            before, turn, after = chat.partition(TURN)
-            image = both.removeprefix(before).removesuffix(turn + after)
-            if not turn or mark not in image or both != before + image + turn + after:
+            before, turn, after = words.partition(TURN)
+            start = before if both.startswith(before) else _shared(before, both)
+            image = both.removeprefix(start).removesuffix(turn + after)
+            if not turn or mark not in image or both != start + image + turn + after:
                 raise UserError(
                     f"the chat template in {folder / name} has no place for {mark} and a question: put that of the "
                     "checkpoint there."
                 )
-            return {"chat": chat, "image": image}
+            chat = start + turn + after
+            return {"chat": chat, "image": image, **({} if words == chat else {"words": words})}
     raise UserError(
         f"{folder} has no chat template, and without it nothing is known of how the model is asked: put its "
         f'{TEMPLATES[0]} or {TEMPLATES[1]} there, or "prompts" into config.json.'
     )
+
+
+def _shared(a: str, b: str) -> str:
+    """The beginning that both have."""
+    return a[: next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))]
 
 
 def _template(file: Path) -> str:

@@ -42,8 +42,9 @@ class Projected(Prompted):
     library: the class, and with "Config" in its place that of its configuration. model_type: in config.json. processor:
     class of the image processor. words: what the library's processor tells it besides its settings. mark: the
     tokenizer's word for an image. keys: pattern -> name, of published files and then today's. dropped: keys that no
-    module has. telling: keys that every checkpoint of the family has. vision, text: where the blocks stand. several:
-    whether an image is read the same way beside others in one prompt.
+    module has. telling: keys that every checkpoint of the family has. vision: where the blocks of its tower stand.
+    decoder, head: the language model and what makes its logits. several: whether an image is read the same way beside
+    others in one prompt.
     """
 
     library: ClassVar[str]
@@ -56,11 +57,13 @@ class Projected(Prompted):
     telling: ClassVar[Sequence[str]]
     vision: ClassVar[str]
     several: ClassVar[bool] = True
-    text: ClassVar[str] = "model.language_model.layers"
+    decoder: ClassVar[str] = "model.language_model"
+    head: ClassVar[str] = "lm_head"
     prompts: ClassVar[dict[str, str]] = {"answer": SHORT, "caption": DESCRIBE}
     marks: ClassVar[dict[str, tuple[str, ...]]] = {"answer": ("{}",), "caption": ()}
     answers: ClassVar[dict[str, Any]] = {"beams": 1, "max_length": 16, "min_length": 1, "length_penalty": 1.0}
     captions: ClassVar[dict[str, Any]] = {"beams": 1, "max_length": 64, "min_length": 1}
+    stream: ClassVar[type[Stream]] = Stream
     images: Any  # the library's image processor
 
     @classmethod
@@ -73,9 +76,9 @@ class Projected(Prompted):
     def build(cls: type[P], card: Card, config: Config, folder: Path) -> P:
         net = constructed(card, cls.network, config).eval()
         model = cls(card, config, library.adopt(net))
-        model.tokenizer = read_tokenizer(folder, int(net.config.text_config.vocab_size) + 1)
-        if cls.mark not in model.tokenizer.get_vocab():  # a place in the prompt, which is never embedded
-            model.tokenizer.add_tokens([cls.mark], special_tokens=True)
+        model.tokenizer = read_tokenizer(folder, int(net.get_submodule(cls.decoder).config.vocab_size) + 1)
+        known = model.tokenizer.get_vocab()  # the mark is a place in the prompt, which is never embedded
+        model.tokenizer.add_tokens([w for w in (cls.mark, *cls.special(config)) if w not in known], special_tokens=True)
         model.images = image_processor(config["processor"], cls.processor)
         if model.end is None and {"answer", "caption"} & set(card.capabilities):
             raise UserError(f"neither the tokenizer in {folder} nor config.json says which token ends an answer.")
@@ -98,16 +101,21 @@ class Projected(Prompted):
             config["processor"] = processor_of(home)
         if "chat" not in config.get("prompts", {}):
             tokenizer = read_tokenizer(home, 1 << 30)
-            if cls.mark not in tokenizer.get_vocab():
+            if lacking := [w for w in (cls.mark, *cls.special(config)) if w not in tokenizer.get_vocab()]:
                 raise UserError(
-                    f"the tokenizer in {home} has no {cls.mark}, which stands for an image: put the tokenizer files of "
-                    "the checkpoint there."
+                    f"the tokenizer in {home} has no {lacking[0]}, which stands for an image or a part of one: put the "
+                    "tokenizer files of the checkpoint there."
                 )
             config["prompts"] = {**config.get("prompts", {}), **cls.chat(home, tokenizer)}
         with no_init_weights():
             model = cls.build(card, config, home)
         load_into(model.net, weights)
         return model
+
+    @classmethod
+    def special(cls, config: Config) -> Sequence[str]:
+        """Words besides the mark that the tokenizer must have as one token each."""
+        return ()
 
     @classmethod
     def chat(cls, folder: Path, tokenizer: Any) -> dict[str, str]:
@@ -139,19 +147,20 @@ class Projected(Prompted):
 
     @property
     def language(self) -> Stream:
-        return Stream(self.net.model.language_model, self.net.lm_head, -1 if self.end is None else self.end)
+        end = -1 if self.end is None else self.end
+        return self.stream(self.net.get_submodule(self.decoder), self.net.get_submodule(self.head), end)
 
     @property
     def end(self) -> int | None:
         """The token that ends an answer, of the tokenizer, or else of the configuration."""
         own: int | None = self.tokenizer.eos_token_id
-        other: int | None = self.net.config.text_config.eos_token_id
+        other: Any = self.net.get_submodule(self.decoder).config.eos_token_id
         return other if own is None else own
 
     def structure(self) -> Structure:
         """Both towers, all of their blocks."""
         vision = library.tower(self.net, self.vision, "vision", blocks=self.blocks)
-        return Structure((vision, library.tower(self.net, self.text, "language")))
+        return Structure((vision, library.tower(self.net, f"{self.decoder}.layers", "language")))
 
     @property
     def blocks(self) -> int | None:
@@ -170,7 +179,7 @@ class Projected(Prompted):
             input_data_format="channels_first", **self.words_of_processor,
         )  # fmt: skip
         pixels = processed.pop("pixel_values")
-        facts = {key: value for key, value in processed.items() if isinstance(value, Tensor)}
+        facts = {key: torch.as_tensor(value, device="cpu") for key, value in processed.items()}
         mean, std = (
             torch.tensor(x, device="cpu").view(3, 1, 1) for x in (self.images.image_mean, self.images.image_std)
         )
@@ -211,7 +220,8 @@ class Projected(Prompted):
         if shown and shown != images:
             raise ValueError(f"the prompt has {shown} places for images, and the sample {images} images")
         text = text.replace(PLACE, prompts["image"]) if shown else prompts["image"] * images + text
-        prompt: str = prompts["chat"].replace(TURN, text)
+        chat = prompts["chat"] if text.startswith(prompts["image"]) else prompts.get("words", prompts["chat"])
+        prompt: str = chat.replace(TURN, text)
         return prompt
 
     def _questions(self, batch: Batch) -> list[str]:

@@ -23,13 +23,15 @@ class ImageState(NamedTuple):
 
     tokens: (N, D). positions: int64 (3, N), of time, height and width, counted from where the image begins; None: one
     after another. span: how many positions the image takes (None: N). layers: (N, D) each, added to the image's tokens
-    after the first blocks of the language model.
+    after the first blocks of the language model. words: int64 (N,), the token ids of words that stand among them, and
+    -1 where a token is the image's; None: all are.
     """
 
     tokens: Tensor
     positions: Tensor | None = None
     span: int | None = None
     layers: tuple[Tensor, ...] = ()
+    words: Tensor | None = None
 
 
 class Prefix(NamedTuple):
@@ -54,7 +56,8 @@ class Prefix(NamedTuple):
             line = torch.arange(count, device=device).expand(3, -1) if state.positions is None else state.positions
             tokens.append(state.tokens.to(dtype))
             places.append(line + at)
-            image.append(torch.full((count,), isinstance(part, ImageState), device=device))
+            whole = torch.full((count,), isinstance(part, ImageState), device=device)
+            image.append(whole if state.words is None else (state.words < 0).to(device))
             layers.append(list(state.layers))
             at += count if state.span is None else state.span
         deep = tuple(torch.cat(level) for level in zip(*(x for x in layers if x), strict=True))
@@ -86,9 +89,10 @@ class Stream(Causal):
         """Keys and values of prefixes of one length."""
         cache = Placed()
         if len(prefixes[0].tokens):
+            shown = torch.stack([p.tokens for p in prefixes])
             self.net(
-                inputs_embeds=torch.stack([p.tokens for p in prefixes]), **with_cache(self.net, cache),
-                **self._where(prefixes, 0), **self._deep(prefixes, 0),
+                inputs_embeds=shown, **with_cache(self.net, cache), **self._where(prefixes, 0),
+                **self._deep(prefixes, 0), **self._seen(prefixes, shown, [0] * len(prefixes), cache),
             )  # fmt: skip
         if any(p.positions is not None for p in prefixes):
             cache.shift = torch.tensor([p.shift for p in prefixes], device=self.device)
@@ -96,13 +100,24 @@ class Stream(Causal):
 
     def _hidden(self, ids: Tensor, cache: Any, dtype: torch.dtype | None, *, last: bool = False) -> Tensor:
         embedded = self.embed(ids)
-        where = {}
-        if cache.shift is not None:
-            line = torch.arange(ids.shape[1], device=ids.device) + cache.get_seq_length()
-            where = {"position_ids": (line + cache.shift[:, None]).expand(3, -1, -1)}
-        out = self.net(inputs_embeds=embedded.to(dtype or embedded.dtype), **with_cache(self.net, cache), **where)
+        line = torch.arange(ids.shape[1], device=ids.device) + cache.get_seq_length()
+        out = self.net(
+            inputs_embeds=embedded.to(dtype or embedded.dtype), **with_cache(self.net, cache),
+            **self._next(line, cache.shift),
+        )  # fmt: skip
         logits: Tensor = self.head(out.last_hidden_state[:, -1] if last else out.last_hidden_state)
         return logits
+
+    def _next(self, line: Tensor, shift: Tensor | None) -> dict[str, Tensor]:
+        """position_ids of words after what a cache has. line: (L,) their numbers in the stream; shift: see Placed."""
+        return {} if shift is None else {"position_ids": (line + shift[:, None]).expand(3, -1, -1)}
+
+    def _seen(
+        self, prefixes: Sequence[Prefix], inputs: Tensor, read: Sequence[int], cache: Any = None
+    ) -> dict[str, Any]:
+        """Who sees whom among the tokens of inputs (R, L, D): a prefix and words after it, the first `read` of each row
+        its prompt. Nothing: the library's own, that no token sees a later one."""
+        return {"attention_mask": _meta_mask(self.net, inputs)}
 
     def _where(self, prefixes: Sequence[Prefix], more: int) -> dict[str, Tensor]:
         """position_ids (3, R, N + more) of prefixes and as many words after each, where some image has a grid."""
@@ -143,8 +158,8 @@ class Stream(Causal):
         more = ids.shape[1] - 1
         inputs = torch.cat([shown, self.embed(ids[:, :-1]).to(shown)], 1)
         out = self.net(
-            inputs_embeds=inputs, attention_mask=_meta_mask(self.net, inputs), use_cache=False,
-            **self._where(prefixes, more), **self._deep(prefixes, more),
+            inputs_embeds=inputs, use_cache=False, **self._where(prefixes, more), **self._deep(prefixes, more),
+            **self._seen(prefixes, inputs, read),
         )  # fmt: skip
         hidden = out.last_hidden_state[:, shown.shape[1] :]
         places = [(n, at) for n, start in enumerate(read) for at in range(start, ids.shape[1])]

@@ -33,7 +33,7 @@ from vlbench.tensors.reading import load_into
 from ._prismatic import read
 from ._projected import Projected
 from ._prompted import Config, constructed, read_tokenizer
-from ._stream import ImageState, Stream
+from ._stream import ImageState
 
 
 class Network(nn.Module):
@@ -82,7 +82,8 @@ class Prismatic(Projected):
     mark = "<image>"
     several: ClassVar[bool] = False
     vision = "vision"
-    text = "language.model.layers"
+    decoder = "language.model"
+    head = "language.lm_head"
 
     @classmethod
     def network(cls, config: Config) -> Any:
@@ -111,15 +112,6 @@ class Prismatic(Projected):
         load_into(model.net, weights)
         return model
 
-    @property
-    def end(self) -> int | None:
-        own: int | None = self.tokenizer.eos_token_id
-        return int(self.net.language.config.eos_token_id) if own is None else own
-
-    @property
-    def language(self) -> Stream:
-        return Stream(self.net.language.model, self.net.language.lm_head, -1 if self.end is None else self.end)
-
     def structure(self) -> Structure:
         """The vision towers, all of their blocks but the last, and the language model."""
         towers = [
@@ -128,7 +120,7 @@ class Prismatic(Projected):
             )
             for name, tower in self.net.vision.items()
         ]
-        return Structure((*towers, library.tower(self.net, self.text, "language")))
+        return Structure((*towers, library.tower(self.net, f"{self.decoder}.layers", "language")))
 
     def stock(self) -> Stock | None:  # type: ignore[override]
         return None

@@ -22,15 +22,13 @@ from transformers.initialization import no_init_weights
 from vlbench.errors import UserError
 from vlbench.images.view import View
 from vlbench.model import Card, family, read_config
-from vlbench.nn import library
 from vlbench.nn.stock import Stock
-from vlbench.structure import Structure
 from vlbench.tensors.reading import load_into, read_weights
 
-from ._chat import TURN, image_processor, processor_of
+from ._chat import TURN, processor_of
 from ._projected import Projected
-from ._prompted import Config, constructed, read_tokenizer
-from ._stream import ImageState, Stream
+from ._prompted import Config, read_tokenizer
+from ._stream import ImageState
 
 PARTS = {"llm": "language.", "vision_tower": "vision.", "mm_projector": "projector."}
 SCALES = ("s2", "dynamic_s2", "ps3")
@@ -102,7 +100,8 @@ class Vila(Projected):
     processor = "SiglipImageProcessor"
     mark = "<image>"
     vision = "vision.encoder.layers"
-    text = "language.model.layers"
+    decoder = "language.model"
+    head = "language.lm_head"
 
     @classmethod
     def network(cls, config: Config) -> Any:
@@ -110,14 +109,8 @@ class Vila(Projected):
 
     @classmethod
     def build(cls, card: Card, config: Config, folder: Path) -> Vila:
-        net = constructed(card, cls.network, config).eval()
-        model = cls(card, config, library.adopt(net))
-        home = folder / "llm" if (folder / "llm").is_dir() else folder
-        model.tokenizer = read_tokenizer(home, int(config["text_config"]["vocab_size"]) + 1)
-        if cls.mark not in model.tokenizer.get_vocab():  # a place in the prompt, which is never embedded
-            model.tokenizer.add_tokens([cls.mark], special_tokens=True)
-        model.images = image_processor(config["processor"], cls.processor)
-        return model
+        """The tokenizer of a checkpoint lies with its language model, that of a saved model beside its weights."""
+        return super().build(card, config, folder / "llm" if (folder / "llm").is_dir() else folder)
 
     @classmethod
     def open(cls, card: Card, folder: Path) -> Vila:
@@ -145,25 +138,10 @@ class Vila(Projected):
         return model
 
     @property
-    def end(self) -> int | None:
-        own: int | None = self.tokenizer.eos_token_id
-        other = self.net.language.config.eos_token_id
-        return other if own is None else own
-
-    @property
-    def language(self) -> Stream:
-        end = -1 if self.end is None else self.end
-        return Stream(self.net.language.model, self.net.language.lm_head, end)
-
-    @property
     def blocks(self) -> int:
         """Vision blocks that are read."""
         layer, count = int(self.config["layer"]), len(self.net.vision.encoder.layers)
         return layer if layer >= 0 else count + 1 + layer
-
-    def structure(self) -> Structure:
-        vision = library.tower(self.net, self.vision, "vision", blocks=self.blocks)
-        return Structure((vision, library.tower(self.net, self.text, "language")))
 
     def stock(self) -> Stock | None:  # type: ignore[override]
         return None

@@ -180,4 +180,62 @@ def _qwen3_processor(tokenizer: Any) -> Any:
 
 
 QWEN3 = Folder("qwen3-vl-2b", QWEN.special, _qwen3, _qwen3_processor)
-FOLDERS = (INTERNVL, QWEN, ONEVISION, QWEN3)
+
+
+def _next(ids: dict[str, int]) -> Any:
+    config = hf.LlavaNextConfig(
+        vision_config=hf.CLIPVisionConfig(**{**VISION, "num_hidden_layers": 3}, image_size=28, patch_size=7),
+        text_config=hf.MistralConfig(**TEXT, vocab_size=ids[""]), image_token_index=ids["<image>"],
+        image_grid_pinpoints=GRID, tie_word_embeddings=False,
+    )  # fmt: skip
+    return hf.LlavaNextForConditionalGeneration(config)
+
+
+def _next_processor(tokenizer: Any) -> Any:
+    sides = {"height": 28, "width": 28}
+    images = hf.LlavaNextImageProcessor(size={"shortest_edge": 28}, crop_size=sides, image_grid_pinpoints=GRID)
+    return hf.LlavaNextProcessor(
+        images, tokenizer, patch_size=7, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=CHATML.replace("IMAGE", "<image>\n"),
+    )  # fmt: skip
+
+
+NEXT = Folder("llava-1.6-mistral-7b", {"image_token": "<image>"}, _next, _next_processor)
+USER = (
+    "{% for m in messages %}{{ m['role'] | capitalize }}{{ ':' if m['content'][0]['type'] == 'image' else ': ' }}"
+    "{% for c in m['content'] %}{{ '<image>' if c['type'] == 'image' else c['text'] }}{% endfor %}"
+    "{{ '<end_of_utterance>\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+def _smol(kind: str) -> Callable[[dict[str, int]], Any]:
+    def make(ids: dict[str, int]) -> Any:
+        vision = {**VISION, "image_size": 28, "patch_size": 7}
+        text = hf.LlamaConfig(**TEXT, vocab_size=ids[""])
+        config = getattr(hf, f"{kind}Config")(
+            vision_config=vision, text_config=text, image_token_id=ids["<image>"], scale_factor=2,
+            tie_word_embeddings=False,
+        )  # fmt: skip
+        return getattr(hf, f"{kind}ForConditionalGeneration")(config)
+
+    return make
+
+
+def _smol_processor(kind: str) -> Callable[[Any], Any]:
+    def make(tokenizer: Any) -> Any:
+        sides = {"size": {"longest_edge": 84}, "max_image_size": {"longest_edge": 28}}
+        images = getattr(hf, f"{kind}ImageProcessor")(**sides)
+        videos = [hf.SmolVLMVideoProcessor()] if kind == "SmolVLM" else []
+        return getattr(hf, f"{kind}Processor")(images, tokenizer, *videos, image_seq_len=4, chat_template=USER)
+
+    return make
+
+
+SMOL = {
+    "image_token": "<image>", "fake_image_token": "<fake_token_around_image>", "global_image_token": "<global-img>",
+    "end_of_utterance_token": "<end_of_utterance>",
+    **{f"tile_{row}_{column}": f"<row_{row}_col_{column}>" for row in (1, 2, 3) for column in (1, 2, 3)},
+}  # fmt: skip
+IDEFICS = Folder("idefics3-8b", SMOL, _smol("Idefics3"), _smol_processor("Idefics3"))
+SMOLVLM = Folder("smolvlm2-256m", SMOL, _smol("SmolVLM"), _smol_processor("SmolVLM"))
+FOLDERS = (INTERNVL, QWEN, ONEVISION, QWEN3, NEXT, IDEFICS, SMOLVLM)

@@ -109,6 +109,13 @@ def test_pixels_are_those_of_the_librarys_processor(opened: Opened, size: tuple[
     assert opened.model.views(raw(image)).pixels.dtype == torch.uint8
 
 
+def ids_of(state: Any, mark: int) -> list[int]:
+    """Of an image's tokens, and of the words that may stand among them."""
+    if state.words is None:
+        return [mark] * len(state.tokens)
+    return [mark if word < 0 else word for word in state.words.tolist()]
+
+
 @pytest.mark.parametrize("images", [0, 1, 2])
 def test_prompts_are_those_of_the_librarys_processor(opened: Opened, images: int) -> None:
     model, pictures = opened.model, [picture(60, 20), picture(28, 28)][:images]
@@ -119,7 +126,7 @@ def test_prompts_are_those_of_the_librarys_processor(opened: Opened, images: int
     states = model.encode(batch.images) if images else []
     mark = model.tokenizer.convert_tokens_to_ids(model.mark)
     first, *rest = model._divided(model._questions(batch)[0])
-    ids = [*first, *(t for s, part in zip(states, rest, strict=True) for t in [*[mark] * len(s.tokens), *part])]
+    ids = [*first, *(t for s, part in zip(states, rest, strict=True) for t in [*ids_of(s, mark), *part])]
     assert ids == found["input_ids"][0].tolist()
 
 
@@ -355,6 +362,18 @@ def test_folders_that_lack_something_are_told_what(opened: Opened, tmp_path: Pat
     folder = copied("kind")
     edited(folder, "config.json", lambda c: c.update(model_type="bert"))
     assert "is of a model of type 'bert'" in refused(opened, folder)
+
+
+def test_a_tokenizer_without_the_words_around_an_image_is_refused(opened: Opened, tmp_path: Path) -> None:
+    """Such words would be read letter by letter, and the model would answer something else."""
+    words = [opened.model.mark, *opened.model.special(opened.model.config)]
+    folder = shutil.copytree(opened.folder, tmp_path / "words")
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text.replace(words[-1], "<another>"))
+    edited(
+        folder, "tokenizer_config.json", lambda c: [c.pop(key) for key, word in list(c.items()) if word == words[-1]]
+    )
+    assert f"has no {words[-1]}, which stands for an image" in refused(opened, folder)
 
 
 def test_attention_has_the_units_that_the_class_allows(opened: Opened) -> None:
