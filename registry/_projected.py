@@ -77,8 +77,9 @@ class Projected(Prompted):
         net = constructed(card, cls.network, config).eval()
         model = cls(card, config, library.adopt(net))
         model.tokenizer = read_tokenizer(folder, int(net.get_submodule(cls.decoder).config.vocab_size) + 1)
-        known = model.tokenizer.get_vocab()  # the mark is a place in the prompt, which is never embedded
-        model.tokenizer.add_tokens([w for w in (cls.mark, *cls.special(config)) if w not in known], special_tokens=True)
+        vocabulary = model.tokenizer.get_vocab()  # the mark is a place in the prompt, which is never embedded
+        lacking = [word for word in (cls.mark, *cls.special(config)) if word not in vocabulary]
+        model.tokenizer.add_tokens(lacking, special_tokens=True)
         model.images = image_processor(config["processor"], cls.processor)
         if model.end is None and {"answer", "caption"} & set(card.capabilities):
             raise UserError(f"neither the tokenizer in {folder} nor config.json says which token ends an answer.")

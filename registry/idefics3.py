@@ -39,8 +39,8 @@ class Idefics3(Projected):
 
     @classmethod
     def special(cls, config: Config) -> Sequence[str]:
-        told = config["processor"]
-        most = -(-int(told["size"]["longest_edge"]) // int(told["max_image_size"]["longest_edge"]))
+        sides = config["processor"]
+        most = -(-int(sides["size"]["longest_edge"]) // int(sides["max_image_size"]["longest_edge"]))
         numbers = range(1, most + 1)
         return FAKE, WHOLE, *(f"<row_{row}_col_{column}>" for row in numbers for column in numbers)
 
@@ -59,8 +59,8 @@ class Idefics3(Projected):
         whole = torch.ones(sizes, dtype=torch.bool, device=tiles.device)
         hidden = tower.embeddings(pixel_values=tiles, patch_attention_mask=whole)
         states = tower.encoder(inputs_embeds=hidden, attention_mask=None).last_hidden_state
-        found: Tensor = self.net.model.connector(tower.post_layernorm(states))
-        return found
+        tokens: Tensor = self.net.model.connector(tower.post_layernorm(states))
+        return tokens
 
     def _among(self, tiles: Tensor, rows: int, columns: int) -> ImageState:
         """tiles (T, N, D) at their places among the words around them."""

@@ -56,8 +56,8 @@ class LlavaNext(Projected):
         model, strategy = self.net.model, self.net.config.vision_feature_select_strategy
         states = clip_vision.states_after(model.vision_tower, torch.cat([view.pixels for view in images]), self.blocks)
         tiles = model.multi_modal_projector(states[:, 1:] if strategy == "default" else states)
-        found, _ = model.pack_image_features(
+        packed, _ = model.pack_image_features(
             tiles.split([len(view.pixels) for view in images]),
             [view.facts["image_sizes"][0].tolist() for view in images], strategy, model.image_newline,
         )  # fmt: skip
-        return [ImageState(tokens) for tokens in found]
+        return [ImageState(tokens) for tokens in packed]
