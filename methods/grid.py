@@ -49,9 +49,8 @@ class GridOptions(PruneOptions, Schedule):
 
 
 def _mini(context: Context) -> dict[str, Any]:
-    """DeiT and Segmenter see images only; batches as finetune has them."""
-    by = {"by": "kind"} if context.task in ("imagenet", "ade20k") else {}
-    return {"batch_size": 48, **by} if context.task == "ade20k" else by
+    """A model that sees images only has one modality, and its two parts are kinds; batches as finetune has them."""
+    return {**context.says("mini"), **({} if context.texts else {"by": "kind"})}
 
 
 @method(

@@ -37,7 +37,7 @@ class MaskOptions(PruneOptions, MomentumOptions):
 
 def _small_batches(context: Context) -> dict[str, Any]:
     """As finetune has them: see there."""
-    return {"batch_size": 48} if context.task == "ade20k" else {}
+    return dict(context.says("mini"))
 
 
 @method(

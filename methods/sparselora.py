@@ -40,7 +40,7 @@ def paper(context: Context) -> dict[str, Any]:
     temperature 1, which are the defaults; dropout is configured as 0.05 and never applied. Its divergence is summed
     over all tokens, padding too, and divided by the batch; here it is the mean over the tokens that are told.
     """
-    batch = 32 if "vicuna" in context.model else 64
+    batch = int(context.says("ressa").get("batch", 64))
     return {
         "ranks": "vision?:4,language?:8,qformer?:2", "alpha": 16.0, "dropout": 0.0, "loss": "both",
         "steps": CAPTIONS // batch, "batch_size": batch, "lr": 1e-4, "decay": "constant", "warmup": 0,

@@ -36,6 +36,7 @@ MAX_PROMPT = 128  # tokens of the prompt that the Q-Former reads
         image=ImageSpec(size=224),
         licence="LLaMA licence (non-commercial)",
         source="https://arxiv.org/abs/2305.06500",
+        training={"ressa": {"batch": 32}},
         trained_on=("vqav2/train", "okvqa/train", "coco_caption/train"),
         prunable="every attention and feed-forward matrix of the ViT and Vicuna; the Q-Former, the projection, "
         "embeddings and lm_head stay dense, as in RESSA",
@@ -48,6 +49,7 @@ MAX_PROMPT = 128  # tokens of the prompt that the Q-Former reads
         image=ImageSpec(size=224),
         licence="LLaMA licence (non-commercial)",
         source="https://arxiv.org/abs/2305.06500",
+        training={"ressa": {"batch": 32}},
         trained_on=("vqav2/train", "okvqa/train", "coco_caption/train"),
         prunable="every attention and feed-forward matrix of the ViT and Vicuna; the Q-Former, the projection, "
         "embeddings and lm_head stay dense, as in RESSA",

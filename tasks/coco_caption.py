@@ -37,7 +37,17 @@ class CocoCaptionOptions(TaskOptions):
     images: Path | None = Field(None, description="folder of their images")
 
 
-@task("coco_caption", title="COCO image captioning", capability="caption", metric="cider", version=1, data="coco")
+@task(
+    "coco_caption",
+    title="COCO image captioning",
+    capability="caption",
+    metric="cider",
+    version=1,
+    data="coco",
+    training={
+        "upop": {"train": 566_747, "epochs": {0.5: 5, 0.75: 8}, "lr": 1e-5, "interval": 100, "l1": [3.2e-2, 1e-3]},
+    },
+)
 class CocoCaption(Task):
     """`root` holds Karpathy's or BLIP's annotations (or has them in annotations/) and the image folders train2014 and
     val2014 (or has them in images/)."""

@@ -26,7 +26,20 @@ class CocoRetrievalOptions(RetrievalOptions):
     k_test: int = Field(256, ge=0, description=CANDIDATES)
 
 
-@task("coco_retrieval", title="COCO image-text retrieval", capability="match", metric="r_mean", version=1, data="coco")
+@task(
+    "coco_retrieval",
+    title="COCO image-text retrieval",
+    capability="match",
+    metric="r_mean",
+    version=1,
+    data="coco",
+    training={
+        "upop": {
+            "train": 566_747, "epochs": {0.5: 6, 0.75: 9}, "lr": 1e-5, "interval": 200, "l1": [6.4e-3, 2e-4],
+            "loss": "momentum",
+        },
+    },
+)  # fmt: skip
 class CocoRetrieval(Retrieval):
     """`root` holds the annotations and the image folders that _karpathy.py names."""
 

@@ -34,7 +34,13 @@ class Flickr30KRetrievalOptions(RetrievalOptions):
     metric="r_mean",
     version=1,
     data="flickr30k",
-)
+    training={
+        "upop": {
+            "train": 145_000, "epochs": {0.5: 12, 0.75: 18}, "lr": 1e-5, "interval": 50, "l1": [6.4e-3, 2e-4],
+            "loss": "momentum",
+        },
+    },
+)  # fmt: skip
 class Flickr30KRetrieval(Retrieval):
     """`root` holds the annotations and the image folders that _karpathy.py names."""
 

@@ -37,7 +37,19 @@ class ImageNetOptions(TaskOptions):
     )
 
 
-@task("imagenet", title="ImageNet-1k classification", capability="classify", metric="top1", version=1)
+@task(
+    "imagenet",
+    title="ImageNet-1k classification",
+    capability="classify",
+    metric="top1",
+    version=1,
+    training={
+        "upop": {
+            "train": 1_281_167, "batch": 4096, "epochs": {0.5: 60}, "finetune_epochs": 300, "lr": 8e-4, "min_lr": 1e-5,
+            "interval": {0.1: 1600, 0.2: 1000, 0.3: 800, 0.4: 800, 0.5: 800}, "decayed": "timm",
+        },
+    },
+)  # fmt: skip
 class ImageNet(Task):
     """`root` holds train/ and val/, each with a folder a class. val/ may also be flat, as Kaggle has it, with
     LOC_val_solution.csv in `root` or beside the images."""

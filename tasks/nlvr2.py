@@ -72,7 +72,13 @@ class NLVR2Options(TaskOptions):
     metric="accuracy",
     version=1,
     chance=50.0,
-)
+    training={
+        "upop": {
+            "train": 86_373, "epochs": {0.5: 15, 0.6666666666666666: 20, 0.75: 23, 0.8: 24, 0.9: 27}, "lr": 3e-6,
+            "interval": 50, "l1": [4.8e-3, 2e-4],
+        },
+    },
+)  # fmt: skip
 class NLVR2(Task):
     """A sample's id is its identifier SPLIT-SET-PAIR-SENTENCE. Its cluster is the set of eight photographs that its
     sentence was written for: pairs of a set share sentences, photographs and the writer."""

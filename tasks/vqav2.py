@@ -75,7 +75,12 @@ class VQAv2Options(TaskOptions):
     version=1,
     data="coco",
     chance=25.98,  # "yes" to every question of test-standard (Goyal et al. 2017, arXiv 1612.00837)
-)
+    training={
+        "upop": {
+            "train": 443_757, "epochs": {0.5: 10, 0.75: 15}, "lr": 2e-5, "interval": 1000, "l1": [1.44e-2, 5e-4],
+        },
+    },
+)  # fmt: skip
 class VQAv2(Task):
     """`root` holds the official files (or has them in annotations/) and the image folders (or in images/)."""
 

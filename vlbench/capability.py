@@ -290,8 +290,9 @@ class Capability(ABC, Generic[M]):
 C = TypeVar("C", bound=type[Capability[Any]])
 
 
-def capability(name: str, *, title: str) -> Callable[[C], C]:
-    """Register a Capability. Both arguments must be literals: `vlbench list capabilities` reads them."""
+def capability(name: str, *, title: str, texts: bool = True) -> Callable[[C], C]:
+    """Register a Capability. All arguments must be literals: `vlbench list capabilities` reads them. texts: whether its
+    samples have texts, which recipes may ask (`vlbench.method.Context`)."""
 
     def register(cls: C) -> C:
         cls.name = name

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from .errors import UserError
@@ -79,12 +79,18 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class Context:
-    """What a recipe may depend on."""
+    """What a recipe may depend on. training: what the task and the model say of themselves for recipes that ask
+    (publication -> its settings, see `vlbench.task.task` and `vlbench.model.Card`), so that no recipe names either."""
 
     suite: str
     task: str
-    model: str
+    texts: bool  # whether the task's samples have texts
     sparsity: float | None
+    training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def says(self, publication: str) -> Mapping[str, Any]:
+        """Empty where neither the task nor the model says anything."""
+        return self.training.get(publication, {})
 
 
 Recipe = Mapping[str, Any] | Callable[[Context], Mapping[str, Any]]

@@ -41,6 +41,7 @@ class Card:
     "task/split/metric" -> number of the paper, what `vlbench check model=NAME` compares with.
     default_for: tasks for which this is the suite's model when none is named. prunable: the prunable set in words.
     architecture: the configuration that `Model.build` takes, for families whose cards are data (see `family`).
+    training: publication -> what it sets where it trains this model, for recipes that ask (`vlbench.method.Context`).
     """
 
     name: str
@@ -58,6 +59,7 @@ class Card:
     published: Mapping[str, float] = field(default_factory=dict)
     prunable: str = "every attention and feed-forward matrix of every tower"
     architecture: Mapping[str, Json] = field(default_factory=dict)
+    training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Model(ABC):

@@ -94,14 +94,31 @@ class Site:
         raise UserError(f"{self.name} cannot be cut by {unit!r}: {why}. Legal here: {legal}.")
 
 
+@dataclass(frozen=True)
+class Mask:
+    """An argument of a block's forward that says which tokens are real: one that no query sees is padding.
+
+    form "pairs": (..., queries, keys), True where a query sees a key, or numbers added to the logits; two dimensions
+    hold for every row of the batch. "tokens": (batch, tokens), above 0 where a token is real. of: the argument that
+    holds the states whose tokens it marks, where these are another tower's; empty: the block's own stream.
+    """
+
+    argument: str
+    of: str = ""
+    form: Literal["pairs", "tokens"] = "pairs"
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
     """One layer of a tower: the module that is called, and its sites. Calibration replays a tower block by block.
-    refusal: why the whole block cannot be removed (others read what it makes); empty where it can."""
+    refusal: why the whole block cannot be removed (others read what it makes); empty where it can. masks: all arguments
+    that mark padding, which calibration leaves out. A block that is given a mask it does not name is refused there
+    (`nn.attend.Shared` says itself which of its states are real)."""
 
     path: str
     sites: tuple[Site, ...]
     refusal: str = ""
+    masks: tuple[Mask, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -192,12 +192,14 @@ def task(
     version: int,
     data: str = "",
     chance: float = 0.0,
+    training: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[T], T]:
     """Register a Task. All arguments must be literals: `vlbench list tasks` reads them without importing the file.
 
     version is bumped when a number could change. data: the name of the root in vlbench.toml that holds the files
     (several tasks may share one), the task's name where it is left out. chance: what the best constant answer scores in
-    the primary metric, in percent, where that is more than a few (vlbench/records/convergence.py asks).
+    the primary metric, in percent, where that is more than a few (vlbench/records/convergence.py asks). training:
+    publication -> what it sets where it trains on this task, for recipes that ask (`vlbench.method.Context`).
     """
 
     def register(cls: T) -> T:

@@ -5,7 +5,6 @@ Sums are mergeable: those of two workers, or of two halves of the samples, added
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,8 +16,8 @@ from torch import Tensor, nn
 
 from ..errors import RunFailed
 from ..machine.workers import World
-from ..nn.attend import Shared
 from ..structure import Block
+from .padding import Padding
 
 
 @dataclass
@@ -143,7 +142,7 @@ class Collector:
 
     def __init__(self, net: nn.Module, block: Block, *, gram: bool, dtype: torch.dtype) -> None:
         self.names = list(dict.fromkeys(m for site in block.sites for m in site.matrices))
-        self.block = net.get_submodule(block.path)
+        self.block, self.module = block, net.get_submodule(block.path)
         self.modules = {name: net.get_submodule(name.rpartition(".")[0]) for name in self.names}
         self.found: dict[str, Statistics] = {}
         shared: dict[int, Statistics] = {}
@@ -161,7 +160,7 @@ class Collector:
 
     def flush(self, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> None:
         """Count the inputs of the call that ended; its arguments say which tokens are padding."""
-        padding = Padding(self.block, args, kwargs or {})
+        padding = Padding(self.module, self.block, args, kwargs or {})
         counted: dict[tuple[int, tuple[int, ...]], Statistics] = {}
         for name in self.names:
             inputs = self._seen.get(name, [])
@@ -211,71 +210,13 @@ def collecting(net: nn.Module, block: Block, *, gram: bool, dtype: torch.dtype) 
         for name, module in collector.modules.items()
     ]
     ends = lambda _, args, kwargs, out: collector.flush(args, kwargs)  # noqa: E731
-    hooks.append(collector.block.register_forward_hook(ends, with_kwargs=True))
+    hooks.append(collector.module.register_forward_hook(ends, with_kwargs=True))
     try:
         yield collector
         collector.flush()  # calls from outside the block's forward
     finally:
         for hook in hooks:
             hook.remove()
-
-
-class Padding:
-    """Which tokens of a call's inputs are real, as its masks say: a token that no query may see is padding."""
-
-    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        self.own: list[Tensor] = []  # (batch, tokens) of the block's own stream
-        self.others: list[tuple[Tensor, Tensor]] = []  # states of another tower, and theirs
-        named = {**_positional(module, args), **kwargs}
-        states = [v for k, v in named.items() if isinstance(v, Tensor) and "encoder_hidden" in k]
-        for name, value in named.items():
-            for part in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(part, Shared) and part.mask is not None:
-                    self.others.append((part.states, part.mask[:, 0, 0, :]))
-                elif isinstance(part, Tensor) and "mask" in name and "head" not in name:
-                    visible = _visible(part, between=name == "attn_mask")
-                    if "encoder" in name:
-                        self.others += [(s, visible) for s in states]
-                    else:
-                        self.own.append(visible)
-
-    def real(self, x: Tensor) -> Tensor | None:
-        """(batch, tokens) for an input of that shape, or None where all of it is real."""
-        if x.ndim != 3:
-            return None
-        for states, visible in self.others:
-            if states.data_ptr() == x.data_ptr() and states.shape == x.shape:
-                return _fitting(visible, x)
-        masks = [
-            mask for mask in self.own if (fitting := _fitting(mask, x)) is not None and fitting.shape == x.shape[:2]
-        ]
-        return _fitting(masks[0], x) if masks else None
-
-
-def _positional(module: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
-    """Positional arguments under their names (transformers hands T5's masks on by position)."""
-    try:
-        names = [p.name for p in inspect.signature(module.forward).parameters.values()]
-    except (TypeError, ValueError):
-        return {}
-    return dict(zip(names, args, strict=False))
-
-
-def _visible(mask: Tensor, *, between: bool) -> Tensor:
-    """(batch, tokens), True = some query sees the token, from a mask of any usual shape: (B, K) of ones or booleans;
-    (Q, K) that is added to logits, or is `between` tokens by its name; (B, 1 or H, Q, K) of booleans or added."""
-    added = mask.is_floating_point() and (mask.ndim > 2 or bool((mask < 0).any()))
-    seen = mask > -9999.0 if added else mask > 0
-    if seen.ndim > 2:
-        return seen.flatten(1, -2).any(1)
-    return seen.any(0, keepdim=True) if added or between else seen
-
-
-def _fitting(mask: Tensor, x: Tensor) -> Tensor | None:
-    if mask.shape[-1] != x.shape[1] or mask.shape[0] not in (1, x.shape[0]):
-        return None
-    mask = mask.expand(x.shape[0], -1).to(x.device)
-    return None if bool(mask.all()) else mask
 
 
 def refuse_damaged(block: Block, statistics: Mapping[str, Statistics]) -> None:

@@ -16,7 +16,7 @@ def _sample(model: Model, count: int, train: bool) -> Batch:
     return batch_of(model, samples, pixels(model, count), single(count))
 
 
-@capability("classify", title="the class of an image")
+@capability("classify", title="the class of an image", texts=False)
 class Classify(Capability[Classifier]):
     """Images -> logits over the model's classes; the loss is cross entropy."""
 

@@ -23,7 +23,7 @@ def _sample(model: Model, count: int, train: bool) -> Batch:
     return batch_of(model, samples_of(count), list(windows), single(count), options=options)
 
 
-@capability("segment", title="a class for every pixel")
+@capability("segment", title="a class for every pixel", texts=False)
 class Segment(Capability[Segmenter]):
     """Images that keep their aspect ratio -> maps of classes; the loss is the mean over the pixels that have one."""
 

@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ..errors import UserError, did_you_mean
-from ..method import Context, Method, Recipe
+from ..method import Method, Recipe
 from ..options import MethodOptions, PruneOptions
 from ..plugins.entry import Entry
 from ..plugins.table import Table, table
 from ..task import Task
+from .context import context_of
 from .owners import _all_options, _owners_of
 from .sentences import _sentences
 from .spec import LinkSpec, Spec, Words
@@ -220,7 +221,7 @@ class _Resolver:
                 hint = did_you_mean(wanted, known)
                 self.errors.append(f"recipe={wanted} is not known for method={words.method}. {hint}")
             return values, "default"
-        context = Context(words.suite, words.task, model.name if model else "", _fraction(self.rest, methods))
+        context = context_of(words.suite, words.task, model, _fraction(self.rest, methods))
         for owner, recipes in sources:
             recipe = recipes.get(wanted, {})
             for key, value in (recipe(context) if callable(recipe) else recipe).items():

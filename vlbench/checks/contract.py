@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
+from ..cell.context import context_of
 from ..cell.owners import unknown_recipe_keys
 from ..compression.saved import load_model, save_model
 from ..errors import RunFailed, UserError
@@ -108,7 +109,7 @@ def _check_recipes(entry: Entry, cls: Any, links: Sequence[Entry]) -> Iterator[s
     owners = {link.name: link.load().Options for link in links}
     for name, recipe in cls.recipes.items():
         for suite, task, target in product(("mini", "full"), table("tasks").entries, (0.3, 0.75)):
-            what, context = f"recipe={name} for task={task}", Context(suite, task, "", target)
+            what, context = f"recipe={name} for task={task}", context_of(suite, task, None, target)
             try:
                 values = _values(recipe, context)
             except UserError:

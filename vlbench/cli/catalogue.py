@@ -250,13 +250,13 @@ def _print_recipes(cls: Any) -> None:
 def _answers(recipe: Any) -> list[str]:
     """What a recipe that is a function says for each task, at its target's default: first what it says for all of
     them, then the rest; alike answers on one line."""
-    from ..method import Context
+    from ..cell.context import context_of
 
     values: dict[str, Mapping[str, Any]] = {}
     refused: dict[str, list[str]] = {}
     for name in table("tasks").entries:
         try:
-            values[name] = recipe(Context("full", name, "", 0.5))
+            values[name] = recipe(context_of("full", name, None, 0.5))
         except UserError as error:
             refused.setdefault(str(error), []).append(name)
     answers = list(values.values())

@@ -16,10 +16,23 @@ from transformers.activations import ACT2FN
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
-from ..structure import Block, Rows, Site, Tower, attention_site, blocks_named, count_setter, ffn_site, scale_setter
+from ..structure import (
+    Block,
+    Mask,
+    Rows,
+    Site,
+    Tower,
+    attention_site,
+    blocks_named,
+    count_setter,
+    ffn_site,
+    scale_setter,
+)
 from .attend import Shared, attend, merge_heads, split_heads
 from .caches import cache_in
 from .stock import CutAttributes, query_factor
+
+TEXT_MASKS = (Mask("attention_mask"), Mask("encoder_attention_mask", of="encoder_hidden_states"))
 
 
 class VisionAttention(BlipAttention):  # type: ignore[misc]
@@ -204,7 +217,7 @@ def text_tower(module: nn.Module, prefix: str, name: str) -> Tower:
                 activation=act,
             )
         )  # fmt: skip
-        blocks.append(Block(path, tuple(sites)))
+        blocks.append(Block(path, tuple(sites), masks=TEXT_MASKS))
     return Tower(name, tuple(blocks))
 
 

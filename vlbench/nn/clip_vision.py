@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPAttention as LibraryAttention
 
 from ..errors import UserError
-from ..structure import Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
+from ..structure import Block, Mask, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import attend, merge_heads, split_heads
 from .stock import CutAttributes
+
+MASKS = (Mask("attention_mask"),)
 
 
 class CLIPAttention(LibraryAttention):  # type: ignore[misc]
@@ -72,5 +74,5 @@ def tower(module: nn.Module, prefix: str, blocks: int, name: str = "vision") -> 
                 activation=block.mlp.activation_fn,
             ),
         )  # fmt: skip
-        blocks_adopted.append(Block(path, sites))
+        blocks_adopted.append(Block(path, sites, masks=MASKS))
     return Tower(name, tuple(blocks_adopted))

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..structure import AfterCut, Block, Rows, Site, Tower, attention_site, blocks_named, ffn_site
+from ..structure import AfterCut, Block, Mask, Rows, Site, Tower, attention_site, blocks_named, ffn_site
 from .stock import CutAttributes
+
+MASKS = (Mask("attention_mask"),)
 
 _HEAD_NORM = "QK-norm runs over the width of the head, so a removed dimension changes the others"
 _DEEP = "the language model reads its output by the block's number (DeepStack)"
@@ -160,7 +162,7 @@ def tower(
             break
         at, kind = f"{name}.{index}", modality or name
         sites = (_attention(module, at, path, block, kind), _ffn(module, at, path, block, kind))
-        adopted.append(Block(path, sites, _DEEP if index in read else ""))
+        adopted.append(Block(path, sites, _DEEP if index in read else "", masks=MASKS))
     return Tower(name, tuple(adopted), _renumber(prefix.rpartition(".")[0]))
 
 

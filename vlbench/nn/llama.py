@@ -10,10 +10,12 @@ from transformers.models.llama.modeling_llama import LlamaAttention as LibraryAt
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from ..errors import UserError
-from ..structure import AfterCut, Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
+from ..structure import AfterCut, Block, Mask, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import attend, merge_heads, split_heads
 from .caches import cache_in
 from .stock import CutAttributes
+
+MASKS = (Mask("attention_mask"),)
 
 
 class LlamaAttention(LibraryAttention):  # type: ignore[misc]
@@ -103,7 +105,7 @@ def tower(module: nn.Module, prefix: str = "model.layers", name: str = "language
                 activation=block.mlp.act_fn,  # type: ignore[union-attr, arg-type]
             ),
         )  # fmt: skip
-        blocks.append(Block(path, sites))
+        blocks.append(Block(path, sites, masks=MASKS))
     return Tower(name, tuple(blocks))
 
 

@@ -12,9 +12,11 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
-from ..structure import Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site, scale_setter
+from ..structure import Block, Mask, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site, scale_setter
 from .attend import attend, merge_heads, split_heads
 from .stock import CutAttributes
+
+MASKS = (Mask("attn_mask"),)
 
 
 class SelfAttention(nn.Module):
@@ -105,5 +107,5 @@ def _tower(module: nn.Module, prefix: str, name: str, modality: str) -> Tower:
                 down=f"{path}.mlp.c_proj", activation=block.mlp.gelu,  # type: ignore[union-attr, arg-type]
             ),
         )  # fmt: skip
-        blocks.append(Block(path, sites))
+        blocks.append(Block(path, sites, masks=MASKS))
     return Tower(name, tuple(blocks))

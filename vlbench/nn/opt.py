@@ -7,10 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.models.opt.modeling_opt import OPTAttention as LibraryAttention
 
-from ..structure import Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
+from ..structure import Block, Mask, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import attend, merge_heads, split_heads
 from .caches import cache_in
 from .stock import CutAttributes
+
+MASKS = (Mask("attention_mask"),)
 
 
 class OPTAttention(LibraryAttention):  # type: ignore[misc]
@@ -67,5 +69,5 @@ def tower(module: nn.Module, prefix: str = "model.decoder.layers", name: str = "
                 activation=block.activation_fn,
             ),
         )  # fmt: skip
-        blocks.append(Block(path, sites))
+        blocks.append(Block(path, sites, masks=MASKS))
     return Tower(name, tuple(blocks))

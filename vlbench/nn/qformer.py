@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerMultiHeadAttention
 from transformers.models.instructblip.modeling_instructblip import InstructBlipQFormerMultiHeadAttention
 
-from ..structure import AfterCut, Block, Rows, Site, Tower, attention_site, blocks_named, count_setter, ffn_site
+from ..structure import AfterCut, Block, Mask, Rows, Site, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import Shared, attend, merge_heads, split_heads
 from .stock import CutAttributes
+
+MASKS = (Mask("attention_mask"), Mask("encoder_attention_mask", of="encoder_hidden_states"))
 
 
 def _forward(
@@ -82,7 +84,7 @@ def tower(module: nn.Module, prefix: str = "qformer.encoder.layer", name: str = 
         sites.append(_ffn(module, f"{at}.query_ffn", "query", path, "_query"))
         if hasattr(block, "intermediate"):  # BLIP-2 for generation has no text inside its Q-Former
             sites.append(_ffn(module, f"{at}.text_ffn", "language", path, ""))
-        blocks.append(Block(path, tuple(sites)))
+        blocks.append(Block(path, tuple(sites), masks=MASKS))
     return Tower(name, tuple(blocks), _counter(prefix.rpartition(".")[0]))
 
 

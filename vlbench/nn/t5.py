@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.models.t5.modeling_t5 import T5Attention as LibraryAttention
 
-from ..structure import Block, Rows, Site, Tower, attention_site, blocks_named, ffn_site
+from ..structure import Block, Mask, Rows, Site, Tower, attention_site, blocks_named, ffn_site
 from .attend import Shared, attend, merge_heads, split_heads
 from .caches import cache_in
 from .stock import CutAttributes
+
+MASKS = (Mask("attention_mask"), Mask("encoder_attention_mask", of="encoder_hidden_states"))
 
 _HEADS = "block 0 makes the position bias of every layer, with one entry per head"
 _FIRST = "it makes the position bias of every layer"
@@ -115,7 +117,7 @@ def tower(module: nn.Module, prefix: str, name: str) -> Tower:
             sites.append(_attention(module, f"{at}.cross", "cross", f"{path}.layer.1.EncDecAttention"))
         last = len(block.layer) - 1  # type: ignore[arg-type]
         sites.append(_ffn(module, f"{at}.ffn", f"{path}.layer.{last}.DenseReluDense"))
-        blocks.append(Block(path, tuple(sites), "" if index else _FIRST))
+        blocks.append(Block(path, tuple(sites), "" if index else _FIRST, masks=MASKS))
     return Tower(name, tuple(blocks))
 
 

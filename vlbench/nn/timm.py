@@ -8,7 +8,7 @@ from timm.layers.attention import Attention
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..structure import Block, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
+from ..structure import Block, Mask, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import attend, merge_heads, split_heads
 from .stock import CutAttributes, query_factor
 
@@ -57,7 +57,7 @@ def vision_tower(module: nn.Module, prefix: str = "blocks", name: str = "vision"
                 activation=block.mlp.act,  # type: ignore[union-attr, arg-type]
             ),
         )  # fmt: skip
-        blocks.append(Block(path, sites))
+        blocks.append(Block(path, sites, masks=(Mask("attn_mask"),)))
     return Tower(name, tuple(blocks))
 
 
