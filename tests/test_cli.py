@@ -60,6 +60,33 @@ def test_without_a_verb_the_verbs_are_shown(lab: Lab) -> None:
         assert f"\n  {verb} " in lab().out + lab("--help").out
 
 
+def test_h_is_help_everywhere(lab: Lab) -> None:
+    assert lab("-h").out == lab("--help").out
+    assert lab("run", "-h").out == lab("run", "--help").out
+    assert lab("data", "verify", "-h").code == 0
+
+
+def test_run_alone_shows_a_command_that_works(lab: Lab) -> None:
+    sentence = lab.refused("run")
+    words = next(line.split("  (")[0].split() for line in sentence.splitlines() if "task=imagenet" in line)
+    assert words[:2] == ["vlbench", "run"]
+    assert lab("run", *words[2:], "--plan").code == 0
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_a_reader_who_has_enough_is_no_failure(taken: int, tmp_path: Path) -> None:
+    """`vlbench list | head -1`; and a reader who takes nothing."""
+    words = [sys.executable, "-m", "vlbench", "list", "--json"]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    if taken:
+        assert process.stdout.readline() == b"{\n"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
+
+
 # list --------------------------------------------------------------------------------------------------------------
 
 

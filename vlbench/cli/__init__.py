@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import errno
+import os
+import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,19 +26,23 @@ VERBS: tuple[Callable[..., Any], ...] = (
 )  # fmt: skip
 DATA_VERBS: tuple[Callable[..., Any], ...] = (listing.where, listing.prepare, listing.verify_)
 
+HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     add_completion=True,
+    context_settings=HELP,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Which pruning method keeps the most quality of a vision-language model for the least cost?\n\n"
     "Words key=value describe the cell (vlbench run method=upop task=vqav2); --flags change only the command.",
 )
-data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Where the data are, and are they intact?")
+data_app = typer.Typer(
+    no_args_is_help=True, context_settings=HELP, rich_markup_mode=None, help="Where the data are, and are they intact?"
+)
 app.add_typer(data_app, name="data")
 for parent, verbs in ((app, VERBS), (data_app, DATA_VERBS)):
     for verb in verbs:
-        parent.command(verb.__name__.rstrip("_"))(verb)  # some are Python's words, too
+        parent.command(verb.__name__.rstrip("_"), context_settings=HELP)(verb)  # some are Python's words, too
 
 # Of the machine, not of the program: told in one sentence wherever they come from.
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -54,6 +60,8 @@ def main() -> None:
     _refuse_no_folder()
     try:
         app()
+    except SystemExit as ended:
+        raise SystemExit(0 if _reader_left(ended) else ended.code) from None
     except (UserError, RunFailed) as error:
         stop(error, error.exit_code)
     except OSError as error:
@@ -89,6 +97,22 @@ def _refuse_no_folder() -> None:
         Path.cwd()
     except OSError as error:
         stop(f"the current folder is gone or cannot be read ({error.strerror}): cd to another.", 2)
+
+
+def _reader_left(ended: SystemExit) -> bool:
+    """Whether the program ends because who reads its output has enough of it, as `| head` has after ten lines. (typer
+    and rich end with 1 at the first line that nobody takes; rich has sent the rest to nowhere by then.)"""
+    if ended.code != 1 or not isinstance(ended.__context__, BrokenPipeError):
+        return False
+    try:
+        handle, nowhere = sys.stdout.fileno(), os.open(os.devnull, os.O_WRONLY)
+        poll = select.poll()
+        poll.register(handle, 0)  # errors alone
+        left = bool(poll.poll(0)) or os.path.sameopenfile(handle, nowhere)
+        os.dup2(nowhere, handle)  # what is left is flushed at the end without a complaint
+    except (AttributeError, OSError, ValueError):  # no poll here, or output that is no file (of a test)
+        return False
+    return left
 
 
 def _version(wanted: bool) -> None:

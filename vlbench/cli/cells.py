@@ -13,7 +13,7 @@ import typer
 
 from ..errors import RunFailed, UserError
 from ..machine.device import ask_for
-from .common import RUNS, Device, Json, Runs, Words, cells_of, resumable, stop
+from .common import RUNS, WORDS, Device, Json, Runs, cells_of, resumable, stop
 
 if TYPE_CHECKING:
     from ..records.record import Record
@@ -21,15 +21,25 @@ if TYPE_CHECKING:
     from ..sweep.sweep import Sweep
 
 
+EXAMPLE = """vlbench run takes words that describe a cell:
+  vlbench run method=magnitude task=imagenet sparsity=0.5     (half a minute on a laptop)
+  vlbench run method=upop task=vqav2                          (a minute or two)
+`vlbench list` shows tasks, models and methods; `vlbench help method=upop` what one takes."""
+
+
 def run(
-    words: Words,
+    words: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help=WORDS)] = None,
     runs: Runs = RUNS,
     plan: Annotated[bool, typer.Option("--plan", help="print the resolved cell and what is done; run nothing")] = False,
     json: Json = False,
+    board: Annotated[bool, typer.Option("--board", help="print the whole board, not the nearest rows alone")] = False,
+    metrics: Annotated[bool, typer.Option("--metrics", help="print the secondary metrics, too")] = False,
     device: Device = "",
     checkpoint_every: Annotated[float, typer.Option(help="seconds between two saved training states")] = 15.0,
 ) -> None:
-    """Run one cell and print its table: vlbench run method=upop task=vqav2."""
+    """Run one cell and print its row: vlbench run method=upop task=vqav2."""
+    if not words:
+        raise UserError(EXAMPLE)
     from ..cell.resolve import resolve
     from ..cell.words import parse
     from ..machine.ui import Screen
@@ -58,7 +68,7 @@ def run(
             return _say_uploaded(told.file, json=json) if workers.leads else None
     leave()
     if workers.leads:
-        _finish(record, runs, json=json)
+        _finish(record, runs, json=json, board=board, metrics=metrics)
     return None
 
 
@@ -69,13 +79,15 @@ def _say_uploaded(file: Path, *, json: bool) -> None:
         print(f"{file} is ready for the server; `vlbench score RUN file=PATH` enters what it returns.")
 
 
-def _finish(record: Record, runs: Path, *, json: bool) -> None:
-    from ..leaderboard.local import print_board
+def _finish(record: Record, runs: Path, *, json: bool, board: bool, metrics: bool) -> None:
+    from ..leaderboard.local import print_board, print_excerpt
 
     if json:
         print(record.model_dump_json(indent=1))
-    else:
+    elif board:
         print_board(record, runs)
+    else:
+        print_excerpt(record, runs, metrics=metrics)
     if not record.complete:
         raise RunFailed(
             f"the cell is incomplete: {', '.join(record.flags)}. {runs / record.cell / 'predictions.jsonl'} names "

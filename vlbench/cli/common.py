@@ -14,9 +14,8 @@ import typer
 from ..errors import UserError
 from ..machine.device import HELP
 
-Words = Annotated[
-    list[str], typer.Argument(metavar="KEY=VALUE", help="key=value words, like task=vqav2 method=upop sparsity=0.5")
-]
+WORDS = "key=value words, like task=vqav2 method=upop sparsity=0.5"
+Words = Annotated[list[str], typer.Argument(metavar="KEY=VALUE", help=WORDS)]
 Runs = Annotated[Path, typer.Option("--runs", help="the folder of runs")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON for programs, and nothing else")]
 Device = Annotated[str, typer.Option("--device", help=HELP)]

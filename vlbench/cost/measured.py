@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from ..machine.ui import Screen
 
 SCHEMA_VERSION = 1
+NUMBERS = ("p50 ms", "p95 ms", "", "samples/s", "batch", "", "MB at 1", "at batch")
+MEMORY = 2  # columns of memory at the end
+DIGEST = 12  # characters of a cell's name that tell it from all others
 # runtime, version: of a runtime in vlbench/runtimes/; an entry without them is of torch.
 KEY = ("device", "torch", "precision", "threads", "compiled", "runtime", "version")
 
@@ -109,38 +112,67 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def print_table(entries: Sequence[tuple[Record, dict[str, Any]]]) -> None:
-    """One row a run; ratios are to the first one, which was measured in the same minutes."""
-    from rich.console import Console
-    from rich.table import Table
+def _labels(records: Sequence[Record]) -> list[str]:
+    """The names of rows as a board has them, with their sparsity; where two are alike, what tells them apart."""
+    from ..leaderboard.rows import row_alone
+    from ..leaderboard.tables import name, percent
 
-    columns = Table(box=None, pad_edge=False, header_style="bold")
-    columns.add_column("run", overflow="fold")
-    served = any("runtime" in entry for _, entry in entries)
-    if served:
-        columns.add_column("runtime")
-    for name in ("p50 ms", "p95 ms", "", "samples/s", "batch", "", "MB at 1", "at batch"):
-        columns.add_column(name, justify="right", no_wrap=True)
-    first = entries[0][1]
-    for record, entry in entries:
-        latency, rate, memory = entry["latency_ms"], entry["throughput"], entry["memory_mb"]
-        faster = (first["latency_ms"]["p50"] / latency["p50"], rate["per_second"] / first["throughput"]["per_second"])
-        ratios = ["", ""] if entry is first else [f"x{ratio:.2f}" for ratio in faster]
-        spread = (rate["q75"] - rate["q25"]) / rate["per_second"]
-        columns.add_row(
-            record.cell, *([entry.get("runtime", "torch")] if served else []),
-            f"{latency['p50']:.4g} ±{(latency['q75'] - latency['q25']) / 2:.2g}", f"{latency['p95']:.4g}",
-            ratios[0], f"{rate['per_second']:.4g} ±{50 * spread:.1f}%", str(rate["batch"]), ratios[1],
-            *("" if memory[at] is None else f"{memory[at]:,.0f}" for at in ("batch_1", "saturated")),
-        )  # fmt: skip
+    labels = [f"{name(row)} {percent(row.sparsity)}" if row.sparsity else name(row) for row in map(row_alone, records)]
+    for more in ("model", "task", "seed", "cell"):
+        values = [f"seed={record.seed}" if more == "seed" else str(getattr(record, more)) for record in records]
+        values = [value[-DIGEST:] for value in values] if more == "cell" else values
+        alike = [{value for value, other in zip(values, labels, strict=True) if other == label} for label in labels]
+        labels = [
+            f"{label} {value}" if len(group) > 1 else label
+            for label, value, group in zip(labels, values, alike, strict=True)
+        ]
+    return labels
+
+
+def print_table(entries: Sequence[tuple[Record, dict[str, Any]]]) -> None:
+    """One row a run; ratios are to the first one, which was measured in the same minutes. A terminal that is too narrow
+    loses the columns of memory, and says so."""
+    from rich.console import Console
+
     console = Console()
-    console.print(columns)
-    how = f"{first['device']}, torch {first['torch']}, {first['precision']}, {first['threads']} threads"
-    console.print(how + ", compiled" * first["compiled"], style="dim", highlight=False)
-    console.print("±: half the interquartile range. Memory: " + first["memory_is"], style="dim", highlight=False)
-    for record, entry in entries:
-        if accelerated := entry.get("accelerated"):
-            console.print(f"{record.cell}: 2:4: {line(accelerated)}", highlight=False, soft_wrap=True)
+    labels, first = _labels([record for record, _ in entries]), entries[0][1]
+    served = any("runtime" in entry for _, entry in entries)
+    heads = ["run", *["runtime"] * served, *NUMBERS]
+    lines = [
+        [label, *[entry.get("runtime", "torch")] * served, *_numbers(entry, first)]
+        for label, (_, entry) in zip(labels, entries, strict=True)
+    ]
+    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
+    narrow = console.is_terminal and sum(widths) + 2 * len(widths) - 2 > console.width
+    kept = len(heads) - MEMORY * narrow
+    for number, texts in enumerate([heads, *lines]):
+        cells = [text.rjust(width) for text, width in zip(texts, widths, strict=True)]
+        cells[0] = texts[0].ljust(widths[0])
+        style = "bold" if number == 0 else None
+        console.print("  ".join(cells[:kept]), style=style, markup=False, highlight=False, soft_wrap=True)
+    notes = [f"{first['device']}, torch {first['torch']}, {first['precision']}, {first['threads']} threads"]
+    notes[0] += ", compiled" * first["compiled"]
+    notes.append("±: half the interquartile range. Memory: " + first["memory_is"])
+    if narrow:
+        notes.append(f"not shown at {console.width} columns: {', '.join(heads[-MEMORY:])}; cost.json has them")
+    for note in notes:
+        console.print(note, style="dim", highlight=False, soft_wrap=True)
+    for label, (_, entry) in zip(labels, entries, strict=True):
+        if kernels := entry.get("accelerated"):
+            console.print(f"{label}: 2:4: {line(kernels)}", highlight=False, soft_wrap=True)
     capabilities = dict.fromkeys(table("tasks").get(record.task).facts["capability"] for record, _ in entries)
     for capability in capabilities:
         console.print(f"{capability}: {stated(capability).inferred}", style="dim", highlight=False, soft_wrap=True)
+
+
+def _numbers(entry: dict[str, Any], first: dict[str, Any]) -> list[str]:
+    """The cells of one run under NUMBERS."""
+    latency, rate, memory = entry["latency_ms"], entry["throughput"], entry["memory_mb"]
+    faster = (first["latency_ms"]["p50"] / latency["p50"], rate["per_second"] / first["throughput"]["per_second"])
+    ratios = ["", ""] if entry is first else [f"x{ratio:.2f}" for ratio in faster]
+    spread = (rate["q75"] - rate["q25"]) / rate["per_second"]
+    return [
+        f"{latency['p50']:.4g} ±{(latency['q75'] - latency['q25']) / 2:.2g}", f"{latency['p95']:.4g}", ratios[0],
+        f"{rate['per_second']:.4g} ±{50 * spread:.1f}%", str(rate["batch"]), ratios[1],
+        *("" if memory[at] is None else f"{memory[at]:,.0f}" for at in ("batch_1", "saturated")),
+    ]  # fmt: skip

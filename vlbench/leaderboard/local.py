@@ -4,34 +4,81 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..disk.storage import write_text
 from ..errors import UserError
 from ..plugins.workspace import boards_folder
 from ..records.record import Record, read_record
+from .excerpt import Excerpt, others_line
 from .metric import titled
-from .rows import Row, load_results, merge, rows
-from .tables import csv_text, show
+from .rows import Row, load_results, merge, ranked, row_alone, rows
+from .tables import csv_text
+from .terminal import show
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def print_board(record: Record, runs: Path) -> None:
-    """Print the board of the record's task, local rows marked, and write runs/tables/<suite>/<task>.csv. Metrics that
-    this machine could not measure are told first, with the reason."""
+    """Print the whole board of the record's task, local rows marked, and write runs/tables/<suite>/<task>.csv. Metrics
+    that this machine could not measure are told first, with the reason."""
+    console = _console()
+    _say_unmeasured(record, console)
+    rows, local = board_rows(record, runs)
+    if not rows:
+        return _alone(record, runs).show(console)
+    show(rows, local, console)
+    console.print(f"{_write_table(record, rows, runs)}", style="dim", highlight=False)
+    return None
+
+
+def print_excerpt(record: Record, runs: Path, *, metrics: bool = False) -> None:
+    """Print what a run ends with (excerpt.py), and write the board's table as `print_board` does. metrics: also the
+    secondary ones."""
+    console = _console()
+    _say_unmeasured(record, console)
+    rows, local = board_rows(record, runs) if ranked(record) else ([], set())
+    config = row_alone(record).config
+    row = next((row for row in rows if row.config == config), None)
+    excerpt = (
+        _alone(record, runs) if row is None else Excerpt(row, rows, local, file=str(_write_table(record, rows, runs)))
+    )
+    excerpt.show(console)
+    if metrics:
+        console.print(others_line(record, _dense(record, runs)), markup=False, highlight=False, soft_wrap=True)
+
+
+def _console() -> Console:
     from rich.console import Console
 
-    rows, local = board_rows(record, runs)
-    console = Console()
+    return Console()
+
+
+def _say_unmeasured(record: Record, console: Console) -> None:
     for metric, reason in record.unmeasured.items():
         sentence = f"{titled(record.task, metric)} is not measured: {reason}"
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-    if not rows:
-        sentence = f"{titled(record.task, record.metric)} {record.interval.value:.2f}"
-        console.print(f"{sentence} (not for a board: {', '.join(record.flags)})")
-        return
-    show(rows, local, console)
+
+
+def _alone(record: Record, runs: Path) -> Excerpt:
+    """A run that enters no board, beside the dense model that it was compared with."""
+    dense = _dense(record, runs)
+    same = [row_alone(one) for one in [dense] if one is not None and one.cell != record.cell]
+    return Excerpt(row_alone(record), same, set(), ", ".join(record.flags) or "incomplete")
+
+
+def _dense(record: Record, runs: Path) -> Record | None:
+    """The dense model's record on the same samples: a local one, or the committed."""
+    records = [*readable(runs), *load_results(boards_folder() / "results")]
+    same = (one for one in records if comparable(one, record) and one.samples == record.samples)
+    return next((one for one in same if row_alone(one).dense), None)
+
+
+def _write_table(record: Record, rows: list[Row], runs: Path) -> Path:
     path = runs / "tables" / record.suite / f"{record.task}.csv"
     write_text(path, csv_text(rows))
-    console.print(f"{path}", style="dim", highlight=False)
+    return path
 
 
 def board_rows(record: Record, runs: Path) -> tuple[list[Row], set[str]]:

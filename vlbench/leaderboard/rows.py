@@ -171,6 +171,12 @@ def rows_of(records: Iterable[Record]) -> list[tuple[Row, list[Record]]]:
     return sorted(rows_over_seeds, key=lambda pair: _order_of_rows(pair[0]))
 
 
+def row_alone(record: Record) -> Row:
+    """The row of one record by itself, also of one that enters no board."""
+    config = digest(record.configuration())
+    return _row(config, [record], _options({config: record})[config])
+
+
 def ranked(record: Record) -> bool:
     """False for a cell that must not enter a board: samples failed, or only some were asked for."""
     return record.complete and "limit" not in record.flags

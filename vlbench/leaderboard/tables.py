@@ -1,4 +1,4 @@
-"""Rows -> CSV for machines, Markdown for a repository's page, a table for the terminal.
+"""Rows -> CSV for machines, Markdown for a repository's page. A terminal's table is terminal.py's.
 
 Numbers are formatted here and nowhere else: fixed digits, no locale, "\\n" line ends.
 """
@@ -8,16 +8,11 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
 
-from .metric import titled, verdict
+from .metric import titled
 from .rows import BLIND, COLUMNS, Row
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 # Digits after the point in the CSV; every other number there is an integer.
 DIGITS = {
@@ -27,7 +22,6 @@ DIGITS = {
 MINI_WARNING = "mini ranks do not predict full ranks"
 LEGEND = "Intervals are 95 %; vs dense is paired"
 GENERATED = "<!-- Made by `vlbench leaderboard` from leaderboards/results; do not edit. -->"
-GAP = "  "
 
 
 def csv_text(rows: Sequence[Row]) -> str:
@@ -116,12 +110,12 @@ def _markdown_table(rows: Sequence[Row]) -> list[str]:
     )
     cells = [
         (
-            *(name(row), _percent(row.sparsity)),
+            *(name(row), percent(row.sparsity)),
             *(reduced(row.nonzero, row.model_reduction), reduced(row.macs, row.macs_reduction)),
             estimate(row.value, row.low, row.high, 2),
             estimate(row.delta, row.delta_low, row.delta_high, 2, sign="+"),
             "" if row.p is None else "<0.001" if row.p < 0.001 else fixed(row.p, 3),
-            _seeds(row, 2),
+            seeds(row, 2),
             *((str(row.steps), *_training(row)) if trained else ()),
             *(row.flags, row.config),
         )
@@ -153,111 +147,9 @@ def facts(row: Row) -> str:
     return f"Split {row.split} (task version {row.task_version}): {row.samples:,} samples{clusters}"
 
 
-def _percent(fraction: float) -> str:
+def percent(fraction: float) -> str:
     return f"{fixed(100 * fraction, 1)}%"
 
 
-def _seeds(row: Row, digits: int) -> str:
+def seeds(row: Row, digits: int) -> str:
     return str(row.seeds) if row.spread is None else f"{row.seeds} \u00b1{fixed(row.spread, digits)}"
-
-
-@dataclass(frozen=True)
-class _Column:
-    """A column of the terminal table. style: of a cell, from its row. leaves: its turn in a narrow
-    terminal."""
-
-    header: str
-    cell: Callable[[Row], str]
-    style: Callable[[Row], str] = lambda row: "bold" if row.dense else ""
-    left: bool = False
-    leaves: int = 0
-
-
-def show(rows: Sequence[Row], local: set[str], console: Console) -> None:
-    """Print the boards. local: the `config` of rows to mark as the user's own.
-
-    The text is the same in a pipe as in a terminal, but for colours; only a terminal that is too narrow
-    shortens parameters and MACs to their reduction, then loses columns (samples seen, seeds, MACs, parameters).
-    """
-    for _, block in groupby(rows, key=lambda row: row.block):
-        _show_block(list(block), local, console)
-    notes = ["rows marked * are local runs in runs/"] if any(row.config in local for row in rows) else []
-    notes += [MINI_WARNING] if any(row.suite == "mini" for row in rows) else []
-    for note in notes:
-        console.print(note, style="dim", soft_wrap=True, highlight=False)
-
-
-def _show_block(rows: Sequence[Row], local: set[str], console: Console) -> None:
-    from rich.text import Text
-
-    def line(*parts: tuple[str, str]) -> None:
-        console.print(Text.assemble(*parts), soft_wrap=True)
-
-    def cells(texts: Iterable[str], styles: Iterable[str]) -> None:
-        padded = (t.ljust(w) if c.left else t.rjust(w) for c, t, w in zip(columns, texts, widths, strict=True))
-        spaced = (text if i == 0 else GAP + text for i, text in enumerate(padded))
-        line(*zip(spaced, styles, strict=True))
-
-    columns = _fitting(rows, local, console.width if console.is_terminal else None)
-    widths = _widths(columns, rows)
-    dash = "\u2500" if console.encoding.lower().startswith("utf") else "-"
-    line((f"{rows[0].suite} / {rows[0].task} / {subject(rows[0])}", "bold"))
-    cells((c.header for c in columns), ["dim"] * len(columns))
-    for section, group in groupby(rows, key=lambda row: row.section):
-        if section != "dense":
-            line((f"{dash * 2} {section} ".ljust(_total(widths), dash), "cyan"))
-        for row in group:
-            cells((c.cell(row) for c in columns), (c.style(row) for c in columns))
-    line((f"{facts(rows[0])}.", "dim"))
-    line((f"{LEGEND}.", "dim"))
-    for flagged in dict.fromkeys(f"{name(row)}: {row.flags}" for row in rows if row.flags):
-        line((f"flagged {flagged}", "yellow"))
-    if any(row.trained for row in rows):
-        line(("seen: samples that training took in, with those of candidates that a search dropped.", "dim"))
-    for row in rows:
-        if row.converged is False:
-            line((f"not converged: {name(row)} at {_percent(row.sparsity)}", "yellow"))
-    line()
-
-
-def _columns(rows: Sequence[Row], local: set[str], short: bool) -> list[_Column]:
-    metric, trained = titled(rows[0].task, rows[0].metric), any(row.trained for row in rows)
-    return [
-        _Column("  method", lambda row: f"{'*' if row.config in local else ' '} {name(row)}", left=True),
-        _Column("sparsity", lambda row: _percent(row.sparsity)),
-        _Column("params", lambda row: reduced(row.nonzero, row.model_reduction, short), leaves=4),
-        _Column("MACs", lambda row: reduced(row.macs, row.macs_reduction, short), leaves=3),
-        _Column(metric, lambda row: estimate(row.value, row.low, row.high, 1)),
-        _Column("vs dense", lambda row: estimate(row.delta, row.delta_low, row.delta_high, 1, "+"), _verdict),
-        _Column("seeds", lambda row: _seeds(row, 1), leaves=2),
-        *([_Column("seen", lambda row: count(row.samples_seen) if row.trained else "", leaves=1)] if trained else []),
-    ]
-
-
-def _verdict(row: Row) -> str:
-    """Colour only a difference whose interval excludes zero."""
-    return {"good": "green", "bad": "red"}.get(verdict(row), "")
-
-
-def _fitting(rows: Sequence[Row], local: set[str], limit: int | None) -> list[_Column]:
-    """The columns that fit the terminal; those that never leave stay."""
-
-    def fits() -> bool:
-        return limit is None or _total(_widths(columns, rows)) <= limit
-
-    columns = _columns(rows, local, short=False)
-    if not fits():
-        columns = _columns(rows, local, short=True)
-    for leaving in sorted((c for c in columns if c.leaves), key=lambda c: c.leaves):
-        if fits():
-            break
-        columns = [c for c in columns if c is not leaving]
-    return columns
-
-
-def _widths(columns: Iterable[_Column], rows: Sequence[Row]) -> list[int]:
-    return [max(len(c.header), *(len(c.cell(row)) for row in rows)) for c in columns]
-
-
-def _total(widths: Sequence[int]) -> int:
-    return sum(widths) + len(GAP) * (len(widths) - 1)
