@@ -4,6 +4,9 @@
     matrix importance of a unit = sum of |S| over the rows or columns it owns (vectorised: |sum of W G|)
     unit importance = sum (mean, max, product, first) over the matrices of its group
 
+mode=channel removes dimensions of the residual streams: the group of one is all that reads or writes it, and every
+stream keeps the same share.
+
 A unit's group is all that goes with it: rows of the projections that make it and columns of the one that reads it. Only
 what the unit's removal takes away counts, as in the original; the plain `taylor` counts gated rows alone.
 """
@@ -19,9 +22,14 @@ from torch import Tensor, nn
 
 from vlbench.calibration.statistics import Statistics
 from vlbench.calibration.walk import Seen
+from vlbench.compression.cut import Kept
+from vlbench.compression.width import choose_width, key_of_width, stream_of
+from vlbench.job import Job
 from vlbench.method import method
+from vlbench.options import later
+from vlbench.pruning.modality import tower_ratios
 from vlbench.pruning.scoring import GradientOptions, ScorePruner, WholeHeads
-from vlbench.structure import Site
+from vlbench.structure import Site, Stream, Structure, Tower
 
 # taylor -> (W, G, H) -> salience of every weight
 SALIENCE: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -51,6 +59,9 @@ class LlmPrunerOptions(GradientOptions):
     grouping: Literal["sum", "mean", "max", "prod", "first"] = Field(
         "sum", description="how the matrices of a unit's group are put together"
     )
+    mode: Literal["block", "channel"] = later(
+        "block", description="block: heads and neurons; channel: dimensions of the residual streams"
+    )
 
 
 @method(
@@ -66,6 +77,50 @@ class LlmPruner(WholeHeads, ScorePruner):
 
     Options = LlmPrunerOptions
     additive = True
+
+    def check(self, structure: Structure) -> None:
+        super().check(structure)
+        if self.options.mode == "channel":
+            towers = self._towers(structure)
+            self._channels(structure, {t.name: torch.arange(stream_of(t).width).float() for t in towers})
+
+    def apply(self, job: Job) -> None:
+        if self.options.mode == "block":
+            super().apply(job)
+            return
+        structure, net = job.changes.structure, job.model.net
+        self.check(structure)
+        net.eval()
+        towers = {tower.name: stream_of(tower) for tower in self._towers(structure)}
+        names = [s.param for stream in towers.values() for s in stream.slices if len(s.shape) > 1]
+        seen = self._gradients(job, list(dict.fromkeys(names)), self.options)
+        importance = {name: self._of_stream(net, stream, seen) for name, stream in towers.items()}
+        job.changes.cut(self._channels(structure, importance), structure)
+
+    def _towers(self, structure: Structure) -> list[Tower]:
+        ratios = tower_ratios(structure, self.options)
+        return [tower for tower in structure.towers if ratios[tower.name] > 0]
+
+    def _channels(self, structure: Structure, importance: Mapping[str, Tensor]) -> Kept:
+        """importance: tower -> (width,). Where towers have one ratio their streams keep one share, which meets the
+        target; else each meets its own."""
+        options: LlmPrunerOptions = self.options
+        ratios = tower_ratios(structure, options)
+        together = len(set(ratios.values())) == 1
+        keep: Kept = {}
+        for part in [structure] if together else [Structure((t,)) for t in self._towers(structure)]:
+            own = {key_of_width(t): importance[t.name] for t in part.towers}
+            keep |= choose_width(part, own, ratios[part.towers[0].name], options.multiple_of)
+        return keep
+
+    def _of_stream(self, net: nn.Module, stream: Stream, seen: Seen) -> Tensor:
+        """(width,) importance of a stream's dimensions over all matrices that own them."""
+        parts: list[Tensor] = []
+        for part in (part for part in stream.slices if len(part.shape) > 1):
+            scores = self.score(net.get_parameter(part.param).detach().double(), seen[part.param])
+            rows = scores.movedim(part.dim, 0).flatten(1)
+            parts.append(per_row(rows, 0, signed=self.options.taylor == "vectorize").cpu()[part.index].sum(1))
+        return REDUCTION[self.options.grouping](torch.stack(parts))
 
     def score(self, weight: Tensor, statistics: Statistics | None) -> Tensor:
         assert statistics is not None

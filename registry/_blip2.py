@@ -14,6 +14,7 @@ from transformers.initialization import no_init_weights
 from vlbench.model import Card, Model
 from vlbench.nn import blip, blip2_vision, llama, opt, qformer, t5
 from vlbench.nn.stock import Stock
+from vlbench.nn.stream import reads_from_others
 from vlbench.structure import Tower
 from vlbench.tensors.reading import load_into, read_weights, refuse_others
 
@@ -34,6 +35,7 @@ QFORMER: Config = {
     "num_attention_heads": 12, "encoder_hidden_size": 1408, "cross_attention_frequency": 2, "layer_norm_eps": 1e-12,
 }  # fmt: skip
 QUERIES = 32
+PROJECTION = ["language_projection"]  # makes the tokens of an image
 
 
 def _t5(width: int, hidden: int, heads: int) -> Config:
@@ -146,6 +148,11 @@ def _tie(net: Any) -> None:
         language.lm_head.weight = nn.Parameter(language.lm_head.weight.detach().clone())
 
 
+def vision_tower(net: Any) -> Tower:
+    """The ViT, whose states the Q-Former attends to."""
+    return blip2_vision.vision_tower(net, read_by=reads_from_others([qformer.tower(net)]))
+
+
 def language_towers(net: Any) -> tuple[Tower, ...]:
     """The towers of net.language_model: T5's encoder and decoder, or the decoder of OPT or Llama."""
     at = "language_model"
@@ -155,8 +162,8 @@ def language_towers(net: Any) -> tuple[Tower, ...]:
             t5.tower(net, f"{at}.decoder.block", "decoder"),
         )
     if net.language_model.config.model_type == "opt":
-        return (opt.tower(net, f"{at}.model.decoder.layers"),)
-    return (llama.tower(net, f"{at}.model.layers"),)
+        return (opt.tower(net, f"{at}.model.decoder.layers", read_by=[f"{at}.lm_head"], written_by=PROJECTION),)
+    return (llama.tower(net, f"{at}.model.layers", read_by=[f"{at}.lm_head"], written_by=PROJECTION),)
 
 
 def attended(states: Tensor, owner: Tensor) -> Any:

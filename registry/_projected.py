@@ -44,7 +44,9 @@ class Projected(Prompted):
     tokenizer's word for an image. keys: pattern -> name, of published files and then today's. dropped: keys that no
     module has. telling: keys that every checkpoint of the family has. vision: where the blocks of its tower stand.
     decoder, head: the language model and what makes its logits. several: whether an image is read the same way beside
-    others in one prompt.
+    others in one prompt. vision_readers: Linears outside the vision tower that take its states; text_writers: what
+    makes tokens for the language model beside its word embeddings; None: the residual stream of that tower cannot be
+    narrowed.
     """
 
     library: ClassVar[str]
@@ -59,6 +61,8 @@ class Projected(Prompted):
     several: ClassVar[bool] = True
     decoder: ClassVar[str] = "model.language_model"
     head: ClassVar[str] = "lm_head"
+    vision_readers: ClassVar[Sequence[str] | None] = None
+    text_writers: ClassVar[Sequence[str] | None] = None
     prompts: ClassVar[dict[str, str]] = {"answer": SHORT, "caption": DESCRIBE}
     marks: ClassVar[dict[str, tuple[str, ...]]] = {"answer": ("{}",), "caption": ()}
     answers: ClassVar[dict[str, Any]] = {"beams": 1, "max_length": 16, "min_length": 1, "length_penalty": 1.0}
@@ -160,8 +164,12 @@ class Projected(Prompted):
 
     def structure(self) -> Structure:
         """Both towers, all of their blocks."""
-        vision = library.tower(self.net, self.vision, "vision", blocks=self.blocks)
-        return Structure((vision, library.tower(self.net, f"{self.decoder}.layers", "language")))
+        vision = library.tower(self.net, self.vision, "vision", blocks=self.blocks, read_by=self.vision_readers)
+        own = None if self.text_writers is None else [self.head]
+        language = library.tower(
+            self.net, f"{self.decoder}.layers", "language", read_by=own, written_by=self.text_writers or ()
+        )
+        return Structure((vision, language))
 
     @property
     def blocks(self) -> int | None:

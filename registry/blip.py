@@ -19,6 +19,7 @@ from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.nn.beam import beam_search
 from vlbench.nn.caches import with_cache
+from vlbench.nn.stream import reads_from_others
 from vlbench.structure import Structure
 
 from ._blip import Blip, Config, blip_config, text_stage, uneven
@@ -70,13 +71,10 @@ class BlipVQA(Blip, Answerer):
         return typed
 
     def structure(self) -> Structure:
-        return Structure(
-            (
-                blip.vision_tower(self.net),
-                blip.text_tower(self.net, "text_encoder.encoder.layer", "question"),
-                blip.text_tower(self.net, "text_decoder.bert.encoder.layer", "answer"),
-            )
-        )
+        net = self.net
+        answer = blip.text_tower(net, "text_decoder.bert.encoder.layer", "answer", read_by=())
+        question = blip.text_tower(net, "text_encoder.encoder.layer", "question", read_by=reads_from_others([answer]))
+        return Structure((blip.vision_tower(net, read_by=reads_from_others([question])), question, answer))
 
     def stages(self) -> tuple[Stage, ...]:
         """The ViT and the question encoder. The decoder remembers keys between its calls and stays here."""

@@ -10,10 +10,9 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration
 
 from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, family
-from vlbench.nn import blip2_vision
 from vlbench.structure import Structure
 
-from ._blip2 import LANGUAGE, QFORMER, QUERIES, VISION, Blip2Folder, Config, language_towers
+from ._blip2 import LANGUAGE, QFORMER, QUERIES, VISION, Blip2Folder, Config, language_towers, vision_tower
 from ._blip_text import clean_question
 from ._language import Language
 from ._prompted import Prompted, language_of
@@ -110,7 +109,7 @@ class Blip2(Blip2Folder, Prompted):
         return language_of(self.net.language_model)
 
     def structure(self) -> Structure:
-        return Structure((blip2_vision.vision_tower(self.net), *language_towers(self.net)))
+        return Structure((vision_tower(self.net), *language_towers(self.net)))
 
     def encode(self, images: Tensor) -> Tensor:
         """(I, 3, H, W) -> (I, queries, D) tokens for the language model."""

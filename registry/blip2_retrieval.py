@@ -13,11 +13,11 @@ from transformers import Blip2Config, Blip2ForImageTextRetrieval
 from vlbench.capability import Batch, Matcher, Outputs, Prediction, both_ways, embedded, in_order
 from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, family
-from vlbench.nn import blip2_vision, qformer
+from vlbench.nn import qformer
 from vlbench.nn.attend import Shared
 from vlbench.structure import Structure
 
-from ._blip2 import QFORMER, QUERIES, VISION, WORDS, Blip2Folder, Config
+from ._blip2 import QFORMER, QUERIES, VISION, WORDS, Blip2Folder, Config, vision_tower
 from ._blip_text import by_length, clean_caption
 from ._language import padded
 
@@ -73,7 +73,7 @@ class Blip2Retrieval(Blip2Folder, Matcher):
         return max(WORDS, int(self.net.config.qformer_config.vocab_size))
 
     def structure(self) -> Structure:
-        return Structure((blip2_vision.vision_tower(self.net), qformer.tower(self.net)))
+        return Structure((vision_tower(self.net), qformer.tower(self.net)))
 
     def encode(self, images: Tensor) -> Tensor:
         """(I, 3, H, W) -> (I, N, D) image tokens."""

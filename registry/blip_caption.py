@@ -18,6 +18,7 @@ from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.nn.beam import beam_search
 from vlbench.nn.caches import with_cache
+from vlbench.nn.stream import reads_from_others
 from vlbench.structure import Structure
 
 from ._blip import Blip, Config, blip_config
@@ -67,8 +68,8 @@ class BlipCaption(Blip, Captioner):
         return net
 
     def structure(self) -> Structure:
-        decoder = blip.text_tower(self.net, "text_decoder.bert.encoder.layer", "caption")
-        return Structure((blip.vision_tower(self.net), decoder))
+        decoder = blip.text_tower(self.net, "text_decoder.bert.encoder.layer", "caption", read_by=())
+        return Structure((blip.vision_tower(self.net, read_by=reads_from_others([decoder])), decoder))
 
     def caption(self, states: Any, batch: Batch) -> list[Prediction]:
         options = {**DEFAULTS, **batch.options}

@@ -18,6 +18,7 @@ from vlbench.model import Card, family
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.nn.stock import Stock
+from vlbench.nn.stream import reads_from_others
 from vlbench.structure import Structure
 
 from ._blip import LOADERS, Blip, Config, blip_config, text_stage
@@ -71,8 +72,8 @@ class BlipNlvr(Blip, Judge):
         return {"merge_from": min(merging)} if merging else {}
 
     def structure(self) -> Structure:
-        text = blip.text_tower(self.net, "text_encoder.encoder.layer", "text")
-        return Structure((blip.vision_tower(self.net), text))
+        text = blip.text_tower(self.net, "text_encoder.encoder.layer", "text", read_by=["cls_head.0"])
+        return Structure((blip.vision_tower(self.net, read_by=reads_from_others([text])), text))
 
     def stock(self) -> Stock:
         """transformers has no class of this head: network.py has it."""

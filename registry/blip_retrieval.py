@@ -15,6 +15,7 @@ from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, family
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
+from vlbench.nn.stream import reads_from_others
 from vlbench.structure import Structure
 
 from ._blip import Blip, Config, blip_config
@@ -97,8 +98,8 @@ class BlipRetrieval(Blip, Matcher):
         return {"image_text_hidden_size": projection[0]} if projection else {}
 
     def structure(self) -> Structure:
-        text = blip.text_tower(self.net, "text_encoder.encoder.layer", "text")
-        return Structure((blip.vision_tower(self.net), text))
+        text = blip.text_tower(self.net, "text_encoder.encoder.layer", "text", read_by=["text_proj", "itm_head"])
+        return Structure((blip.vision_tower(self.net, read_by=["vision_proj", *reads_from_others([text])]), text))
 
     def embed(self, states: Any, batch: Batch) -> Sequence[Prediction]:
         texts = self.text_features([text for s in batch.samples for text in s.texts])

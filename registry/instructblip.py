@@ -16,10 +16,9 @@ from transformers import InstructBlipConfig, InstructBlipForConditionalGeneratio
 
 from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, family
-from vlbench.nn import blip2_vision
 from vlbench.structure import Structure
 
-from ._blip2 import LANGUAGE, QFORMER, QUERIES, VISION, Blip2Folder, Config, attended, language_towers
+from ._blip2 import LANGUAGE, QFORMER, QUERIES, VISION, Blip2Folder, Config, attended, language_towers, vision_tower
 from ._language import Language, padded
 from ._prompted import Prompted, language_of, read_tokenizer
 
@@ -116,7 +115,7 @@ class InstructBlip(Blip2Folder, Prompted):
         return language_of(self.net.language_model)
 
     def structure(self) -> Structure:
-        return Structure((blip2_vision.vision_tower(self.net), *language_towers(self.net)))
+        return Structure((vision_tower(self.net), *language_towers(self.net)))
 
     def encode(self, images: Tensor) -> Tensor:
         """(I, 3, H, W) -> (I, N, D) image tokens of the ViT."""

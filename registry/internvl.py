@@ -30,6 +30,8 @@ class InternVL(Projected):
     )
     telling = ("model.multi_modal_projector.layer_norm.weight", "model.vision_tower.embeddings.cls_token")
     vision = "model.vision_tower.encoder.layer"
+    # Its projector begins with a norm over four tokens side by side: vision_readers stays None.
+    text_writers = ("model.multi_modal_projector.linear_2",)
 
     @classmethod
     def chat(cls, folder: Path, tokenizer: Any) -> dict[str, str]:

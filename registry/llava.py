@@ -158,8 +158,14 @@ class Llava(Prompted):
         return of_library(self.net, {**clip_vision.cut_attributes(self.net), **llama.cut_attributes(self.net)})
 
     def structure(self) -> Structure:
-        vision = clip_vision.tower(self.net, "model.vision_tower.encoder.layers", self.blocks)
-        return Structure((vision, llama.tower(self.net, "model.language_model.layers")))
+        projector = "model.multi_modal_projector"
+        vision = clip_vision.tower(
+            self.net, "model.vision_tower.encoder.layers", self.blocks, read_by=[f"{projector}.linear_1"]
+        )
+        language = llama.tower(
+            self.net, "model.language_model.layers", read_by=["lm_head"], written_by=[f"{projector}.linear_2"]
+        )
+        return Structure((vision, language))
 
     def encode(self, images: Tensor) -> Tensor:
         """(I, 3, H, W) -> (I, patches, D) tokens for the language model."""

@@ -34,6 +34,8 @@ class LlavaOnevision(Projected):
     )
     telling = ("model.image_newline", "model.multi_modal_projector.linear_1.weight")
     vision = "model.vision_tower.encoder.layers"
+    vision_readers = ("model.multi_modal_projector.linear_1",)
+    text_writers = ("model.multi_modal_projector.linear_2", "model.image_newline")
     several: ClassVar[bool] = False  # images of one sample are read another way, by one tile each
 
     def viewed(self, pixels: Tensor, mean: Tensor, std: Tensor, facts: dict[str, Tensor]) -> View:

@@ -116,7 +116,11 @@ class Prismatic(Projected):
         """The vision towers, all of their blocks but the last, and the language model."""
         towers = [
             timm_nn.vision_tower(
-                self.net, f"vision.{name}.blocks", name.removesuffix("_featurizer"), len(tower.blocks) - 1
+                self.net,
+                f"vision.{name}.blocks",
+                name.removesuffix("_featurizer"),
+                len(tower.blocks) - 1,
+                read_by=None,  # the projector takes the states of several towers side by side
             )
             for name, tower in self.net.vision.items()
         ]

@@ -35,6 +35,8 @@ class Qwen25VL(Projected):
     )
     telling = ("model.visual.patch_embed.proj.weight", "model.visual.merger.ln_q.weight")
     vision = "model.visual.blocks"
+    vision_readers: ClassVar[Sequence[str] | None] = ()  # its merger is the tower's own
+    text_writers: ClassVar[Sequence[str] | None] = ("model.visual.merger.mlp.2",)
 
     def viewed(self, pixels: Tensor, mean: Tensor, std: Tensor, facts: dict[str, Tensor]) -> View:
         """pixels: (patches, 3 x frames x side x side), a row a patch."""

@@ -26,6 +26,10 @@ class Qwen3VL(Qwen25VL):
     library = "Qwen3VLForConditionalGeneration"
     model_type = "qwen3_vl"
     keys: ClassVar[Sequence[tuple[str, str]]] = ()
+    # What DeepStack takes out of the vision tower goes through norms over several tokens, and into the language model's
+    # blocks.
+    vision_readers = None
+    text_writers = None
     telling = ("model.visual.patch_embed.proj.weight", "model.visual.deepstack_merger_list.0.linear_fc1.weight")
 
     def encode(self, images: Sequence[View]) -> list[ImageState]:

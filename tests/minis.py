@@ -10,13 +10,14 @@ from vlbench.compression.cut import Cut, Kept, cut
 from vlbench.compression.depth import key_of, refusal
 from vlbench.compression.masks import apply_masks
 from vlbench.compression.state import Compression
+from vlbench.compression.width import streams
 from vlbench.model import Model
 from vlbench.plugins.table import table
 from vlbench.structure import Structure
 from vlbench.tensors.locate import locate
 
 MINI = Path(__file__).parents[1] / "registry" / "mini"
-WAYS = ("cut", "heads", "kept_scale", "masked", "finetuned", "depth")
+WAYS = ("cut", "heads", "kept_scale", "masked", "finetuned", "depth", "width")
 
 
 def names() -> list[str]:
@@ -40,7 +41,8 @@ def compressed(name: str, way: str) -> tuple[Model, Compression]:
 
 def compress(model: Model, way: str) -> tuple[Model, Compression]:
     """cut: some of the units of every site; heads: whole heads (or groups) of every attention that has them;
-    depth: the first block that may go of every tower, then as the first;
+    depth: the first block that may go of every tower, then as the first; width: two thirds of the dimensions of every
+    residual stream that can be narrowed, then as the first;
     kept_scale: as the first, with the softmax scale of the kept width; masked: half of the weights zero; finetuned:
     cut, then moved by an optimiser."""
     state = Compression(pattern="structured")
@@ -51,6 +53,10 @@ def compress(model: Model, way: str) -> tuple[Model, Compression]:
         return model, state
     if way == "depth":
         cut_to(model, state, without_first(model.structure()))
+    if way == "width":
+        by_key = streams(model.structure())
+        assert by_key, f"{model.card.name} has no stream that can be narrowed"
+        cut_to(model, state, {k: torch.randperm(s.width)[: s.width * 2 // 3].sort().values for k, s in by_key.items()})
     structure = model.structure()
     if way == "heads":
         structure = structure.with_units(lambda s: s.variants[0].unit if s.variants else s.unit)

@@ -52,7 +52,8 @@ class Site:
     variants: the same place with another legal unit. refusals: unit -> why this layer cannot be cut so.
     after_cut(module, kept): tells the module which units are left where shapes alone do not say it (rotary pairs,
     head counts). rescale(module, kept): makes the softmax scale 1/sqrt(kept head size), in the attention classes where
-    published code comes to it by cutting; nothing that keeps the function calls it.
+    published code comes to it by cutting; nothing that keeps the function calls it. others: matrices of the site that
+    read the states of another tower (keys and values of cross-attention).
     """
 
     name: str
@@ -64,6 +65,7 @@ class Site:
     refusals: Mapping[str, str] = field(default_factory=dict)
     after_cut: AfterCut | None = None
     rescale: AfterCut | None = None
+    others: tuple[str, ...] = ()
 
     @property
     def units(self) -> int:
@@ -122,13 +124,34 @@ class Block:
 
 
 @dataclass(frozen=True, eq=False)
+class Stream:
+    """The residual stream of a tower, whose dimensions can be removed, too (compression/width.py).
+
+    slices: what a dimension owns: rows of what writes to the stream, columns of what reads it, entries of its norms,
+    embeddings and tables. writers: modules whose output is the stream's. norms: modules that normalise over it. Both
+    are where a gate acts. after_cut(module, kept): tells the module its width where shapes alone do not say it.
+    """
+
+    slices: tuple[Slice, ...]
+    writers: tuple[str, ...]
+    norms: tuple[str, ...]
+    after_cut: AfterCut | None = None
+
+    @property
+    def width(self) -> int:
+        return int(self.slices[0].index.shape[0])
+
+
+@dataclass(frozen=True, eq=False)
 class Tower:
     """An ordered list of blocks. Towers stand in the order in which data flows through them. after_drop(module, kept):
-    tells the module which blocks are left, where it knows some of them by number."""
+    tells the module which blocks are left, where it knows some of them by number. stream: its residual stream, or why
+    that cannot be narrowed."""
 
     name: str
     blocks: tuple[Block, ...]
     after_drop: AfterCut | None = None
+    stream: Stream | str = "its family does not say what reads and writes its residual stream"
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -229,7 +252,8 @@ def attention_site(
     if not sites:
         raise ValueError(f"{name}: no unit is legal here ({'; '.join(refusals.values())})")
     first, *others = sites
-    return replace(first, variants=tuple(others), refusals=refusals)
+    reads = (f"{key.path}.weight", f"{value.path}.weight") if modality == "cross" else ()
+    return replace(first, variants=tuple(others), refusals=refusals, others=reads)
 
 
 @dataclass(frozen=True)
@@ -362,6 +386,9 @@ def check_structure(module: nn.Module, structure: Structure) -> None:
     for site in structure.sites:
         assert any(s.gated for s in site.slices), f"{site.name}: no slice carries the gate"
         _check_slices(module, site, owned)
+    for tower in structure.towers:
+        if isinstance(tower.stream, Stream):
+            _check_stream(module, tower.name, tower.stream)
 
 
 def _check_slices(module: nn.Module, site: Site, owned: dict[tuple[str, int], Tensor]) -> None:
@@ -375,3 +402,14 @@ def _check_slices(module: nn.Module, site: Site, owned: dict[tuple[str, int], Te
         assert flat.unique().numel() == flat.numel(), f"{site.name}: a row is owned twice"
         assert not bool(taken[flat].any()), f"{site.name}: a row of {part.param} belongs to two units"
         taken[flat] = True
+
+
+def _check_stream(module: nn.Module, name: str, stream: Stream) -> None:
+    owned: set[tuple[int, int]] = set()
+    for part in stream.slices:
+        parameter = module.get_parameter(part.param)
+        assert tuple(parameter.shape) == part.shape, f"{name}: {part.param} has another shape"
+        assert part.index.shape[0] == stream.width, f"{name}: slices disagree on the width of the stream"
+        assert part.index.unique().numel() == part.index.numel(), f"{name}: {part.param} is owned twice"
+        assert (id(parameter), part.dim) not in owned, f"{name}: {part.param} stands twice in the stream"
+        owned.add((id(parameter), part.dim))

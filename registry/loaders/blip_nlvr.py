@@ -27,6 +27,8 @@ def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
         parameter.data = weights[name]
     for layer in (layer for layer in net.modules() if isinstance(layer, nn.Linear)):
         layer.out_features, layer.in_features = layer.weight.shape
+    for norm in (norm for norm in net.modules() if isinstance(norm, nn.LayerNorm)):
+        norm.normalized_shape = tuple(norm.weight.shape)
     for name, (attributes, factor) in stock["attention"].items():
         own: Any = net.get_submodule(name)
         vars(own).update(attributes)

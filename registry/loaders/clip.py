@@ -40,4 +40,6 @@ def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
         parameter.data = weights[name]
     for layer in (layer for layer in net.modules() if isinstance(layer, nn.Linear)):
         layer.out_features, layer.in_features = layer.weight.shape
+    for norm in (norm for norm in net.modules() if isinstance(norm, nn.LayerNorm)):
+        norm.normalized_shape = tuple(norm.weight.shape)
     return net.eval()

@@ -28,6 +28,8 @@ def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
     for layer in net.modules():
         if isinstance(layer, nn.Linear):
             layer.out_features, layer.in_features = layer.weight.shape
+        elif isinstance(layer, nn.LayerNorm):
+            layer.normalized_shape = tuple(layer.weight.shape)
     for name, (attributes, factor) in stock["attention"].items():
         layer = net.get_submodule(name)
         vars(layer).update(attributes)

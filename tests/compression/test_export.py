@@ -32,7 +32,7 @@ RETRIEVAL = "blip2-retrieval"
 TINY = (*prompted.NAMES, RETRIEVAL)
 CASES = [
     *((name, way) for name in minis.names() for way in minis.WAYS),
-    *((name, way) for name in TINY for way in ("cut", "heads", "masked", "depth")),
+    *((name, way) for name in TINY for way in ("cut", "heads", "masked", "depth", "width")),
 ]
 
 # What the other process does: argv are this folder and the exported ones.

@@ -12,11 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.lab import Lab
+from tests.nn.kinds import KINDS
 from tests.oracles import Oracle
 from tests.pruning.toy import pruner
 from vlbench.calibration.statistics import Statistics
 from vlbench.compression.masks import keep_fraction
 from vlbench.compression.saved import load_model
+from vlbench.compression.width import streams
+from vlbench.errors import UserError
 from vlbench.pruning.owl import met, outliers, owl
 from vlbench.structure import Block, Rows, Structure, Tower, attention_site, count_setter, ffn_site
 
@@ -143,3 +146,42 @@ def test_a_run_with_owl_meets_the_target(lab: Lab) -> None:
     assert parameters["removed"] / parameters["prunable"] == pytest.approx(0.5, abs=0.02)
     ratios = load_model(folder / "model")[1].log["wanda"]["ratios"]
     assert len(set(ratios.values())) > 1
+
+
+def test_channels_go_from_everything_that_owns_them(lab: Lab) -> None:
+    """A whole run against counting: the stream of the saved model is narrower, its record meets the target, and what it
+    computes is reopened (the score of its own evaluation). Importance: by the formula, over all matrices."""
+    words = ("method=llm_pruner", "mode=channel", "sparsity=0.5", "calibration_samples=4")
+    told = lab.run(*words)
+    assert told.code == 0, told.err
+    folder = next(p.parent for p in lab.folder.rglob("result.json") if "llm_pruner" in str(p))
+    parameters = json.loads((folder / "result.json").read_text())["parameters"]
+    assert parameters["removed"] / parameters["prunable"] == pytest.approx(0.5, abs=0.02)
+    model, state = load_model(folder / "model")
+    (kept,) = (sites["vision.width"] for sites in (cut.sites for cut in state.cuts))
+    assert kept[0] == "width"
+    assert model.net.norm.normalized_shape == (len(kept[1]),)
+    assert {p.shape[-1] for n, p in model.net.named_parameters() if n.endswith("qkv.weight")} == {len(kept[1])}
+
+
+def test_channel_importance_is_the_sum_over_the_group() -> None:
+    kind = next(k for k in KINDS if k.name == "deit")
+    net = kind.adopt(kind.build())
+    (stream,) = streams(kind.structure(net)).values()
+    grads = {s.param: torch.randn(s.shape, dtype=torch.float64) for s in stream.slices}
+    learnt = {n: Statistics(torch.zeros(1), 1, None, g, g.square()) for n, g in grads.items()}
+    found = pruner("llm_pruner", mode="channel")._of_stream(net, stream, learnt)
+    wanted = torch.zeros(24, dtype=torch.float64)
+    for name, parameter in net.named_parameters():
+        if parameter.ndim == 1:
+            continue
+        product = (parameter.detach() * grads[name]).abs()
+        reads = name.endswith(("qkv.weight", "fc1.weight", "head.weight", "cls_token", "pos_embed"))
+        wanted += product.movedim(-1 if reads else 0, 0).flatten(1).sum(1)
+    assert torch.allclose(found, wanted, rtol=1e-12)
+
+
+def test_a_stream_that_cannot_be_narrowed_is_refused() -> None:
+    kind = next(k for k in KINDS if k.name == "t5")
+    with pytest.raises(UserError, match="the tower encoder cannot be narrowed: encoder and decoder share one matrix"):
+        pruner("llm_pruner", mode="channel").check(kind.structure(kind.adopt(kind.build())))

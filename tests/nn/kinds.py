@@ -33,6 +33,7 @@ from transformers.models.instructblip.modeling_instructblip import InstructBlipQ
 
 from vlbench.nn import blip, blip2_vision, clip_vision, llama, open_clip, opt, qformer, t5
 from vlbench.nn import timm as timm_nn
+from vlbench.nn.stream import reads_from_others
 from vlbench.structure import Structure
 
 VOCABULARY = 50
@@ -116,13 +117,9 @@ def blip_vqa() -> nn.Module:
 
 
 def blip_vqa_structure(net: nn.Module) -> Structure:
-    return Structure(
-        (
-            blip.vision_tower(net),
-            blip.text_tower(net, "text_encoder.encoder.layer", "question"),
-            blip.text_tower(net, "text_decoder.bert.encoder.layer", "answer"),
-        )
-    )
+    answer = blip.text_tower(net, "text_decoder.bert.encoder.layer", "answer", read_by=())
+    question = blip.text_tower(net, "text_encoder.encoder.layer", "question", read_by=reads_from_others([answer]))
+    return Structure((blip.vision_tower(net, read_by=reads_from_others([question])), question, answer))
 
 
 def run_blip_vqa(net: nn.Module) -> Tensor:
@@ -216,7 +213,7 @@ def run_vision(net: nn.Module) -> Tensor:
 
 
 def blip2_vision_structure(net: nn.Module) -> Structure:
-    return Structure((blip2_vision.vision_tower(net, "encoder.layers"),))
+    return Structure((blip2_vision.vision_tower(net, "encoder.layers", read_by=()),))
 
 
 _QFORMER = {
@@ -271,17 +268,17 @@ KINDS = (
     Kind("blip_vqa", blip_vqa, blip.adopt, blip_vqa_structure, run_blip_vqa),
     Kind(
         "blip_nlvr", blip_nlvr, blip.adopt,
-        lambda net: Structure((blip.text_tower(net, "encoder.layer", "text"),)), run_blip_nlvr,
+        lambda net: Structure((blip.text_tower(net, "encoder.layer", "text", read_by=()),)), run_blip_nlvr,
     ),
     Kind("t5", lambda: t5_model("gated-gelu"), t5.adopt, t5_structure, run_t5),
     Kind("t5_plain", lambda: t5_model("relu"), t5.adopt, t5_structure, run_t5),
-    Kind("llama", llama_model, llama.adopt, lambda net: Structure((llama.tower(net),)), run_llama),
-    Kind("opt", opt_model, opt.adopt, lambda net: Structure((opt.tower(net),)), run_opt),
+    Kind("llama", llama_model, llama.adopt, lambda net: Structure((llama.tower(net, read_by=["lm_head"]),)), run_llama),
+    Kind("opt", opt_model, opt.adopt, lambda net: Structure((opt.tower(net, read_by=["lm_head"]),)), run_opt),
     Kind("blip2_vision", blip2_vision_model, blip2_vision.adopt, blip2_vision_structure, run_vision),
     Kind("instruct_vision", instruct_vision_model, blip2_vision.adopt, blip2_vision_structure, run_vision),
     Kind(
         "clip_vision", clip_vision_model, clip_vision.adopt,
-        lambda net: Structure((clip_vision.tower(net, "encoder.layers", 2),)), run_vision,
+        lambda net: Structure((clip_vision.tower(net, "encoder.layers", 2, read_by=()),)), run_vision,
     ),
     Kind("blip2_qformer", blip2_qformer, qformer.adopt, qformer_structure, run_blip2_qformer),
     Kind("instruct_qformer", instruct_qformer, qformer.adopt, qformer_structure, run_instruct_qformer),

@@ -61,7 +61,7 @@ def _packed(name: str, model: Any, **more: Any) -> Kind:
 
 def _kind(name: str, build: Callable[[], nn.Module], layers: str, run: Callable[[nn.Module], Tensor]) -> Kind:
     def structure(net: nn.Module) -> Structure:
-        return Structure((library.tower(net, layers, "tower", modality="vision"),))
+        return Structure((library.tower(net, layers, "tower", modality="vision", read_by=()),))
 
     return Kind(name, build, library.adopt, structure, run)
 

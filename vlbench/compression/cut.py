@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from ..structure import Site, Slice, Structure
 from .depth import UNIT, drop_blocks, key_of
+from .width import UNIT as WIDTH
+from .width import key_of_width, narrow_stream, tell
 
-# Name of a site (or TOWER.blocks, see depth.py) -> sorted int64 indices of the units that stay.
+# Name of a site, or TOWER.blocks (depth.py), or TOWER.width (width.py) -> sorted int64 indices of the units that stay.
 Kept = dict[str, Tensor]
 
 
@@ -32,6 +34,10 @@ def cut(net: nn.Module, structure: Structure, keep: Mapping[str, Tensor], *, kep
             site.after_cut(net, kept)
         if kept_scale and site.rescale is not None:
             site.rescale(net, kept)
+    for tower in structure.towers:
+        kept = keep.get(key_of_width(tower))
+        if kept is not None:
+            narrow_stream(net, tower, kept, _cut_parameter)
     for tower in structure.towers:  # last: the paths of sites go by the blocks' numbers
         kept = keep.get(key_of(tower))
         if kept is not None and len(kept) < len(tower.blocks):
@@ -57,16 +63,9 @@ def _cut_parameter(net: nn.Module, parts: list[Slice], kept: Tensor) -> None:
     rows = stays.nonzero().flatten().to(parameter.device)
     parameter.data = parameter.data.index_select(part.dim, rows).contiguous()
     parameter.grad = None
-    _tell_linear(net, part, len(rows))
-
-
-def _tell_linear(net: nn.Module, part: Slice, size: int) -> None:
     owner = net.get_submodule(part.param.rpartition(".")[0])
     if isinstance(owner, nn.Linear):
-        if part.dim == 0:
-            owner.out_features = size
-        else:
-            owner.in_features = size
+        tell(owner)
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,7 @@ class Cut:
     def of(cls, structure: Structure, keep: Mapping[str, Tensor], *, kept_scale: bool = False) -> Cut:
         units = {site.name: site.unit for site in structure.sites}
         units |= {key_of(tower): UNIT for tower in structure.towers}
+        units |= {key_of_width(tower): WIDTH for tower in structure.towers}
         return cls({name: (units[name], kept.tolist()) for name, kept in keep.items()}, kept_scale)
 
     def repeat(self, net: nn.Module, structure: Structure) -> None:

@@ -7,6 +7,7 @@ mask it is given, as the Salesforce code does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from ..structure import (
 from .attend import Shared, attend, merge_heads, split_heads
 from .caches import cache_in
 from .stock import CutAttributes, query_factor
+from .stream import with_stream
 
 TEXT_MASKS = (Mask("attention_mask"), Mask("encoder_attention_mask", of="encoder_hidden_states"))
 
@@ -168,8 +170,14 @@ def first_states(text: Any, ids: Tensor, context: Shared | None = None) -> Tenso
     return states
 
 
-def vision_tower(module: nn.Module, prefix: str = "vision_model.encoder.layers", name: str = "vision") -> Tower:
-    """The ViT of BLIP (and of BLIP-2, which has the same layers)."""
+def vision_tower(
+    module: nn.Module,
+    prefix: str = "vision_model.encoder.layers",
+    name: str = "vision",
+    read_by: Sequence[str] | None = None,
+) -> Tower:
+    """The ViT of BLIP (and of BLIP-2, which has the same layers). read_by: the Linears that take its states; None: that
+    is not said, and its residual stream cannot be narrowed."""
     blocks = []
     for index, path, block in blocks_named(module, prefix):
         attn = f"{path}.self_attn"
@@ -187,11 +195,21 @@ def vision_tower(module: nn.Module, prefix: str = "vision_model.encoder.layers",
             ),
         )  # fmt: skip
         blocks.append(Block(path, sites))
-    return Tower(name, tuple(blocks))
+    tower = Tower(name, tuple(blocks))
+    if read_by is None:
+        return tower
+    at = prefix.removesuffix("encoder.layers")
+    inside = f"{at}embeddings."
+    return with_stream(
+        module, tower, root=at.removesuffix("."), reads=read_by, writes=[f"{inside}patch_embedding"],
+        tables=[f"{inside}class_embedding", f"{inside}position_embedding"], norms=[f"{at}post_layernorm"],
+    )  # fmt: skip
 
 
-def text_tower(module: nn.Module, prefix: str, name: str) -> Tower:
-    """A BERT-like text tower: self-attention, cross-attention where there is one (plain or twin), feed-forward."""
+def text_tower(module: nn.Module, prefix: str, name: str, read_by: Sequence[str] | None = None) -> Tower:
+    """A BERT-like text tower: self-attention, cross-attention where there is one (plain or twin), feed-forward.
+    read_by: the Linears that take its states, but for its own head of words; None: that is not said, and its residual
+    stream cannot be narrowed."""
     blocks = []
     for index, path, block in blocks_named(module, prefix):
         at = f"{name}.{index}"
@@ -218,7 +236,18 @@ def text_tower(module: nn.Module, prefix: str, name: str) -> Tower:
             )
         )  # fmt: skip
         blocks.append(Block(path, tuple(sites), masks=TEXT_MASKS))
-    return Tower(name, tuple(blocks))
+    tower = Tower(name, tuple(blocks))
+    if read_by is None:
+        return tower
+    root = prefix.removesuffix("encoder.layer")
+    words, inside = f"{root.removesuffix('bert.')}cls.predictions", f"{root}embeddings."
+    # The matrix of words is tied to their embeddings, so that what is before it has the stream's dimensions, too.
+    return with_stream(
+        module, tower, root=root.removesuffix("."),
+        writes=[f"{inside}word_embeddings", f"{inside}position_embeddings", f"{words}.transform.dense"],
+        norms=[f"{inside}LayerNorm", f"{words}.transform.LayerNorm"],
+        reads=[f"{words}.transform.dense", f"{words}.decoder", *read_by],
+    )  # fmt: skip
 
 
 def _text_attention(module: nn.Module, name: str, modality: str, path: str, output: str) -> Site:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from ..errors import UserError
 from ..structure import Block, Mask, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import attend, merge_heads, split_heads
 from .stock import CutAttributes
+from .stream import with_stream
 
 MASKS = (Mask("attention_mask"),)
 
@@ -51,12 +53,13 @@ def states_after(vision: Any, images: Tensor, blocks: int) -> Tensor:
     return hidden
 
 
-def tower(module: nn.Module, prefix: str, blocks: int, name: str = "vision") -> Tower:
-    """The first `blocks` blocks of the encoder whose layers stand at `prefix`."""
-    blocks_adopted = []
+def tower(
+    module: nn.Module, prefix: str, blocks: int, name: str = "vision", read_by: Sequence[str] | None = None
+) -> Tower:
+    """The first `blocks` blocks of the encoder whose layers stand at `prefix`. read_by: the Linears that take its
+    states; None: that is not said, and its residual stream cannot be narrowed."""
+    adopted = []
     for index, path, layer in blocks_named(module, prefix):
-        if index >= blocks:
-            break
         block: Any = layer
         if not isinstance(block.self_attn, LibraryAttention):
             raise UserError(
@@ -74,5 +77,14 @@ def tower(module: nn.Module, prefix: str, blocks: int, name: str = "vision") -> 
                 activation=block.mlp.activation_fn,
             ),
         )  # fmt: skip
-        blocks_adopted.append(Block(path, sites, masks=MASKS))
-    return Tower(name, tuple(blocks_adopted))
+        adopted.append(Block(path, sites, masks=MASKS))
+    tower = Tower(name, tuple(adopted[:blocks]))
+    if read_by is None:
+        return tower
+    at = prefix.removesuffix("encoder.layers")
+    inside = f"{at}embeddings."
+    return with_stream(
+        module, tower, root=at.removesuffix("."), unread=adopted[blocks:], reads=read_by,
+        writes=[f"{inside}patch_embedding", f"{inside}position_embedding"], tables=[f"{inside}class_embedding"],
+        norms=[f"{at}pre_layrnorm", f"{at}post_layernorm"],
+    )  # fmt: skip

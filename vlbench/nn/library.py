@@ -10,6 +10,7 @@ something else. Such a class is refused by name.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..structure import AfterCut, Block, Mask, Rows, Site, Tower, attention_site, blocks_named, ffn_site
 from .stock import CutAttributes
+from .stream import with_stream
 
 MASKS = (Mask("attention_mask"),)
 
@@ -85,6 +87,17 @@ _FEED_FORWARD = (
     ("fc1", None, "fc2"),
     ("linear_fc1", None, "linear_fc2"),
 )
+# What stands around the blocks, as the library names it.
+_WRITERS = (
+    *("embed_tokens", "patch_embed.proj", "pos_embed", "embeddings.patch_embedding", "embeddings.position_embedding"),
+    *("embeddings.patch_embeddings", "embeddings.patch_embeddings.projection"),
+)
+_TABLES = tuple(
+    f"embeddings.{part}"
+    for part in ("class_embedding", "cls_token", "mask_token", "register_tokens", "position_embeddings")
+)
+_NORMS = ("norm", "pre_layrnorm", "post_layernorm", "layernorm", "layer_norm", "merger.ln_q", "merger.norm")
+_READERS = ("merger.mlp.0", "merger.linear_fc1")
 _ACTIVATIONS = ("act_fn", "activation_fn", "act", "activation")
 
 
@@ -149,21 +162,68 @@ def _sizes(layer: Any, row: Row) -> tuple[int, int, int]:
 
 
 def tower(
-    module: nn.Module, prefix: str, name: str, *, modality: str | None = None, blocks: int | None = None
+    module: nn.Module,
+    prefix: str,
+    name: str,
+    *,
+    modality: str | None = None,
+    blocks: int | None = None,
+    read_by: Sequence[str] | None = None,
+    written_by: Sequence[str] = (),
 ) -> Tower:
     """The first `blocks` blocks (all where it is left out) whose layers stand at `prefix`: an attention of the table
-    and a feed-forward layer each. modality: the tower's name where it is left out. Raises UserError for a class that is
-    not in the table."""
+    and a feed-forward layer each. modality: the tower's name where it is left out. read_by, written_by: the Linears
+    that take its states, and those that make tokens beside its embeddings; None: that is not said, and its residual
+    stream cannot be narrowed. Raises UserError for a class that is not in the table."""
     adopted = []
     owner: Any = module.get_submodule(prefix.rpartition(".")[0])
     read = getattr(owner, "deepstack_visual_indexes", ())
     for index, path, block in blocks_named(module, prefix):
-        if blocks is not None and index >= blocks:
-            break
         at, kind = f"{name}.{index}", modality or name
         sites = (_attention(module, at, path, block, kind), _ffn(module, at, path, block, kind))
         adopted.append(Block(path, sites, _DEEP if index in read else "", masks=MASKS))
-    return Tower(name, tuple(adopted), _renumber(prefix.rpartition(".")[0]))
+    root = _root(module, prefix)
+    plain = Tower(name, tuple(adopted[:blocks]), _renumber(prefix.rpartition(".")[0]))
+    if read_by is None:
+        return plain
+    return with_stream(
+        module, plain, root=root.removesuffix("."), beyond=f"{root}merger", unread=adopted[len(plain.blocks) :],
+        writes=[*(f"{root}{part}" for part in _WRITERS), *written_by], norms=[f"{root}{part}" for part in _NORMS],
+        tables=[f"{root}{part}" for part in _TABLES], reads=[*(f"{root}{part}" for part in _READERS), *read_by],
+        after_cut=_sizer(root),
+    )  # fmt: skip
+
+
+def _root(module: nn.Module, prefix: str) -> str:
+    """Where the embeddings stand: beside the blocks, or one module further out; with a dot behind it."""
+    root = prefix.rpartition(".")[0]
+    if not any(hasattr(module.get_submodule(root), part) for part in ("embed_tokens", "embeddings", "patch_embed")):
+        root = root.rpartition(".")[0]
+    return f"{root}." if root else ""
+
+
+def _sizer(root: str) -> AfterCut:
+    """Qwen's towers view their patches, and groups of them, by widths of their own."""
+
+    def size(module: nn.Module, kept: Tensor) -> None:
+        for path, attributes in _sizes_of_stream(module, root).items():
+            vars(module.get_submodule(path)).update(attributes)
+
+    return size
+
+
+def _sizes_of_stream(module: nn.Module, root: str) -> dict[str, dict[str, int]]:
+    """Path -> the widths that the modules around the blocks at `root` know, as their weights say them."""
+    sizes: dict[str, dict[str, int]] = {}
+    owner: Any = module.get_submodule(root.removesuffix("."))
+    patches: Any = getattr(owner, "patch_embed", None)
+    if isinstance(getattr(patches, "embed_dim", None), int):
+        sizes[f"{root}patch_embed"] = {"embed_dim": int(patches.proj.weight.shape[0])}
+    merger: Any = getattr(owner, "merger", None)
+    if isinstance(getattr(merger, "hidden_size", None), int):
+        reader = merger.mlp[0] if hasattr(merger, "mlp") else merger.linear_fc1
+        sizes[f"{root}merger"] = {"hidden_size": int(reader.weight.shape[1])}
+    return sizes
 
 
 def _renumber(path: str) -> AfterCut:
@@ -265,6 +325,9 @@ def cut_attributes(module: nn.Module) -> CutAttributes:
     for path, layer in module.named_modules():
         if isinstance(numbers := getattr(layer, "fullatt_block_indexes", None), list):
             by_path[path] = {"fullatt_block_indexes": numbers}, 1.0
+        if hasattr(layer, "patch_embed"):
+            around = _sizes_of_stream(module, f"{path}." if path else "")
+            by_path |= {name: (attributes, 1.0) for name, attributes in around.items()}
         row = row_of(layer)
         if row is None:
             continue

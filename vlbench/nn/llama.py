@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ..structure import AfterCut, Block, Mask, Rows, Tower, attention_site, bloc
 from .attend import attend, merge_heads, split_heads
 from .caches import cache_in
 from .stock import CutAttributes
+from .stream import with_stream
 
 MASKS = (Mask("attention_mask"),)
 
@@ -84,8 +86,16 @@ def cut_attributes(module: nn.Module) -> CutAttributes:
     return attributes
 
 
-def tower(module: nn.Module, prefix: str = "model.layers", name: str = "language") -> Tower:
-    """The blocks of a Llama decoder."""
+def tower(
+    module: nn.Module,
+    prefix: str = "model.layers",
+    name: str = "language",
+    read_by: Sequence[str] | None = None,
+    written_by: Sequence[str] = (),
+) -> Tower:
+    """The blocks of a Llama decoder. read_by, written_by: the Linears that take the states after its last norm, and
+    those that make tokens beside its word embeddings; None: that is not said, and its residual stream cannot be
+    narrowed."""
     blocks = []
     for index, path, block in blocks_named(module, prefix):
         attn: Any = block.self_attn
@@ -106,7 +116,14 @@ def tower(module: nn.Module, prefix: str = "model.layers", name: str = "language
             ),
         )  # fmt: skip
         blocks.append(Block(path, sites, masks=MASKS))
-    return Tower(name, tuple(blocks))
+    tower = Tower(name, tuple(blocks))
+    if read_by is None:
+        return tower
+    at = prefix.removesuffix("layers")
+    return with_stream(
+        module, tower, root=at.removesuffix("."), writes=[f"{at}embed_tokens", *written_by], norms=[f"{at}norm"],
+        reads=read_by,
+    )  # fmt: skip
 
 
 def _pair_keeper(path: str) -> AfterCut:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..structure import Block, Mask, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site, scale_setter
 from .attend import attend, merge_heads, split_heads
 from .stock import CutAttributes
+from .stream import with_stream
 
 MASKS = (Mask("attn_mask"),)
 
@@ -82,12 +83,22 @@ def cut_attributes(module: nn.Module) -> CutAttributes:
 
 def vision_tower(module: nn.Module, prefix: str = "visual.transformer.resblocks", name: str = "vision") -> Tower:
     """The blocks of CLIP's ViT."""
-    return _tower(module, prefix, name, "vision")
+    at = prefix.removesuffix("transformer.resblocks")
+    return with_stream(
+        module, _tower(module, prefix, name, "vision"), root=at.removesuffix("."), writes=[f"{at}conv1"],
+        tables=[f"{at}class_embedding", f"{at}positional_embedding"], norms=[f"{at}ln_pre", f"{at}ln_post"],
+        products=[f"{at}proj"],
+    )  # fmt: skip
 
 
 def text_tower(module: nn.Module, prefix: str = "transformer.resblocks", name: str = "text") -> Tower:
     """The blocks of CLIP's text transformer."""
-    return _tower(module, prefix, name, "language")
+    at = prefix.removesuffix("transformer.resblocks")
+    return with_stream(
+        module, _tower(module, prefix, name, "language"), writes=[f"{at}token_embedding"],
+        tables=[f"{at}positional_embedding"], norms=[f"{at}ln_final"], products=[f"{at}text_projection"],
+        reads=[f"{at}text_projection"],
+    )  # fmt: skip
 
 
 def _tower(module: nn.Module, prefix: str, name: str, modality: str) -> Tower:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from ..structure import Block, Mask, Rows, Tower, attention_site, blocks_named, 
 from .attend import attend, merge_heads, split_heads
 from .caches import cache_in
 from .stock import CutAttributes
+from .stream import with_stream
 
 MASKS = (Mask("attention_mask"),)
 
@@ -52,8 +54,14 @@ def cut_attributes(module: nn.Module) -> CutAttributes:
     return attributes
 
 
-def tower(module: nn.Module, prefix: str = "model.decoder.layers", name: str = "language") -> Tower:
-    """The blocks of an OPT decoder."""
+def tower(
+    module: nn.Module,
+    prefix: str = "model.decoder.layers",
+    name: str = "language",
+    read_by: Sequence[str] | None = None,
+    written_by: Sequence[str] = (),
+) -> Tower:
+    """The blocks of an OPT decoder. read_by, written_by: as of llama.tower."""
     blocks = []
     for index, path, layer in blocks_named(module, prefix):
         block: Any = layer
@@ -70,4 +78,12 @@ def tower(module: nn.Module, prefix: str = "model.decoder.layers", name: str = "
             ),
         )  # fmt: skip
         blocks.append(Block(path, sites, masks=MASKS))
-    return Tower(name, tuple(blocks))
+    tower = Tower(name, tuple(blocks))
+    at = prefix.removesuffix("layers")
+    decoder: Any = module.get_submodule(at.removesuffix("."))
+    if read_by is None or decoder.project_in is not None:
+        return tower
+    return with_stream(
+        module, tower, root=at.removesuffix("."), norms=[f"{at}final_layer_norm"], reads=read_by,
+        writes=[f"{at}embed_tokens", f"{at}embed_positions", *written_by],
+    )  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..structure import Structure
 from . import timm as timm_nn
+from .stream import with_stream
 
 Size = tuple[int, int]  # height, width
 
@@ -135,9 +136,9 @@ def adopt(module: nn.Module) -> nn.Module:
 
 def structure(module: nn.Module) -> Structure:
     """Encoder, then decoder."""
-    return Structure(
-        (
-            timm_nn.vision_tower(module, "encoder.blocks", "encoder"),
-            timm_nn.vision_tower(module, "decoder.blocks", "decoder"),
-        )
-    )
+    decoder = with_stream(
+        module, timm_nn.vision_tower(module, "decoder.blocks", "decoder", read_by=None), writes=["decoder.proj_dec"],
+        tables=["decoder.cls_emb"], norms=["decoder.decoder_norm"],
+        products=["decoder.proj_patch", "decoder.proj_classes"],
+    )  # fmt: skip
+    return Structure((timm_nn.vision_tower(module, "encoder.blocks", "encoder", read_by=["decoder.proj_dec"]), decoder))

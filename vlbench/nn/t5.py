@@ -18,6 +18,7 @@ MASKS = (Mask("attention_mask"), Mask("encoder_attention_mask", of="encoder_hidd
 
 _HEADS = "block 0 makes the position bias of every layer, with one entry per head"
 _FIRST = "it makes the position bias of every layer"
+_SHARED = "encoder and decoder share one matrix of word embeddings, which only one of the two widths could be cut to"
 
 
 class T5Attention(LibraryAttention):  # type: ignore[misc]
@@ -118,7 +119,7 @@ def tower(module: nn.Module, prefix: str, name: str) -> Tower:
         last = len(block.layer) - 1  # type: ignore[arg-type]
         sites.append(_ffn(module, f"{at}.ffn", f"{path}.layer.{last}.DenseReluDense"))
         blocks.append(Block(path, tuple(sites), "" if index else _FIRST, masks=MASKS))
-    return Tower(name, tuple(blocks))
+    return Tower(name, tuple(blocks), stream=_SHARED)
 
 
 def _attention(module: nn.Module, name: str, modality: str, path: str) -> Site:

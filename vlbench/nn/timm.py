@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from timm.layers.attention import Attention
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..structure import Block, Mask, Rows, Tower, attention_site, blocks_named, count_setter, ffn_site
 from .attend import attend, merge_heads, split_heads
 from .stock import CutAttributes, query_factor
+from .stream import with_stream
+
+_TABLES = ("cls_token", "reg_token", "dist_token", "pos_embed")
 
 
 class VisionAttention(Attention):  # type: ignore[misc]
@@ -36,12 +41,17 @@ def adopt(module: nn.Module) -> nn.Module:
     return module
 
 
-def vision_tower(module: nn.Module, prefix: str = "blocks", name: str = "vision", count: int | None = None) -> Tower:
-    """The first `count` blocks (all where it is left out) of a timm VisionTransformer."""
+def vision_tower(
+    module: nn.Module,
+    prefix: str = "blocks",
+    name: str = "vision",
+    count: int | None = None,
+    read_by: Sequence[str] | None = (),
+) -> Tower:
+    """The first `count` blocks (all where it is left out) of a timm VisionTransformer. read_by: what else than its own
+    heads reads its residual stream; None: that is not said, and the stream cannot be narrowed."""
     blocks = []
     for index, path, block in blocks_named(module, prefix):
-        if count is not None and index >= count:
-            break
         attn: Any = block.attn
         _refuse_others(path, attn, block.mlp)
         rows = int(attn.qkv.weight.shape[0]) // 3
@@ -58,7 +68,16 @@ def vision_tower(module: nn.Module, prefix: str = "blocks", name: str = "vision"
             ),
         )  # fmt: skip
         blocks.append(Block(path, sites, masks=(Mask("attn_mask"),)))
-    return Tower(name, tuple(blocks))
+    tower = Tower(name, tuple(blocks[:count]))
+    root = prefix.rpartition(".")[0]
+    if read_by is None or not isinstance(module.get_submodule(root), VisionTransformer):
+        return tower
+    at = f"{root}." if root else ""
+    return with_stream(
+        module, tower, root=root, unread=blocks[len(tower.blocks) :],
+        writes=[f"{at}patch_embed.proj"], tables=[f"{at}{part}" for part in _TABLES],
+        norms=[f"{at}{part}" for part in ("norm_pre", "norm", "fc_norm")], reads=[f"{at}head", *read_by],
+    )  # fmt: skip
 
 
 def cut_attributes(module: nn.Module) -> CutAttributes:

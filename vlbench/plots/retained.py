@@ -25,7 +25,7 @@ COMPONENTS = {
 @dataclass(frozen=True)
 class Retained:
     """One site. row: its name without the layer's number; layer: from 0; entries: of its prunable matrices before
-    pruning; kept: how many of them are left and not masked (for a cut: kept units / units)."""
+    pruning; kept: how many of them are left and not masked."""
 
     row: str
     layer: int

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..compression.depth import key_of
 from ..compression.state import Compression
+from ..compression.width import key_of_width
 from ..errors import RunFailed, UserError
 from ..job import Job
 from ..machine.memory import refuse_second_copy
@@ -144,7 +145,7 @@ def pruned_towers(structure: Structure, state: Compression) -> set[str]:
     filled = {
         tower.name
         for tower in structure.towers
-        if key_of(tower) in cut
+        if {key_of(tower), key_of_width(tower)} & cut
         or any(site.name in cut or site.matrices.keys() & state.masks.keys() for site in tower.sites)
     }
     return filled or {tower.name for tower in structure.towers}
