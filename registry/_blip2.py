@@ -9,7 +9,6 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers.initialization import no_init_weights
 
 from vlbench.model import Card, Model
 from vlbench.nn import blip, blip2_vision, llama, opt, qformer, t5
@@ -18,7 +17,7 @@ from vlbench.nn.stream import reads_from_others
 from vlbench.structure import Tower
 from vlbench.tensors.reading import load_into, read_weights, refuse_others
 
-from ._prompted import constructed, of_library, read_kind, read_tokenizer
+from ._prompted import constructed, of_library, read_kind, read_tokenizer, unfilled
 
 Config = dict[str, Any]
 POSITIONS = "vision_model.embeddings.position_embedding"
@@ -113,8 +112,7 @@ class Blip2Folder(Model):
         refuse_others(weights, f"a model with a Q-Former, as {card.name} is", ("query_tokens",))
         config = read_kind(home, cls.model_type)
         config.setdefault("vision_config", {})["image_size"] = card.image.size
-        with no_init_weights():
-            model = cls.build(card, config, home)
+        model = unfilled(cls.build, card, config, home)
         if POSITIONS in weights:
             count = model.net.state_dict()[POSITIONS].shape[1]
             weights[POSITIONS] = blip.resized_positions(weights[POSITIONS], count)

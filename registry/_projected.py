@@ -14,7 +14,6 @@ from typing import Any, ClassVar, TypeVar
 import torch
 import transformers
 from torch import Tensor
-from transformers.initialization import no_init_weights
 
 from vlbench.capability import Batch
 from vlbench.errors import UserError
@@ -26,7 +25,7 @@ from vlbench.structure import Structure
 from vlbench.tensors.reading import load_into, read_weights, refuse_others
 
 from ._chat import TURN, chat_of, image_processor, processor_of
-from ._prompted import Config, Prompted, constructed, of_library, read_kind, read_tokenizer
+from ._prompted import Config, Prompted, constructed, of_library, read_kind, read_tokenizer, unfilled
 from ._stream import ImageState, Prefix, Stream
 
 P = TypeVar("P", bound="Projected")
@@ -112,8 +111,7 @@ class Projected(Prompted):
                     "tokenizer files of the checkpoint there."
                 )
             config["prompts"] = {**config.get("prompts", {}), **cls.chat(home, tokenizer)}
-        with no_init_weights():
-            model = cls.build(card, config, home)
+        model = unfilled(cls.build, card, config, home)
         load_into(model.net, weights)
         return model
 

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BertTokenizer
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from vlbench.capability import SCORE, Answerer, Batch, Captioner, Outputs, Prediction, offered, unmarked
 from vlbench.errors import UserError
@@ -27,6 +28,7 @@ from ._language import T5, Causal, Forced, Language, Read
 
 Config = dict[str, Any]
 N = TypeVar("N", bound=nn.Module)
+B = TypeVar("B", bound=Model)
 Say = Callable[[Read, Sequence[int]], list[str]]  # texts of what was read together, and the numbers of its rows
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "tokenizer.model", "vocab.json")
 
@@ -252,6 +254,17 @@ def constructed(card: Card, make: Callable[[Config], N], config: Config) -> N:
             StrictDataclassError) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
         raise UserError(f"config.json describes no {card.name} that transformers can build: {reason}.") from error
+
+
+def unfilled(build: Callable[..., B], card: Card, config: Config, folder: Path) -> B:
+    """build(card, config, folder): a model whose weights will be read. Nothing is drawn at random, and matrices that
+    the configuration ties are one (the library ties them where it draws)."""
+    with no_init_weights():
+        model = build(card, config, folder)
+    for module in model.net.modules():
+        if isinstance(module, PreTrainedModel):
+            module.tie_weights()
+    return model
 
 
 def plain(config: Config) -> Config:

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
-from transformers.initialization import no_init_weights
 
 from vlbench.errors import UserError
 from vlbench.images.spec import ImageSpec
@@ -26,7 +25,7 @@ from vlbench.structure import Structure
 from vlbench.tensors.reading import load_into, read_weights, refuse_others
 
 from ._language import Causal, Language
-from ._prompted import Config, Prompted, constructed, of_library, read_kind, read_tokenizer
+from ._prompted import Config, Prompted, constructed, of_library, read_kind, read_tokenizer, unfilled
 
 IMAGE = "<image>"
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -130,8 +129,7 @@ class Llava(Prompted):
         config = read_kind(home, "llava")
         if "prompts" not in config:
             config["prompts"] = prompts_of(home)
-        with no_init_weights():
-            model = cls.build(card, config, home)
+        model = unfilled(cls.build, card, config, home)
         load_into(model.net, weights)
         return model
 

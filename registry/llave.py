@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.initialization import no_init_weights
 
 from vlbench.capability import Batch, Matcher, Outputs, Prediction, both_ways
 from vlbench.model import Card, family, read_config
@@ -25,6 +24,7 @@ from vlbench.tensors.reading import load_into, read_weights, refuse_others
 from ._blip_text import by_length
 from ._language import ROWS, _meta_mask
 from ._llava_qwen import KEYS, configured
+from ._prompted import unfilled
 from ._stream import Prefix, by_size
 from .llava_onevision import LlavaOnevision
 
@@ -54,8 +54,7 @@ class Llave(LlavaOnevision, Matcher):
         prompts = {"chat": CHAT, "image": f"{cls.mark} ", **stated.get("prompts", {})}
         config = {**configured(stated, weights), "prompts": prompts}
         config["processor"] = {**config["processor"], **stated.get("processor", {})}
-        with no_init_weights():
-            model = cls.build(card, config, home)
+        model = unfilled(cls.build, card, config, home)
         load_into(model.net, weights)
         return model
 

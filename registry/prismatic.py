@@ -16,7 +16,6 @@ import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.initialization import no_init_weights
 
 from vlbench.errors import UserError
 from vlbench.images.pipeline import preprocess
@@ -32,7 +31,7 @@ from vlbench.tensors.reading import load_into
 
 from ._prismatic import read
 from ._projected import Projected
-from ._prompted import Config, constructed, read_tokenizer
+from ._prompted import Config, constructed, read_tokenizer, unfilled
 from ._stream import ImageState
 
 
@@ -103,8 +102,7 @@ class Prismatic(Projected):
         if not folder.is_dir():
             raise UserError(f"{folder} is one file: give the folder of a Prismatic checkpoint, with its config.json.")
         config, weights = read(folder, read_config(folder))
-        with no_init_weights():
-            model = cls.build(card, config, folder)
+        model = unfilled(cls.build, card, config, folder)
         own = model.net.state_dict()
         for key in [k for k in weights if k.endswith(".pos_embed") and own[k].shape != weights[k].shape]:
             side = int(config["image_size"]) // int(own[key.replace("pos_embed", "patch_embed.proj.weight")].shape[-1])

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, SiglipVisionConfig, SiglipVisionModel
-from transformers.initialization import no_init_weights
 
 from vlbench.errors import UserError
 from vlbench.images.view import View
@@ -27,7 +26,7 @@ from vlbench.tensors.reading import load_into, read_weights
 
 from ._chat import TURN, processor_of
 from ._projected import Projected
-from ._prompted import Config, read_tokenizer
+from ._prompted import Config, read_tokenizer, unfilled
 from ._stream import ImageState
 
 PARTS = {"llm": "language.", "vision_tower": "vision.", "mm_projector": "projector."}
@@ -130,8 +129,7 @@ class Vila(Projected):
             "layer": stated.get("mm_vision_select_layer", -2), "processor": processor_of(folder / "vision_tower"),
             "prompts": stated.get("prompts") or _chat(folder / "llm", int(text["vocab_size"])),
         }  # fmt: skip
-        with no_init_weights():
-            model = cls.build(card, config, folder)
+        model = unfilled(cls.build, card, config, folder)
         own = model.net.state_dict()
         unused = [k for k in tensors if k not in own and re.search(rf"^vision\.head\.|{cls.dropped}", k)]
         load_into(model.net, {k: v for k, v in tensors.items() if k not in unused})

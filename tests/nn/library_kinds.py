@@ -112,6 +112,7 @@ LIBRARY_KINDS = (
     _text("Qwen2Model", "Qwen2Config"),
     _text("Qwen3Model", "Qwen3Config"),
     _text("GemmaModel", "GemmaConfig"),
+    _text("Gemma2Model", "Gemma2Config", sliding_window=6),
     _text("Gemma3TextModel", "Gemma3TextConfig", sliding_window=3),
     _text("Qwen2VLTextModel", "Qwen2VLTextConfig", rope_parameters=_MROPE),
     _text("Qwen2_5_VLTextModel", "Qwen2_5_VLTextConfig", rope_parameters=_MROPE),

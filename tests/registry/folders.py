@@ -29,12 +29,14 @@ VISION = {
 @dataclass(frozen=True)
 class Folder:
     """name: of a card. special: names of the tokenizer's special tokens as attributes, and the tokens. make: token ->
-    id, to the library's model. processor: the library's whole processor."""
+    id, to the library's model. processor: the library's whole processor. chat: whether a folder has a template of
+    conversations; without one, the processor is given an answer as `suffix`, and asks for an image."""
 
     name: str
     special: dict[str, str]
     make: Callable[[dict[str, int]], Any]
     processor: Callable[[Any], Any]
+    chat: bool = True
 
     def write(self, folder: Path, **weights: Any) -> tuple[Any, Any]:
         """The folder; gives the library's model in eval mode, and its processor."""
@@ -238,4 +240,52 @@ SMOL = {
 }  # fmt: skip
 IDEFICS = Folder("idefics3-8b", SMOL, _smol("Idefics3"), _smol_processor("Idefics3"))
 SMOLVLM = Folder("smolvlm2-256m", SMOL, _smol("SmolVLM"), _smol_processor("SmolVLM"))
-FOLDERS = (INTERNVL, QWEN, ONEVISION, QWEN3, NEXT, IDEFICS, SMOLVLM)
+
+
+def _gemma3(ids: dict[str, int]) -> Any:
+    text = hf.Gemma3TextConfig(
+        **{**TEXT, "tie_word_embeddings": True, "num_hidden_layers": 3}, head_dim=8, vocab_size=ids[""],
+        sliding_window=8, sliding_window_pattern=2,
+    )  # fmt: skip
+    vision = hf.SiglipVisionConfig(**VISION, image_size=28, patch_size=7, vision_use_head=False)
+    config = hf.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=ids["<image_soft_token>"],
+        boi_token_index=ids["<start_of_image>"], eoi_token_index=ids["<end_of_image>"],
+    )  # fmt: skip
+    return hf.Gemma3ForConditionalGeneration(config)
+
+
+def _gemma3_processor(tokenizer: Any) -> Any:
+    images = hf.Gemma3ImageProcessor(size={"height": 28, "width": 28})
+    template = CHATML.replace("IMAGE", "<start_of_image>")
+    return hf.Gemma3Processor(images, tokenizer, chat_template=template, image_seq_length=4)
+
+
+GEMMA3 = Folder(
+    "gemma-3-4b",
+    {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"},
+    _gemma3, _gemma3_processor,
+)  # fmt: skip
+
+
+def _paligemma(ids: dict[str, int]) -> Any:
+    text = hf.Gemma2Config(
+        **{**TEXT, "tie_word_embeddings": True}, head_dim=8, vocab_size=ids[""] + 1200, sliding_window=16,
+        query_pre_attn_scalar=8, attn_logit_softcapping=2.0, final_logit_softcapping=3.0,
+    )  # fmt: skip
+    vision = hf.SiglipVisionConfig(**VISION, image_size=28, patch_size=7, vision_use_head=False)
+    config = hf.PaliGemmaConfig(
+        text_config=text, vision_config=vision, image_token_index=ids["<image>"], projection_dim=32, hidden_size=32
+    )
+    return hf.PaliGemmaForConditionalGeneration(config)
+
+
+def _paligemma_processor(tokenizer: Any) -> Any:
+    images = hf.SiglipImageProcessor(size={"height": 28, "width": 28})
+    images.image_seq_length = 16
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    return hf.PaliGemmaProcessor(images, tokenizer)
+
+
+PALIGEMMA = Folder("paligemma2-3b", {"image_token": "<image>"}, _paligemma, _paligemma_processor, chat=False)
+FOLDERS = (INTERNVL, QWEN, ONEVISION, QWEN3, NEXT, IDEFICS, SMOLVLM, GEMMA3, PALIGEMMA)

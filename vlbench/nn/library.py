@@ -64,6 +64,7 @@ TABLE: dict[tuple[str, str], Row] = {
     ("qwen2_vl", "Qwen2VLAttention"): _DECODER,
     ("qwen2_5_vl", "Qwen2_5_VLAttention"): _DECODER,
     ("gemma", "GemmaAttention"): _DECODER,
+    ("gemma2", "Gemma2Attention"): _DECODER,
     ("qwen3", "Qwen3Attention"): _NORMED,
     ("qwen3_vl", "Qwen3VLTextAttention"): _NORMED,
     ("gemma3", "Gemma3Attention"): _NORMED,
