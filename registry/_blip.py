@@ -149,11 +149,8 @@ class Blip(Model):
         """BLIP-base at the card's image size; of a mini card, the config.json that lies in the package."""
         if card.suite == "mini":
             return read_config(Path(__file__).parent / "mini" / card.name)
-        return {
-            "model_type": "blip",
-            "vision_config": {**VISION, "image_size": card.image.size},
-            "text_config": dict(TEXT),
-        }
+        vision = {**VISION, "image_size": card.image.size}
+        return card.sized({"model_type": "blip", "vision_config": vision, "text_config": dict(TEXT)})
 
     @classmethod
     def config_of(cls, card: Card, weights: Mapping[str, Tensor], home: Path) -> Config:

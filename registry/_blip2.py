@@ -37,37 +37,6 @@ QUERIES = 32
 PROJECTION = ["language_projection"]  # makes the tokens of an image
 
 
-def _t5(width: int, hidden: int, heads: int) -> Config:
-    return {
-        "model_type": "t5", "vocab_size": 32128, "d_model": width, "d_kv": 64, "d_ff": hidden, "num_layers": 24,
-        "num_heads": heads, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
-        "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1,
-    }  # fmt: skip
-
-
-def _opt(width: int, layers: int, heads: int) -> Config:
-    return {
-        "model_type": "opt", "vocab_size": 50304, "hidden_size": width, "word_embed_proj_dim": width,
-        "ffn_dim": 4 * width, "num_hidden_layers": layers, "num_attention_heads": heads, "eos_token_id": 50118,
-    }  # fmt: skip
-
-
-def _vicuna(width: int, hidden: int, layers: int, heads: int) -> Config:
-    return {
-        "model_type": "llama", "vocab_size": 32001, "hidden_size": width, "intermediate_size": hidden,
-        "num_hidden_layers": layers, "num_attention_heads": heads, "rms_norm_eps": 1e-6, "eos_token_id": 2,
-    }  # fmt: skip
-
-
-LANGUAGE: dict[str, Config] = {
-    "flan-t5-xl": _t5(2048, 5120, 32),
-    "flan-t5-xxl": _t5(4096, 10240, 64),
-    "opt-2.7b": _opt(2560, 32, 32),
-    "opt-6.7b": _opt(4096, 32, 32),
-    "vicuna-7b": _vicuna(4096, 11008, 32, 32),
-    "vicuna-13b": _vicuna(5120, 13824, 40, 40),
-}
-
 M = TypeVar("M", bound="Blip2Folder")
 
 

@@ -13,8 +13,7 @@ from transformers import BlipForQuestionAnswering, BlipTextLMHeadModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from vlbench.capability import SCORE, Answerer, Awaited, Batch, Outputs, Prediction, Stage, offered, unmarked
-from vlbench.images.spec import ImageSpec
-from vlbench.model import Card, family
+from vlbench.model import family
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.nn.beam import beam_search
@@ -33,33 +32,7 @@ ROWS = 8192  # question-candidate pairs scored in one pass
 Forced = tuple[list[int], Tensor, Tensor]  # of answers of one length: their numbers, logits, and the tokens to tell
 
 
-@family(
-    Card(
-        name="blip-vqa",
-        title="BLIP ViT-B/16, VQA (CapFilt-L)",
-        capabilities=("answer",),
-        checkpoint="Salesforce/blip-vqa-capfilt-large",
-        image=ImageSpec(size=480),
-        default_for=("vqav2",),
-        licence="BSD-3-Clause",
-        source="https://arxiv.org/abs/2201.12086",
-        trained_on=("vqav2/train", "vqav2/val", "visual_genome/train"),
-        published={"vqav2/test-dev/accuracy": 77.4},
-        prunable="every attention and feed-forward matrix of the ViT, the question encoder and the answer decoder",
-    ),
-    Card(
-        name="blip-vqa-mini",
-        title="BLIP of width 64, VQA, mini world",
-        capabilities=("answer",),
-        checkpoint="mini:blip-vqa-mini",
-        image=ImageSpec(size=64),
-        suite="mini",
-        default_for=("vqav2",),
-        licence="Apache-2.0",
-        trained_on=("vqav2/train",),
-        prunable="every attention and feed-forward matrix of the ViT, the question encoder and the answer decoder",
-    ),
-)
+@family("blip.json")
 class BlipVQA(Blip, Answerer):
     """encode: the ViT. answer: question encoder (cross-attends to the image), then the answer decoder."""
 

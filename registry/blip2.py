@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers import Blip2Config, Blip2ForConditionalGeneration
 
-from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, family
 from vlbench.structure import Structure
 
-from ._blip2 import LANGUAGE, QFORMER, QUERIES, VISION, Blip2Folder, Config, language_towers, vision_tower
+from ._blip2 import QFORMER, QUERIES, VISION, Blip2Folder, Config, language_towers, vision_tower
 from ._blip_text import clean_question
 from ._language import Language
 from ._prompted import Prompted, language_of
@@ -20,68 +19,7 @@ from ._prompted import Prompted, language_of
 MAX_WORDS = 50  # of a question
 
 
-@family(
-    Card(
-        name="blip2-flan-t5-xl",
-        title="BLIP-2 ViT-g, FlanT5-XL",
-        capabilities=("answer", "caption"),
-        checkpoint="Salesforce/blip2-flan-t5-xl",
-        image=ImageSpec(size=224),
-        default_for=("gqa", "okvqa", "nocaps"),
-        licence="MIT",
-        source="https://arxiv.org/abs/2301.12597",
-        published={"gqa/testdev/accuracy": 44.2},
-        prunable="every attention and feed-forward matrix of the ViT, the T5 encoder and the T5 decoder; the Q-Former, "
-        "the projection, embeddings and lm_head stay dense, as in RESSA and ECoFLaP",
-    ),
-    Card(
-        name="blip2-flan-t5-xxl",
-        title="BLIP-2 ViT-g, FlanT5-XXL",
-        capabilities=("answer", "caption"),
-        checkpoint="Salesforce/blip2-flan-t5-xxl",
-        image=ImageSpec(size=224),
-        licence="MIT",
-        source="https://arxiv.org/abs/2301.12597",
-        published={"gqa/testdev/accuracy": 44.7},
-        prunable="every attention and feed-forward matrix of the ViT, the T5 encoder and the T5 decoder; the Q-Former, "
-        "the projection, embeddings and lm_head stay dense, as in RESSA and ECoFLaP",
-    ),
-    Card(
-        name="blip2-opt-2.7b",
-        title="BLIP-2 ViT-g, OPT-2.7B",
-        capabilities=("answer", "caption"),
-        checkpoint="Salesforce/blip2-opt-2.7b",
-        image=ImageSpec(size=224),
-        licence="MIT (ViT, Q-Former), OPT licence (non-commercial)",
-        source="https://arxiv.org/abs/2301.12597",
-        prunable="every attention and feed-forward matrix of the ViT and OPT; the Q-Former, the projection, embeddings "
-        "and lm_head stay dense, as in RESSA and ECoFLaP",
-    ),
-    Card(
-        name="blip2-opt-6.7b",
-        title="BLIP-2 ViT-g, OPT-6.7B",
-        capabilities=("answer", "caption"),
-        checkpoint="Salesforce/blip2-opt-6.7b",
-        image=ImageSpec(size=224),
-        licence="MIT (ViT, Q-Former), OPT licence (non-commercial)",
-        source="https://arxiv.org/abs/2301.12597",
-        prunable="every attention and feed-forward matrix of the ViT and OPT; the Q-Former, the projection, embeddings "
-        "and lm_head stay dense, as in RESSA and ECoFLaP",
-    ),
-    Card(
-        name="blip2-mini",
-        title="BLIP-2 of width 64 with a T5, VQA, mini world",
-        capabilities=("answer",),
-        checkpoint="mini:blip2-mini",
-        image=ImageSpec(size=64),
-        suite="mini",
-        default_for=("gqa", "okvqa"),
-        licence="Apache-2.0",
-        trained_on=("vqav2/train",),
-        prunable="every attention and feed-forward matrix of the ViT, the T5 encoder and the T5 decoder; the Q-Former, "
-        "the projection, embeddings and lm_head stay dense",
-    ),
-)
+@family("blip2.json")
 class Blip2(Blip2Folder, Prompted):
     """encode: ViT, Q-Former and projection, once per image. The language model reads image tokens and a prompt."""
 
@@ -94,12 +32,10 @@ class Blip2(Blip2Folder, Prompted):
 
     @classmethod
     def architecture(cls, card: Card) -> Config:
-        if card.name.removeprefix("blip2-") not in LANGUAGE:
+        if not card.architecture:
             return super().architecture(card)
-        return {
-            "vision_config": {**VISION, "image_size": card.image.size}, "qformer_config": QFORMER,
-            "text_config": LANGUAGE[card.name.removeprefix("blip2-")], "num_query_tokens": QUERIES,
-        }  # fmt: skip
+        vision = {**VISION, "image_size": card.image.size}
+        return card.sized({"vision_config": vision, "qformer_config": QFORMER, "num_query_tokens": QUERIES})
 
     def vocabulary(self) -> int:
         return int(self.net.config.text_config.vocab_size)

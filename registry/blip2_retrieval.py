@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
 from vlbench.capability import Batch, Matcher, Outputs, Prediction, both_ways, embedded, in_order
-from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, family
 from vlbench.nn import qformer
 from vlbench.nn.attend import Shared
@@ -30,26 +29,7 @@ ROWS = 1024  # pairs scored in one pass
 IMAGES = 8  # whose keys and values are held at a time
 
 
-@family(
-    Card(
-        name="blip2-retrieval-coco",
-        title="BLIP-2 ViT-g and Q-Former, COCO retrieval",
-        capabilities=("match",),
-        checkpoint="Salesforce/blip2-itm-vit-g-coco",
-        image=ImageSpec(size=364),
-        licence="MIT",
-        source="https://arxiv.org/abs/2301.12597",
-        trained_on=("coco_retrieval/train",),
-        published={
-            "coco_retrieval/test/tr_r1": 85.4, "coco_retrieval/test/tr_r5": 97.0, "coco_retrieval/test/tr_r10": 98.5,
-            "coco_retrieval/test/ir_r1": 68.3, "coco_retrieval/test/ir_r5": 87.7, "coco_retrieval/test/ir_r10": 92.6,
-            "flickr30k_retrieval/test/tr_r1": 97.6, "flickr30k_retrieval/test/tr_r5": 100.0,
-            "flickr30k_retrieval/test/tr_r10": 100.0, "flickr30k_retrieval/test/ir_r1": 89.7,
-            "flickr30k_retrieval/test/ir_r5": 98.1, "flickr30k_retrieval/test/ir_r10": 98.9,
-        },
-        prunable="every attention and feed-forward matrix of the ViT and the Q-Former, which is the text encoder here",
-    ),
-)  # fmt: skip
+@family("blip2_retrieval.json")
 class Blip2Retrieval(Blip2Folder, Matcher):
     """encode: the ViT. embed: the queries after the image, and [CLS] of the text alone; a text is as alike as the most
     alike query. match: queries and text together, with the image in view."""

@@ -12,8 +12,7 @@ from transformers import BlipForConditionalGeneration
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from vlbench.capability import Batch, Captioner, Outputs, Prediction
-from vlbench.images.spec import ImageSpec
-from vlbench.model import Card, family
+from vlbench.model import family
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.nn.beam import beam_search
@@ -32,33 +31,7 @@ MAX_WORDS = 30  # of a caption in training
 DEFAULTS: dict[str, Any] = {"prompt": "a picture of ", "beams": 3, "max_length": 20, "min_length": 5}
 
 
-@family(
-    Card(
-        name="blip-caption",
-        title="BLIP ViT-B/16, COCO captions (CapFilt-L)",
-        capabilities=("caption",),
-        checkpoint="Salesforce/blip-image-captioning-base",
-        image=ImageSpec(size=384),
-        default_for=("coco_caption",),
-        licence="BSD-3-Clause",
-        source="https://arxiv.org/abs/2201.12086",
-        trained_on=("coco_caption/train",),
-        published={"coco_caption/test/cider": 133.3, "coco_caption/test/spice": 23.8},
-        prunable="every attention and feed-forward matrix of the ViT and the caption decoder",
-    ),
-    Card(
-        name="blip-caption-mini",
-        title="BLIP of width 64, captions, mini world",
-        capabilities=("caption",),
-        checkpoint="mini:blip-caption-mini",
-        image=ImageSpec(size=64),
-        suite="mini",
-        default_for=("coco_caption", "nocaps"),
-        licence="Apache-2.0",
-        trained_on=("coco_caption/train",),
-        prunable="every attention and feed-forward matrix of the ViT and the caption decoder",
-    ),
-)
+@family("blip_caption.json")
 class BlipCaption(Blip, Captioner):
     """encode: the ViT. caption: the decoder goes on from the prompt's words, with the image in view."""
 

@@ -13,8 +13,7 @@ from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from vlbench.capability import Awaited, Batch, Judge, Outputs, Prediction, Stage, marked, unmarked
-from vlbench.images.spec import ImageSpec
-from vlbench.model import Card, family
+from vlbench.model import family
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.nn.stock import Stock
@@ -29,37 +28,12 @@ MAX_WORDS = 40  # of a sentence
 MAX_TOKENS = 512
 
 
-@family(
-    Card(
-        name="blip-nlvr",
-        title="BLIP ViT-B/16, NLVR2",
-        capabilities=("judge",),
-        # On no hub: BLIP's own file (github.com/salesforce/BLIP), in the `weights` root or given as checkpoint=FILE.
-        checkpoint="model_base_nlvr.pth",
-        image=ImageSpec(size=384),
-        default_for=("nlvr2",),
-        licence="BSD-3-Clause",
-        source="https://arxiv.org/abs/2201.12086",
-        trained_on=("nlvr2/train",),
-        published={"nlvr2/dev/accuracy": 82.48, "nlvr2/test1/accuracy": 83.08},
-        prunable="every attention and feed-forward matrix of the ViT and the text encoder, both cross-attentions of it",
-    ),
-    Card(
-        name="blip-nlvr-mini",
-        title="BLIP of width 64, NLVR2, mini world",
-        capabilities=("judge",),
-        checkpoint="mini:blip-nlvr-mini",
-        image=ImageSpec(size=64),
-        suite="mini",
-        default_for=("nlvr2",),
-        licence="Apache-2.0",
-        trained_on=("nlvr2/train",),
-        prunable="every attention and feed-forward matrix of the ViT and the text encoder, both cross-attentions of it",
-    ),
-)
+@family("blip_nlvr.json")
 class BlipNlvr(Blip, Judge):
     """encode: the ViT, once for each distinct image. judge: the sentence attends to the left and the right image, by
-    two attentions a layer. The configuration's `merge_from`: the first layer that joins the two by a matrix."""
+    two attentions a layer. The weights are on no hub: BLIP's own file (github.com/salesforce/BLIP) lies in the
+    `weights` root, or is given as checkpoint=FILE. The configuration's `merge_from`: the first layer that joins the two
+    by a matrix."""
 
     @classmethod
     def network(cls, config: Config) -> nn.Module:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from transformers import BlipForImageTextRetrieval
 
 from vlbench.capability import Batch, Matcher, Outputs, Pairs, Prediction, Views, both_ways, embedded, in_order
-from vlbench.images.spec import ImageSpec
-from vlbench.model import Card, family
+from vlbench.model import family
 from vlbench.nn import blip
 from vlbench.nn.attend import Shared
 from vlbench.nn.stream import reads_from_others
@@ -28,53 +27,7 @@ ROWS = 2048  # pairs scored in one pass
 IMAGES = 8  # whose keys and values are held at a time: 42 MB each in BLIP-base
 
 
-@family(
-    Card(
-        name="blip-retrieval-coco",
-        title="BLIP ViT-B/16, COCO retrieval",
-        capabilities=("match",),
-        checkpoint="Salesforce/blip-itm-base-coco",
-        image=ImageSpec(size=384),
-        default_for=("coco_retrieval",),
-        licence="BSD-3-Clause",
-        source="https://arxiv.org/abs/2201.12086",
-        trained_on=("coco_retrieval/train",),
-        published={
-            "coco_retrieval/test/tr_r1": 81.9, "coco_retrieval/test/tr_r5": 95.4, "coco_retrieval/test/tr_r10": 97.8,
-            "coco_retrieval/test/ir_r1": 64.3, "coco_retrieval/test/ir_r5": 85.7, "coco_retrieval/test/ir_r10": 91.5,
-        },
-        prunable="every attention and feed-forward matrix of the ViT and the text encoder",
-    ),
-    Card(
-        name="blip-retrieval-flickr",
-        title="BLIP ViT-B/16, Flickr30K retrieval",
-        capabilities=("match",),
-        checkpoint="Salesforce/blip-itm-base-flickr",
-        image=ImageSpec(size=384),
-        default_for=("flickr30k_retrieval",),
-        licence="BSD-3-Clause",
-        source="https://arxiv.org/abs/2201.12086",
-        trained_on=("flickr30k_retrieval/train",),
-        published={
-            "flickr30k_retrieval/test/tr_r1": 96.8, "flickr30k_retrieval/test/tr_r5": 99.9,
-            "flickr30k_retrieval/test/tr_r10": 100.0, "flickr30k_retrieval/test/ir_r1": 86.9,
-            "flickr30k_retrieval/test/ir_r5": 97.3, "flickr30k_retrieval/test/ir_r10": 98.7,
-        },
-        prunable="every attention and feed-forward matrix of the ViT and the text encoder",
-    ),
-    Card(
-        name="blip-retrieval-mini",
-        title="BLIP of width 64, retrieval, mini world",
-        capabilities=("match",),
-        checkpoint="mini:blip-retrieval-mini",
-        image=ImageSpec(size=64),
-        suite="mini",
-        default_for=("coco_retrieval", "flickr30k_retrieval"),
-        licence="Apache-2.0",
-        trained_on=("coco_retrieval/train",),
-        prunable="every attention and feed-forward matrix of the ViT and the text encoder",
-    ),
-)  # fmt: skip
+@family("blip_retrieval.json")
 class BlipRetrieval(Blip, Matcher):
     """encode: the ViT. embed: [CLS] of the image and of the text alone. match: the text with the image in view."""
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from vlbench.capability import Classifier
 from vlbench.compression.shapes import fit_to, narrow
 from vlbench.errors import UserError
-from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, Model, family, read_config
 from vlbench.nn import timm as adopted
 from vlbench.nn.stock import Stock
@@ -23,53 +22,7 @@ from vlbench.tensors.locate import locate
 from vlbench.tensors.reading import load_into, read_weights
 
 
-@family(
-    Card(
-        name="deit-small",
-        title="DeiT-S/16 at 224 (UPop's classifier)",
-        capabilities=("classify",),
-        checkpoint="timm/deit_small_patch16_224.fb_in1k",
-        image=ImageSpec(size=224, resize="crop", crop_pct=0.875, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
-        default_for=("imagenet",),
-        licence="Apache-2.0",
-        source="https://arxiv.org/abs/2012.12877",
-        trained_on=("imagenet/train",),
-        published={"imagenet/val/top1": 79.9, "imagenet/val/top5": 95.0},
-    ),
-    Card(
-        name="deit-tiny",
-        title="DeiT-Ti/16 at 224",
-        capabilities=("classify",),
-        checkpoint="timm/deit_tiny_patch16_224.fb_in1k",
-        image=ImageSpec(size=224, resize="crop", crop_pct=0.875, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
-        licence="Apache-2.0",
-        source="https://arxiv.org/abs/2012.12877",
-        trained_on=("imagenet/train",),
-        published={"imagenet/val/top1": 72.2, "imagenet/val/top5": 91.1},
-    ),
-    Card(
-        name="vit-tiny",
-        title="ViT-Ti/16 at 224, AugReg",
-        capabilities=("classify",),
-        checkpoint="timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k",
-        image=ImageSpec(size=224, resize="crop", crop_pct=0.9, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
-        licence="Apache-2.0",
-        source="https://arxiv.org/abs/2106.10270",
-        trained_on=("imagenet/train",),
-        published={"imagenet/val/top1": 75.45, "imagenet/val/top5": 92.84},
-    ),
-    Card(
-        name="deit-mini",
-        title="DeiT of width 64, mini world",
-        capabilities=("classify",),
-        checkpoint="mini:deit-mini",
-        image=ImageSpec(size=64),
-        suite="mini",
-        default_for=("imagenet",),
-        licence="Apache-2.0",
-        trained_on=("imagenet/train",),
-    ),
-)
+@family("deit.json")
 class DeiT(Model, Classifier):
     """A timm VisionTransformer. encode gives the logits: nothing is left for a second stage."""
 
@@ -109,7 +62,7 @@ class DeiT(Model, Classifier):
         """timm's name in a hub id timm/NAME.TAG."""
         if card.suite == "mini":
             return read_config(locate(card.checkpoint, card.revision, {}))
-        return {"architecture": card.checkpoint.rsplit("/", 1)[-1].split(".", 1)[0]}
+        return card.sized({"architecture": card.checkpoint.rsplit("/", 1)[-1].split(".", 1)[0]})
 
     def structure(self) -> Structure:
         return Structure((adopted.vision_tower(self.net),))

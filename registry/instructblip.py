@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration
 
-from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, family
 from vlbench.structure import Structure
 
-from ._blip2 import LANGUAGE, QFORMER, QUERIES, VISION, Blip2Folder, Config, attended, language_towers, vision_tower
+from ._blip2 import QFORMER, QUERIES, VISION, Blip2Folder, Config, attended, language_towers, vision_tower
 from ._language import Language, padded
 from ._prompted import Prompted, language_of, read_tokenizer
 
@@ -26,58 +25,7 @@ QFORMER_TOKENIZER = "qformer_tokenizer"
 MAX_PROMPT = 128  # tokens of the prompt that the Q-Former reads
 
 
-@family(
-    Card(
-        name="instructblip-vicuna-7b",
-        title="InstructBLIP ViT-g, Vicuna-7B",
-        capabilities=("answer", "caption"),
-        checkpoint="Salesforce/instructblip-vicuna-7b",
-        image=ImageSpec(size=224),
-        licence="LLaMA licence (non-commercial)",
-        source="https://arxiv.org/abs/2305.06500",
-        training={"ressa": {"batch": 32}},
-        trained_on=("vqav2/train", "okvqa/train", "coco_caption/train"),
-        prunable="every attention and feed-forward matrix of the ViT and Vicuna; the Q-Former, the projection, "
-        "embeddings and lm_head stay dense, as in RESSA",
-    ),
-    Card(
-        name="instructblip-vicuna-13b",
-        title="InstructBLIP ViT-g, Vicuna-13B",
-        capabilities=("answer", "caption"),
-        checkpoint="Salesforce/instructblip-vicuna-13b",
-        image=ImageSpec(size=224),
-        licence="LLaMA licence (non-commercial)",
-        source="https://arxiv.org/abs/2305.06500",
-        training={"ressa": {"batch": 32}},
-        trained_on=("vqav2/train", "okvqa/train", "coco_caption/train"),
-        prunable="every attention and feed-forward matrix of the ViT and Vicuna; the Q-Former, the projection, "
-        "embeddings and lm_head stay dense, as in RESSA",
-    ),
-    Card(
-        name="instructblip-flan-t5-xl",
-        title="InstructBLIP ViT-g, FlanT5-XL",
-        capabilities=("answer", "caption"),
-        checkpoint="Salesforce/instructblip-flan-t5-xl",
-        image=ImageSpec(size=224),
-        licence="MIT",
-        source="https://arxiv.org/abs/2305.06500",
-        trained_on=("vqav2/train", "okvqa/train", "coco_caption/train"),
-        prunable="every attention and feed-forward matrix of the ViT, the T5 encoder and the T5 decoder; the Q-Former, "
-        "the projection, embeddings and lm_head stay dense, as in RESSA",
-    ),
-    Card(
-        name="instructblip-flan-t5-xxl",
-        title="InstructBLIP ViT-g, FlanT5-XXL",
-        capabilities=("answer", "caption"),
-        checkpoint="Salesforce/instructblip-flan-t5-xxl",
-        image=ImageSpec(size=224),
-        licence="MIT",
-        source="https://arxiv.org/abs/2305.06500",
-        trained_on=("vqav2/train", "okvqa/train", "coco_caption/train"),
-        prunable="every attention and feed-forward matrix of the ViT, the T5 encoder and the T5 decoder; the Q-Former, "
-        "the projection, embeddings and lm_head stay dense, as in RESSA",
-    ),
-)
+@family("instructblip.json")
 class InstructBlip(Blip2Folder, Prompted):
     """encode: the ViT. answer, caption: the Q-Former reads image and prompt, then the language model does."""
 
@@ -92,10 +40,8 @@ class InstructBlip(Blip2Folder, Prompted):
 
     @classmethod
     def architecture(cls, card: Card) -> Config:
-        return {
-            "vision_config": {**VISION, "image_size": card.image.size}, "qformer_config": QFORMER,
-            "text_config": LANGUAGE[card.name.removeprefix("instructblip-")], "num_query_tokens": QUERIES,
-        }  # fmt: skip
+        vision = {**VISION, "image_size": card.image.size}
+        return card.sized({"vision_config": vision, "qformer_config": QFORMER, "num_query_tokens": QUERIES})
 
     def vocabulary(self) -> int:
         return int(self.net.config.text_config.vocab_size)

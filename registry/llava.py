@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from vlbench.errors import UserError
-from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, family
 from vlbench.nn import clip_vision, llama
 from vlbench.nn.stock import Stock
@@ -45,55 +44,9 @@ VISION: Config = {
     "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
     "num_attention_heads": 16, "patch_size": 14, "image_size": 336, "projection_dim": 768,
 }  # fmt: skip
-TEXT: dict[str, Config] = {
-    "llava-1.5-7b": {
-        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-    },
-    "llava-1.5-13b": {
-        "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
-    },
-}  # fmt: skip
 
 
-@family(
-    Card(
-        name="llava-1.5-7b",
-        title="LLaVA-1.5, CLIP ViT-L/14@336, Vicuna-7B",
-        capabilities=("answer", "caption"),
-        checkpoint="llava-hf/llava-1.5-7b-hf",
-        image=ImageSpec(size=336, resize="crop"),
-        licence="LLaMA 2 community licence",
-        source="https://arxiv.org/abs/2310.03744",
-        default_for=("pope", "scienceqa", "textvqa", "mmbench", "mme", "seedbench"),
-        trained_on=("vqav2/train", "gqa/train", "okvqa/train"),
-        prunable="every attention and feed-forward matrix of the first 23 blocks of the ViT (the last is never read) "
-        "and of Vicuna; the projector, embeddings and lm_head stay dense",
-    ),
-    Card(
-        name="llava-1.5-13b",
-        title="LLaVA-1.5, CLIP ViT-L/14@336, Vicuna-13B",
-        capabilities=("answer", "caption"),
-        checkpoint="llava-hf/llava-1.5-13b-hf",
-        image=ImageSpec(size=336, resize="crop"),
-        licence="LLaMA 2 community licence",
-        source="https://arxiv.org/abs/2310.03744",
-        trained_on=("vqav2/train", "gqa/train", "okvqa/train"),
-        prunable="every attention and feed-forward matrix of the first 23 blocks of the ViT (the last is never read) "
-        "and of Vicuna; the projector, embeddings and lm_head stay dense",
-    ),
-    Card(
-        name="llava-mini",
-        title="LLaVA of width 64 with a Llama of grouped heads, VQA, mini world",
-        capabilities=("answer",),
-        checkpoint="mini:llava-mini",
-        image=ImageSpec(size=64),
-        suite="mini",
-        licence="Apache-2.0",
-        trained_on=("vqav2/train",),
-        prunable="every attention and feed-forward matrix of the first four blocks of the ViT (the fifth is never "
-        "read) and of the Llama; the projector, embeddings and lm_head stay dense",
-    ),
-)
+@family("llava.json")
 class Llava(Prompted):
     """encode: ViT and projector, once per image. The language model reads the words before the image and the image once
     for all questions, too; then each question and its answer."""
@@ -135,10 +88,10 @@ class Llava(Prompted):
 
     @classmethod
     def architecture(cls, card: Card) -> Config:
-        if card.name not in TEXT:
+        if not card.architecture:
             return super().architecture(card)
         text = {"model_type": "llama", "vocab_size": 32064, "rms_norm_eps": 1e-5, "eos_token_id": 2}
-        return {"vision_config": VISION, "text_config": {**text, **TEXT[card.name]}, "prompts": PROMPTS}
+        return card.sized({"vision_config": VISION, "text_config": text, "prompts": PROMPTS})
 
     @property
     def blocks(self) -> int:

@@ -15,7 +15,6 @@ from vlbench.capability import Awaited, Batch, Outputs, Prediction, Segmenter, S
 from vlbench.compression.shapes import fit_to, narrow
 from vlbench.evaluation.windows import NOT_FINITE, Sliding, best, class_maps
 from vlbench.images.maps import IGNORED, Map, pack_map
-from vlbench.images.spec import ImageSpec
 from vlbench.model import Card, Model, family, read_config
 from vlbench.nn import segmenter as masks
 from vlbench.nn import timm as timm_nn
@@ -30,47 +29,7 @@ PIXELS = 1 << 22  # of the windows that go through the model in one pass: 16 of 
 PACKING = 4  # threads that compress maps while the next image is computed
 
 
-@family(
-    Card(
-        name="segmenter-small",
-        title="Segmenter ViT-S/16 with a mask transformer at 512 (rstrudel's, UPop's)",
-        capabilities=("segment",),
-        checkpoint="rstrudel/seg_small_mask",
-        image=ImageSpec(size=512, resize="keep", interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
-        default_for=("ade20k",),
-        licence="MIT",
-        source="https://github.com/rstrudel/segmenter",
-        trained_on=("ade20k/training",),
-        published={"ade20k/validation/miou": 45.3},
-        prunable="every attention and feed-forward matrix of the ViT and the mask transformer",
-    ),
-    Card(
-        name="segmenter-mmseg",
-        title="Segmenter ViT-S/16 with a mask transformer at 512 (mmsegmentation's)",
-        capabilities=("segment",),
-        checkpoint="open-mmlab/segmenter_vit-s_mask_8xb1-160k_ade20k-512x512",
-        image=ImageSpec(
-            size=512, resize="keep", interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), stride=480
-        ),
-        licence="Apache-2.0",
-        source="https://github.com/open-mmlab/mmsegmentation/tree/main/configs/segmenter",
-        trained_on=("ade20k/training",),
-        published={"ade20k/validation/miou": 46.19},
-        prunable="every attention and feed-forward matrix of the ViT and the mask transformer",
-    ),
-    Card(
-        name="segmenter-mini",
-        title="Segmenter of width 64, mini world",
-        capabilities=("segment",),
-        checkpoint="mini:segmenter-mini",
-        image=ImageSpec(size=64, resize="keep", interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
-        suite="mini",
-        default_for=("ade20k",),
-        licence="Apache-2.0",
-        trained_on=("ade20k/training",),
-        prunable="every attention and feed-forward matrix of the ViT and the mask transformer",
-    ),
-)
+@family("segmenter.json")
 class MaskSegmenter(Model, Segmenter):
     """The unit of work is the window, not the image: where images keep their shapes, encode hands them on and segment
     slides over them. Crops of one size (training, calibration, counting) are encoded to tokens, a window each."""
@@ -112,12 +71,8 @@ class MaskSegmenter(Model, Segmenter):
     def architecture(cls, card: Card) -> dict[str, Any]:
         if card.suite == "mini":
             return read_config(locate(card.checkpoint, card.revision, {}))
-        return {
-            "classes": 150,
-            "encoder": {"img_size": 512, "patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6},
-            "decoder": {"depth": 2, "heads": 6},
-            **(keys.MMSEGMENTATION if card.name == "segmenter-mmseg" else keys.ORIGINAL),
-        }
+        encoder = {"img_size": 512, "patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
+        return card.sized({"classes": 150, "encoder": encoder, "decoder": {"depth": 2, "heads": 6}, **keys.ORIGINAL})
 
     def structure(self) -> Structure:
         return masks.structure(self.net)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,3 +93,18 @@ def test_task_reads_its_mini_world(name: str) -> None:
     refuse_report_ids(task, found["train"])
     with pytest.raises(Exception, match="report split"):
         refuse_report_ids(task, [*found["train"][:3], found["report"][0]])
+
+
+def test_the_cards_of_the_package_are_data() -> None:
+    """A size more of a known family is one entry of a JSON file: no family of the package writes a card in Python."""
+    for file in sorted(Path(inspect.getfile(card_of("deit-mini")[0])).parent.glob("*.py")):
+        assert "Card(" not in file.read_text(encoding="utf-8"), file.name
+
+
+def test_a_size_more_is_one_entry(tmp_path: Path) -> None:
+    """Of a BLIP with a wider image tower the card says the width alone; the rest is what all sizes share."""
+    cls, card = card_of("blip-vqa")
+    wider = replace(card, name="blip-large", architecture={"vision_config": {"hidden_size": 1024}})
+    base, wide = cls.architecture(card), cls.architecture(wider)
+    assert wide["vision_config"] == {**base["vision_config"], "hidden_size": 1024}
+    assert wide["text_config"] == base["text_config"]

@@ -28,7 +28,7 @@ from .images.spec import ImageSpec
 from .images.view import View
 from .machine.device import computing_device
 from .nn.stock import Stock
-from .plugins.cards import read_cards
+from .plugins.cards import joined, read_cards
 from .structure import Structure
 
 
@@ -60,6 +60,10 @@ class Card:
     prunable: str = "every attention and feed-forward matrix of every tower"
     architecture: Mapping[str, Json] = field(default_factory=dict)
     training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def sized(self, shared: Mapping[str, Json]) -> dict[str, Json]:
+        """What all sizes of a family share, and over it what this card says of its own, object by object."""
+        return joined(shared, self.architecture)
 
 
 class Model(ABC):
@@ -161,7 +165,8 @@ def _cards_of(file: Path) -> list[Card]:
     listed: list[Card] = []
     for row in read_cards(file):
         facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
-        listed.append(Card(**{**facts, "image": ImageSpec(**row["image"])}))
+        image: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row["image"].items()}
+        listed.append(Card(**{**facts, "image": ImageSpec(**image)}))
     return listed
 
 

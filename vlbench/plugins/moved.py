@@ -123,7 +123,6 @@ NAMES = {
     "method:MethodOptions": "options",
     "method:PruneOptions": "options",
     "method:later": "options",
-    "method:told": "options",
     "model:Answerer": "capability",
     "model:Batch": "capability",
     "model:Capability": "capability",
