@@ -77,8 +77,11 @@ def mini_root(world: World, progress: Progress | None = None) -> Path:
 
 def files_below(folder: Path) -> dict[str, Path]:
     """Name -> file of every file of a world, but for those that say what is there."""
-    paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
-    files = {path.relative_to(folder).as_posix(): path for path in paths}
+    files: dict[str, Path] = {}
+    for parent, _, names in os.walk(folder):
+        inside = Path(parent)
+        below = inside.relative_to(folder).as_posix()
+        files.update({name if below == "." else f"{below}/{name}": inside / name for name in names})
     return {name: path for name, path in files.items() if name not in (MARKER, FILES)}
 
 
