@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.leaderboard.factory import board, record
+from tests.leaderboard.factory import PER_IMAGE, board, record
 from vlbench.errors import UserError
 from vlbench.leaderboard.rows import COLUMNS, load_results, merge, rows, rows_of
 from vlbench.leaderboard.tables import csv_text, markdown
-from vlbench.records.record import Link, Record, write_record
+from vlbench.records.record import Link, Record, pack_scores, unpack_scores, write_record
 
 BOARD = [
     *board(),
@@ -256,7 +257,8 @@ def test_scores_may_stay_on_the_disk(tmp_path):
     light = load_results(tmp_path, scores=False)
     assert rows(light) == rows(load_results(tmp_path))
     assert all(len(r.scores) == 64 for r in light)
-    changed = board()[0].model_copy(update={"scores": record("x", values=[1.0]).scores})
+    turned = np.roll(unpack_scores(board()[0].scores)[:, 0], PER_IMAGE)  # of the same mean and clusters
+    changed = board()[0].model_copy(update={"scores": pack_scores(turned.tolist())})
     save(tmp_path, [changed], names=["other"])
     with pytest.raises(UserError, match="different results"):
         load_results(tmp_path, scores=False)

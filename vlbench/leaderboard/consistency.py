@@ -15,9 +15,9 @@ SAME = 1e-6  # percent points between two tellings of one number
 
 def refuse_contradictions(records: Collection[tuple[Path, Record]]) -> None:
     """Raise UserError naming the first file whose numbers do not fit one another, or those of its dense model."""
-    dense = {_board(r): r.interval.value for _, r in records if r.vs_dense is None and not r.trained and not r.sparsity}
+    dense = {board_of(r): r.interval.value for _, r in records if is_dense(r)}
     for path, record in records:
-        if why := contradiction(record, dense.get(_board(record))):
+        if why := contradiction(record, dense.get(board_of(record))):
             raise UserError(f"{path} contradicts itself ({why}): restore it, or submit its run again.")
 
 
@@ -36,7 +36,13 @@ def contradiction(record: Record, dense: float | None) -> str:
     return ""
 
 
-def _board(record: Record) -> Hashable:
+def is_dense(record: Record) -> bool:
+    """Whether it is of the model that the others of its board are compared with."""
+    return record.vs_dense is None and not record.trained and not record.sparsity
+
+
+def board_of(record: Record) -> Hashable:
+    """What results share that are compared."""
     names = (record.suite, record.task, record.task_version, record.model, record.label)
     return (*names, record.split_digest, record.weights_digest, canonical(record.evaluation))
 

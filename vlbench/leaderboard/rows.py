@@ -20,6 +20,7 @@ from ..records.convergence import converged
 from ..records.record import Link, Record, read_record
 from ..records.statistics import over_seeds, row_interval, row_versus
 from .consistency import refuse_contradictions
+from .recomputed import Recomputation
 
 SHORT = 12  # characters of a digest in a table
 MEASURED = {"metrics", "interval", "vs_dense", "parameters", "macs", "macs_dense", "scores", "complete"}
@@ -108,15 +109,18 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 def load_results(folder: Path, pattern: str = "**/*.json", scores: bool = True) -> list[Record]:
     """All result files under `folder` (of runs/: pattern "*/result.json"), ordered by their content alone. Without
-    `scores` the records have digests of them only: those of 10,000 results of ADE20K would take 1.2 GB.
+    `scores` the records have digests of them only, after their numbers were computed again from them: those of 10,000
+    results of ADE20K would take 1.2 GB.
 
     Raises UserError naming a file that is damaged or contradicts itself or its dense model's, or two files that say
     different things about one cell. A cell that stands there twice with the same numbers counts once.
     """
     by_cell: dict[str, tuple[Path, Record]] = {}
+    recomputation = Recomputation()
     for path in sorted(folder.glob(pattern), key=lambda p: p.relative_to(folder).as_posix()):
         record = read_record(path)
         if not scores:
+            recomputation.see(path, record)
             record = record.model_copy(update={"scores": digest(record.scores), "sample_clusters": ""})
         first, earlier = by_cell.setdefault(record.cell, (path, record))
         if earlier is record:

@@ -6,6 +6,7 @@ import base64
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -240,13 +241,24 @@ def pack_clusters(clusters: Sequence[str]) -> str:
     return base64.b85encode(zlib.compress(steps.tobytes(), 9)).decode("ascii")
 
 
-def unpack_clusters(text: str) -> list[str]:
-    """Labels of the packed clusters, which sort as their numbers do. Raises UserError for damaged text."""
+@lru_cache(maxsize=256)
+def unpack_cluster_numbers(text: str) -> NDArray[np.intp]:
+    """The cluster number of each sample; the results of one split share a text, which is unpacked once. Raises
+    UserError for damaged text."""
     try:
         steps = np.frombuffer(zlib.decompress(base64.b85decode(text)), dtype="<i4")
     except (ValueError, zlib.error) as error:
         raise UserError(f"packed clusters are damaged ({error}).") from error
-    return [f"{number:09d}" for number in np.cumsum(steps)]
+    numbers = np.cumsum(steps, dtype=np.intp)
+    if not len(numbers) or numbers.min() < 0 or numbers.max() >= len(numbers):
+        raise UserError("packed clusters are damaged (a number is not one of theirs).")
+    numbers.flags.writeable = False
+    return numbers
+
+
+def unpack_clusters(text: str) -> list[str]:
+    """Labels of the packed clusters, which sort as their numbers do. Raises UserError for damaged text."""
+    return [f"{number:09d}" for number in unpack_cluster_numbers(text)]
 
 
 def finished(folder: Path) -> Record | None:
