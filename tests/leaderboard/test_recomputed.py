@@ -66,7 +66,7 @@ EDITS: dict[str, tuple[Edit, str]] = {
     ),
     "a larger dense model": (
         lambda one: part("parameters", dense=one.parameters.dense * 2)(one),
-        "its dense model has .*parameters, prunable, MACs",
+        "its dense model has .* parameters, and",
     ),
     "a dearer dense model": (lambda one: one.model_copy(update={"macs_dense": 10**9}), "its dense model has"),
 }

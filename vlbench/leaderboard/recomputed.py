@@ -41,7 +41,7 @@ class Recomputation:
     def __init__(self) -> None:
         self._dense: dict[Hashable, Array] = {}
         self._waiting: defaultdict[Hashable, list[tuple[Path, Record]]] = defaultdict(list)
-        self._sizes: dict[Hashable, tuple[Path, tuple[int, int, int | None]]] = {}
+        self._sizes: dict[Hashable, tuple[Path, int | None]] = {}
 
     def see(self, path: Path, record: Record) -> None:
         """Raise UserError, naming the file and the number, for a result that is not what its scores say."""
@@ -62,11 +62,12 @@ class Recomputation:
 
     def _of_board(self, path: Path, record: Record) -> Iterator[str]:
         """Sizes of the dense model are the same in all results of one model and task."""
-        key = (record.task, record.task_version, record.model, record.weights_digest)
-        sizes = (record.parameters.dense, record.parameters.prunable, record.macs_dense)
-        first, theirs = self._sizes.setdefault(key, (path, sizes))
-        if sizes != theirs:
-            yield f"its dense model has (parameters, prunable, MACs) {sizes}, and {theirs} in {first.name}"
+        model = (record.task, record.task_version, record.model, record.weights_digest)
+        sizes = record.parameters
+        for what, size in (("parameters", sizes.dense), ("prunable", sizes.prunable), ("MACs", record.macs_dense)):
+            first, theirs = self._sizes.setdefault((*model, what), (path, size))
+            if size is not None and theirs is not None and size != theirs:
+                yield f"its dense model has {size} {what}, and {theirs} in {first.name}"
 
 
 def _unpacked(path: Path, record: Record) -> Array:
