@@ -228,6 +228,16 @@ class Stated(NamedTuple):
     make: Callable[[Any, int, bool], Batch]
 
 
+@dataclass(frozen=True)
+class Captioned:
+    """How calibration samples of one capability become those of another: by way of images with a caption. read: the
+    caption that a training sample holds; None: it holds none. make: a training sample with the image and the caption;
+    None: a caption says nothing of what this capability learns from."""
+
+    read: Callable[[Sample], str] | None = None
+    make: Callable[[Sample, str], Sample] | None = None
+
+
 class Capability(ABC, Generic[M]):
     """What the engine does with models that can do one thing; M has the methods that it calls of them.
 
@@ -235,9 +245,9 @@ class Capability(ABC, Generic[M]):
     and then its loss, batch by batch, and `terms` where a batch is divided. Costs are those of `stated`, through
     `counted` (training-style, for MACs) and `timed`. An object keeps nothing from call to call.
 
-    model: the class that a family inherits from, or None where any model with the right methods will do.
-    loss_over_batch: the loss compares the samples of a batch with one another, so that parts of a batch have another
-    gradient than the whole. momentum: `views` is there.
+    model: the class that a family inherits from, or None where any model with the right methods will do. captioned:
+    what its training samples have to do with captions. loss_over_batch: the loss compares the samples of a batch with
+    one another, so that parts of a batch have another gradient than the whole. momentum: `views` is there.
     """
 
     name: ClassVar[str] = ""
@@ -245,6 +255,7 @@ class Capability(ABC, Generic[M]):
     loss_over_batch: ClassVar[bool] = False
     momentum: ClassVar[bool] = False
     stated: ClassVar[Stated | None] = None
+    captioned: ClassVar[Captioned] = Captioned()
 
     @abstractmethod
     def predict(self, model: M, states: Any, batch: Batch) -> Sequence[Any]:
@@ -277,6 +288,10 @@ class Capability(ABC, Generic[M]):
     def timed(self, model: M, batch: Batch) -> Any:
         """What evaluation does with a batch, which times are measured of."""
         return self.predict(model, model.encode(batch.images), batch)  # type: ignore[attr-defined]
+
+    def class_map(self, prediction: Any) -> Any:
+        """(H, W) class numbers that a line's prediction holds, for pages; None where it is read as words."""
+        return None
 
     def check_samples(self, model: M, samples: Sequence[Sample]) -> None:
         """Raise UserError where samples have answers that this model cannot give. Asked before anything is written."""

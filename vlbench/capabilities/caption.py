@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from vlbench.capability import Batch, Capability, Captioner, Outputs, Prediction, Stated, capability
+from vlbench.capability import Batch, Capability, Captioned, Captioner, Outputs, Prediction, Stated, capability
 from vlbench.cost.sample import CAPTION, batch_of, pixels, samples_of, single, text_of
 from vlbench.model import Model
 
@@ -26,6 +27,10 @@ class Caption(Capability[Captioner]):
         f"one image, one caption of {CAPTION} tokens, teacher-forced",
         f"one image, a caption of {CAPTION} tokens written with 3 beams",
         _sample,
+    )
+
+    captioned = Captioned(
+        lambda sample: str(sample.target), lambda sample, text: replace(sample, target=text, texts=())
     )
 
     def predict(self, model: Captioner, states: Any, batch: Batch) -> Sequence[Prediction]:

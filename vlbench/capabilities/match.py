@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from vlbench.capability import Batch, Capability, Evaluation, Matcher, Outputs, Prediction, Stated, Views, capability
+from vlbench.capability import (
+    Batch,
+    Capability,
+    Captioned,
+    Evaluation,
+    Matcher,
+    Outputs,
+    Prediction,
+    Stated,
+    Views,
+    capability,
+)
 from vlbench.cost.sample import CAPTION, batch_of, pixels, samples_of, single, text_of
 from vlbench.evaluation.matching import matched
 from vlbench.evaluation.predictions import Line, Predictions
@@ -32,6 +44,9 @@ class Match(Capability[Matcher]):
     stated = Stated(SHOWN, SHOWN, _sample)
     loss_over_batch = True
     momentum = True
+    captioned = Captioned(
+        lambda sample: sample.texts[0], lambda sample, text: replace(sample, target=sample.cluster, texts=(text,))
+    )
 
     def predict(self, model: Matcher, states: Any, batch: Batch) -> Sequence[Prediction]:
         """The first pass."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from vlbench.capability import Batch, Capability, Outputs, Prediction, Segmenter, Stated, capability
 from vlbench.cost.sample import batch_of, pixels, samples_of, single
+from vlbench.images.maps import unpack_map
 from vlbench.model import Model
 
 
@@ -35,6 +36,11 @@ class Segment(Capability[Segmenter]):
 
     def outputs(self, model: Segmenter, batch: Batch) -> Outputs:
         return model.segment_outputs(batch)
+
+    def class_map(self, prediction: Any) -> Any:
+        if isinstance(prediction, Mapping) and "map" in prediction:
+            return unpack_map(prediction["map"])
+        return None
 
     def terms(self, model: Segmenter, batch: Batch) -> int:
         return model.segment_terms(batch)

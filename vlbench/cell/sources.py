@@ -1,15 +1,8 @@
 """Calibration on other data than the task's own: another task's train split, or a file of captions.
 
 Whatever the source, its samples become samples of the cell's own task, because calibration runs the task's own loss:
-only that reaches every tower the task uses. Images with a caption can become
-- `caption`: the caption is the target;
-- `match`: the caption is the image's text;
-- `answer`: the first half of the caption's words stands for the question, the rest for the answer. So BLIP-2's
-  published training (arXiv 2301.12597, prefix language modelling) and ECoFLaP's and RESSA's calibration of its T5 feed
-  captions (CC3M, COCO, Visual Genome) to an encoder and a decoder. A fixed question would show a question encoder one
-  text 128 times.
-Nothing can become `judge` (two images and a statement that is true or not), `classify` or `segment`: a caption says no
-truth value, class or map. Samples of the same capability are taken as they are.
+only that reaches every tower the task uses. Samples of the same capability are taken as they are. Of others, images
+with a caption can become what the task's capability makes of a caption (`vlbench.capability.Captioned`).
 """
 
 from __future__ import annotations
@@ -20,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..calibration.source import Source, refuse_few
+from ..capability import capability_of
 from ..disk.storage import digest
 from ..errors import UserError, did_you_mean
 from ..plugins.table import table
@@ -67,7 +61,9 @@ def _task_source(spec: Spec, task: Task, name: str, open_task: Callable[[Spec], 
     cls: type[Task] = entry.load()
     mini = spec.words.suite == "mini"
     options = cls.Options.model_validate(dict(cls.mini) if mini else {})
-    _refuse_other(cls.capability, task, f"calibration={name}")
+    if cls.capability != task.capability:
+        captions = capability_of(cls.capability).captioned.read is not None
+        _refuse_other(cls.capability, captions, task, f"calibration={name}")
     other = open_task(replace(spec, task=entry, task_class=cls, task_options=options, split=cls.split_for("train")))
 
     def read() -> list[Sample]:
@@ -84,42 +80,42 @@ def _file_source(file: Path, images: str, task: Task) -> Source:
 
     def read() -> list[Sample]:
         folder = Path(images).expanduser() if images else file.parent
-        shown = adapted(read_captions(file, folder), "caption", task, f"calibration={file}")
+        shown = _captioned(read_captions(file, folder), _of_file, task)
         refuse_shown(shown, task, f"calibration={file}")
         return shown
 
-    _refuse_other("caption", task, f"calibration={file}")
+    _refuse_other("caption an image", True, task, f"calibration={file}")
     return Source(str(file), read, content=content_digest)
 
 
 def adapted(samples: Sequence[Sample], capability: str, task: Task, word: str) -> list[Sample]:
     """Samples of one capability as training samples of the task's. Raises UserError where there is no way."""
-    _refuse_other(capability, task, word)
     if capability == task.capability:
         return list(samples)
-    pairs = [(s, s.texts[0] if capability == "match" else str(s.target)) for s in samples]
-    return [_FROM_CAPTION[task.capability](sample, text) for sample, text in pairs]
+    read = capability_of(capability).captioned.read
+    _refuse_other(capability, read is not None, task, word)
+    assert read is not None
+    return _captioned(samples, read, task)
 
 
-def _answer(sample: Sample, caption: str) -> Sample:
-    words = caption.split()
-    half = (len(words) + 1) // 2
-    return replace(sample, text=" ".join(words[:half]), target={" ".join(words[half:]): 1.0}, texts=())
+def _captioned(samples: Sequence[Sample], read: Callable[[Sample], str], task: Task) -> list[Sample]:
+    make = capability_of(task.capability).captioned.make
+    assert make is not None
+    return [make(sample, read(sample)) for sample in samples]
 
 
-_FROM_CAPTION: dict[str, Callable[[Sample, str], Sample]] = {
-    "caption": lambda sample, text: replace(sample, target=text, texts=()),
-    "match": lambda sample, text: replace(sample, target=sample.cluster, texts=(text,)),
-    "answer": _answer,
-}
-_CAPTIONED = ("caption", "match")  # capabilities whose training samples are an image with a caption
+def _of_file(sample: Sample) -> str:
+    """Files of captions are read as image and caption (caption_files.py)."""
+    return str(sample.target)
 
 
-def _refuse_other(capability: str, task: Task, word: str) -> None:
-    if capability != task.capability and not (capability in _CAPTIONED and task.capability in _FROM_CAPTION):
+def _refuse_other(what: str, captions: bool, task: Task, word: str) -> None:
+    """Raise UserError where samples to do `what` cannot become the task's. captions: whether they hold captions."""
+    if not captions or capability_of(task.capability).captioned.make is None:
+        able = [name for name in table("capabilities").entries if capability_of(name).captioned.make is not None]
         raise UserError(
-            f"{word} has samples to {capability}, and task={task.name} needs some to {task.capability}: only images "
-            f"with captions can become others, for tasks to {', '.join(_FROM_CAPTION)}. Leave calibration= out."
+            f"{word} has samples to {what}, and task={task.name} needs some to {task.capability}: only images "
+            f"with captions can become others, for tasks to {', '.join(able)}. Leave calibration= out."
         )
 
 

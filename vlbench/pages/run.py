@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..capability import capability_of
 from ..disk.storage import write_text
 from ..errors import UserError
-from ..images.maps import LabelMap, read_map, unpack_map
+from ..images.maps import LabelMap, read_map
 from ..leaderboard.metric import titled
 from ..leaderboard.tables import count, estimate, fixed, reduced
 from ..plots.runs import Run, open_run
@@ -176,8 +177,8 @@ def _answer(who: str, said: Any, mark: str, capability: str) -> str:
         return ""
     if isinstance(said, LabelMap):
         return class_map(read_map(said), who)
-    if capability == "segment" and isinstance(said, Mapping) and "map" in said:
-        return class_map(unpack_map(said["map"]), who)
+    if (drawn := capability_of(capability).class_map(said)) is not None:
+        return class_map(drawn, who)
     return f'<p class="{mark}"><b>{escaped(who)}</b>: {escaped(_text(said))}</p>'
 
 
