@@ -91,6 +91,9 @@ class Asked(Task):
             "max_length": options.max_length,
         }  # fmt: skip
 
+    def taught(self) -> dict[str, Any]:
+        return {"prompt": self.options.prompt or self.asked}
+
     def read(self, split: str) -> Mapping[str, Any]:
         """`rows`, once a split. Raises UserError for a split that the task does not have."""
         known = (*self.splits, *self.learned.values())

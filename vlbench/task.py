@@ -171,6 +171,11 @@ class Task(ABC):
         """What the capability's second stage gets as batch.options (candidates, decoding ...)."""
         return {}
 
+    def taught(self) -> dict[str, Any]:
+        """What of `settings` a batch that is learnt from is given, too: the words around the question, where the task
+        has some of its own. Training on other words than those of the evaluation would teach the words."""
+        return {}
+
     def write_upload(self, samples: Sequence[Sample], predictions: Sequence[Mapping[str, Any]], folder: Path) -> Path:
         """Write the server's file for an unlabelled split and return its path."""
         raise NotImplementedError(f"{self.name} has no unlabelled split")

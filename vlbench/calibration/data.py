@@ -39,7 +39,7 @@ class LearningData:
         """Shuffled training batches of `size` samples, a function of (seed, step)."""
         return Batches(
             self.samples("train"), self.images, size=size, seed=self.seed, per_image=per_image,
-            device=self.model.device,
+            device=self.model.device, options=self.task.taught(),
         )  # fmt: skip
 
     def calibration(self, count: int, batch_size: int = 32) -> list[Batch]:
@@ -49,7 +49,7 @@ class LearningData:
         refuse_few(samples, count, "train" if self.source is None else f"calibration={self.source.text}")
         chosen = Batches(samples, self.images, size=count, seed=self.seed, per_image=1).chosen(0)[:count]
         parts = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
-        return [collate(part, self.images, self.model.device) for part in parts]
+        return [collate(part, self.images, self.model.device, self.task.taught()) for part in parts]
 
     def of(self, model: Model) -> LearningData:
         """The same samples, parsed once, for a copy of the model."""

@@ -36,9 +36,11 @@ class Batches:
         seed: int,
         per_image: int = 4,
         device: torch.device | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self.samples, self.store, self.size, self.seed, self.per_image = samples, store, size, seed, per_image
         self.device = device or torch.device("cpu")
+        self.options = options or {}  # of every batch
         groups: dict[tuple[Path, ...], list[int]] = {}
         for i, sample in enumerate(samples):
             groups.setdefault(sample.images, []).append(i)
@@ -46,9 +48,9 @@ class Batches:
         self._epochs: dict[int, list[list[int]]] = {}
         self.batches_per_epoch = len(self._epoch(0))
 
-    def at(self, step: int, options: Mapping[str, Any] | None = None) -> Batch:
+    def at(self, step: int) -> Batch:
         """The batch of `step`, on the device, normalised."""
-        return collate(self.chosen(step), self.store, self.device, options, seed=(self.seed, step))
+        return collate(self.chosen(step), self.store, self.device, self.options, seed=(self.seed, step))
 
     def share(self, step: int, rank: int, size: int) -> Batch | None:
         """Part `rank` of the `size` parts (`divided`) of that batch; None where it has too few samples. Images of other
@@ -60,7 +62,7 @@ class Batches:
         if self.store.spec.resize == "keep":
             return divided(self.at(step), size)[rank]
         start, end = (len(samples) * i // count for i in (rank, rank + 1))
-        return collate(samples[start:end], self.store, self.device)
+        return collate(samples[start:end], self.store, self.device, self.options)
 
     def chosen(self, step: int) -> list[Sample]:
         """The samples of that batch, without their images."""
