@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import pytest
 from tests.tasks.asked import make
 from tests.tasks.tables import cell, picture, prepared, question, write_parquet, write_tsv
 from vlbench.errors import UserError
+
+packed: Any = importlib.import_module("vlbench.tasks._packed")
 
 
 def test_a_photograph_is_one_file_however_many_rows_show_it(tmp_path: Path) -> None:
@@ -102,3 +106,31 @@ def test_parquet_without_pyarrow_names_the_command(tmp_path: Path, monkeypatch: 
     (tmp_path / "data" / "test-0.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"pip install 'vlbench\[parquet\]'"):
         prepared("ai2d", tmp_path, "test")
+
+
+def test_quoted_cells_and_plain_lines_are_read_as_csv_reads_them(tmp_path: Path) -> None:
+    """Oracle: csv.DictReader on the whole file. Marks, tabs and line breaks inside cells, marks inside words, an empty
+    line, line ends of another system."""
+    rows = [
+        'index\tquestion\tA\tB\tanswer\timage', f'1\tplain\tx\ty\tA\t{cell(1)}',
+        f'2\t"two\nlines and a\ttab"\tx\t"a ""word"""\tB\t{cell(2)}', '', f'3\ta 5" pipe\tx\ty\tA\t{cell(3)}',
+        f'4\t"quoted"\tx\ty\tB\t{cell(1)}',
+    ]  # fmt: skip
+    for end in ("\n", "\r\n"):
+        path = tmp_path / "table.tsv"
+        path.write_bytes(end.join(rows).encode())
+        with path.open(encoding="utf-8", newline="") as file:
+            wanted = [dict(row) for row in csv.DictReader(file, delimiter="\t")]
+        assert list(packed._tsv_rows(path)) == wanted
+        assert len(wanted) == 4
+
+
+def test_an_image_that_rows_repeat_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [question(i, image=cell(i % 3)) for i in range(12)]
+    write_tsv(tmp_path / "MMStar.tsv", rows)
+    decoded: list[str] = []
+    plain = packed._decoded
+    monkeypatch.setattr(packed, "_decoded", lambda text, place: (decoded.append(place), plain(text, place))[1])
+    task = prepared("mmstar", tmp_path, "val")
+    assert len(decoded) == 3
+    assert len({sample.images for sample in task.samples("val")}) == 3
