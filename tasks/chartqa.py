@@ -64,7 +64,9 @@ class ChartQA(Asked):
         return dict(pair for half in HALVES for pair in self._half(split, half))
 
     def _half(self, split: str, half: str) -> Iterator[tuple[str, Question]]:
-        """(id, question): a question has no id in the files, and is known here by its half and place."""
+        """(id, question): a question has no id in the files, and is known here by its half and place, and by its split
+        where that is another than test: ids of what is learnt from are no ids of what is reported."""
+        begin = half if split == self.splits[0] else f"{split}/{half}"
         path, charts = self._file(split, half), self._folder(split) / "png"
         content = read_json(path)
         if not isinstance(content, list):
@@ -75,7 +77,7 @@ class ChartQA(Asked):
             except (KeyError, TypeError) as error:
                 raise UserError(f"{path}: entry {number} is no question: {error!r}.") from None
             inside(name, path)
-            yield f"{half}/{number}", Question(half, charts / name, text, answer)
+            yield f"{begin}/{number}", Question(half, charts / name, text, answer)
 
     def sample(self, number: str, row: Question) -> Sample:
         return Sample(number, (row.image,), row.text, {row.answer: 1.0}, row.image.stem)

@@ -1,4 +1,4 @@
-"""What a method learns from is asked in the words of the evaluation: the batches' options against the task's settings."""
+"""What is learnt from is asked in the words of the evaluation. Oracle: the settings that evaluation gets."""
 
 from __future__ import annotations
 
