@@ -35,6 +35,23 @@ SIZES = {
 }
 
 
+# name -> millions of parameters in all, without DINO's linear head
+TOWERS = {
+    "siglip2-base-224": 375, "siglip2-so400m-384": 1136, "dinov2-small": 22, "dinov2-base": 87, "dinov2-large": 304,
+    "dinov2-giant": 1136, "dinov3-vits16": 22, "dinov3-vitb16": 86, "dinov3-vitl16": 303, "dinov3-vith16plus": 841,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_encoders_have_the_published_size(name: str) -> None:
+    """Published as whole millions."""
+
+    def count(model: Any) -> float:
+        return sum(p.numel() for p in getattr(model.net, "backbone", model.net).parameters()) / 1e6
+
+    assert round(with_blank(table("models").get(name), count)) == TOWERS[name]
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_an_architecture_without_weights_has_the_published_size(name: str) -> None:
     def count(model: Any) -> tuple[float, dict[str, int]]:
