@@ -36,8 +36,8 @@ def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
     for path, gone in stock.get("dropped", {}).items():
         drop(net.get_submodule(path), net.get_submodule(path.rpartition(".")[0]), gone)
     weights = load_file(Path(folder, "model.safetensors"))
-    for name in weights.keys() - dict(net.named_parameters()).keys():  # tied in the class, and apart in this file
-        net.get_submodule(name.rpartition(".")[0]).weight = nn.Parameter(weights[name])
+    for name in weights.keys() - dict(net.named_parameters()).keys():  # tied or without bias in the class
+        setattr(net.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], nn.Parameter(weights[name]))
     if different := weights.keys() ^ dict(net.named_parameters()).keys():
         raise ValueError(f"{folder} has other weights than the model: {sorted(different)[:5]}")
     for name, parameter in net.named_parameters():

@@ -5,25 +5,33 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests import minis
 from tests.lab import Lab
 from tests.nn.kinds import KINDS
 from tests.oracles import Oracle
 from tests.pruning.toy import pruner
 from vlbench.calibration.statistics import Statistics
+from vlbench.compression.changes import Changes
 from vlbench.compression.masks import keep_fraction
-from vlbench.compression.saved import load_model
+from vlbench.compression.saved import load_model, save_model
 from vlbench.compression.width import streams
 from vlbench.errors import UserError
 from vlbench.pruning.owl import met, outliers, owl
 from vlbench.structure import Block, Rows, Structure, Tower, attention_site, count_setter, ffn_site
 
 llm_pruner = importlib.import_module("vlbench.methods.llm_pruner")
+
+
+def module(name: str) -> Any:
+    """The file of a method."""
+    return importlib.import_module(f"vlbench.methods.{name}")
 
 
 @pytest.fixture
@@ -185,3 +193,87 @@ def test_a_stream_that_cannot_be_narrowed_is_refused() -> None:
     kind = next(k for k in KINDS if k.name == "t5")
     with pytest.raises(UserError, match="the tower encoder cannot be narrowed: encoder and decoder share one matrix"):
         pruner("llm_pruner", mode="channel").check(kind.structure(kind.adopt(kind.build())))
+
+
+def of_flap(oracle: Oracle) -> tuple[Structure, nn.Module, dict[str, Statistics]]:
+    """The two layers' projections, their inputs counted, and the sites that read them."""
+    weights, learnt, blocks = {}, {}, []
+    for layer in (0, 1):
+        for short, path in (("o", "self_attn.o_proj"), ("down", "mlp.down_proj")):
+            weights[f"{short}{layer}"] = oracle[f"weight/{layer}.{path}.weight"]
+            statistics = Statistics.zeros(weights[f"{short}{layer}"].shape[1], torch.device("cpu"), moments=True)
+            statistics.add(oracle[f"inputs/{layer}.{path}"])
+            learnt[f"{short}{layer}.weight"] = statistics
+    net = Layer(weights)
+    for layer in (0, 1):
+        for name, rows in (("q", 384), ("k", 384), ("v", 384), ("up", 20)):
+            setattr(net, f"{name}{layer}", nn.Linear(6, rows, bias=False))
+        q, k, v = (Rows(f"{name}{layer}") for name in "qkv")
+        attention = attention_site(
+            net, f"{layer}.a", modality="language", query=q, key=k, value=v, output=f"o{layer}", heads=3,
+            set_heads=count_setter("", "heads"),
+        ).with_unit("head")  # fmt: skip
+        ffn = ffn_site(net, f"{layer}.f", modality="language", up=f"up{layer}", down=f"down{layer}", activation=F.silu)
+        blocks.append(Block("", (attention, ffn)))
+    return Structure((Tower("t", tuple(blocks)),)), net, learnt
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_flap(neighbours: Path, number: int) -> None:
+    """Means, scores, masks of heads and neurons, and biases of every case."""
+    oracle = Oracle(neighbours / "flap_a.npz")
+    case = oracle.facts["cases"][number]
+    structure, net, learnt = of_flap(oracle)
+    flap = pruner("flap", metric=case["metric"], spread=case["structure"], sparsity=case["ratio"], compat="original")
+    taken = {k: v for block in structure.towers[0].blocks for k, v in flap.of_block(net, block, learnt).items()}
+    paths = {"a": ("self_attn.o_proj", "attn_mask", "o_bias"), "f": ("mlp.down_proj", "mlp_mask", "down_bias")}
+    importance = {s.name: module("flap").standardised(s, taken[f"score/{s.name}"]) for s in structure.sites}
+    keep = flap.kept(structure, importance)
+    biases = flap.biases(net, structure, keep, taken)
+    for site in structure.sites:
+        layer, kind = site.name.split(".")
+        path, mask, bias = paths[kind]
+        assert torch.allclose(
+            taken[f"score/{site.name}"].float(), oracle[f"metric/{case['metric']}/{layer}.{path}"], rtol=1e-4
+        )
+        assert torch.allclose(taken[f"mean/{site.name}"].float(), oracle[f"mean/{layer}.{path}"], rtol=1e-4, atol=1e-7)
+        kept = torch.zeros(site.units, dtype=torch.bool)
+        kept[keep[site.name]] = True
+        assert torch.equal(kept, oracle[f"{number}/{mask}/{layer}"])
+        name = {"a": "o", "f": "down"}[kind] + layer
+        assert torch.allclose(biases[name].float(), oracle[f"{number}/{bias}/{layer}"], rtol=1e-4, atol=1e-6)
+
+
+def test_flap_gives_biases_that_are_saved(tmp_path: Path) -> None:
+    """A model whose projections have none (Llama): what is reopened computes the same, bit for bit, and the mean of
+    what a removed unit gave is what the bias gives."""
+    model = minis.opened("llava-mini")
+    changes = Changes(model)
+    path = "model.language_model.layers.0.mlp.down_proj"
+    before = model.net.get_submodule(path)
+    assert before.bias is None
+    structure = changes.structure
+    site = structure.site("language.0.ffn")
+    keep = torch.arange(site.units - 3)
+    mean = torch.linspace(-1, 1, site.units)
+    wanted = before.weight[:, -3:] @ mean[-3:]
+    biases = pruner("flap").biases(
+        model.net, Structure((Tower("t", (Block("", (site,)),)),)), {site.name: keep}, {f"mean/{site.name}": mean}
+    )
+    changes.add_biases(biases)
+    changes.cut({site.name: keep}, structure)
+    save_model(tmp_path / "model", model, changes.state)
+    again, state = load_model(tmp_path / "model")
+    assert state.biases == [path]
+    assert torch.allclose(again.net.get_submodule(path).bias, wanted, rtol=1e-5)
+    assert torch.equal(again.net.get_submodule(path).bias, model.net.get_submodule(path).bias)
+
+
+def test_a_run_of_flap_meets_the_target(lab: Lab) -> None:
+    told = lab.run("method=flap", "sparsity=0.5", "calibration_samples=6")
+    assert told.code == 0, told.err
+    folder = next(p.parent for p in lab.folder.rglob("result.json") if "flap" in str(p))
+    parameters = json.loads((folder / "result.json").read_text())["parameters"]
+    assert parameters["removed"] / parameters["prunable"] == pytest.approx(
+        0.5, abs=0.03
+    )  # to half a head of this small model

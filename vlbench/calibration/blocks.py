@@ -33,6 +33,7 @@ def block_statistics(
     progress: Callable[[int, int], None] = lambda done, total: None,
     gram: bool = False,
     dtype: torch.dtype = torch.float64,
+    moments: bool = False,
     skip: int = 0,
     room: Room | None = None,
     image_tokens: Sequence[Tensor | None] = (),
@@ -43,16 +44,17 @@ def block_statistics(
     All statistics of a block come from one pass with the block still dense. Whoever iterates prunes the block before
     asking for the next one. propagate "pruned": the next block sees the pruned block's output (Wanda, SparseGPT);
     "dense": the dense one's. runs: one closure a calibration batch; padding that masks show is not counted. gram:
-    collect x x^T too. dtype: of the sums. skip: so many blocks were pruned before (a run goes on after a kill). room:
-    where hidden states are kept. image_tokens: of every run, (batch, tokens), True where a stream that mixes modalities
-    has an image's token: statistics then tell them apart (`vision`, `text`). world: each worker has runs of its own,
-    at least one; the statistics are summed over all of them.
+    collect x x^T too. moments: means and variances too, of each worker's own samples. dtype: of the sums. skip: so
+    many blocks were pruned before (a run goes on after a kill). room: where hidden states are kept. image_tokens: of
+    every run, (batch, tokens), True where a stream that mixes modalities has an image's token: statistics then tell
+    them apart (`vision`, `text`). world: each worker has runs of its own, at least one; the statistics are summed over
+    all of them.
     """
     total = sum(len(tower.blocks) for tower in structure.towers)
     done = min(total, max(0, skip))
     with closing(_replays(net, structure, runs, done, room)) as replays:
         for again in replays:
-            with collecting(net, again.block, gram=gram, dtype=dtype) as collector:
+            with collecting(net, again.block, gram=gram, dtype=dtype, moments=moments) as collector:
                 again(keep=propagate == "dense", seen=(collector, image_tokens))
             statistics = joined(collector.found, world)
             refuse_damaged(again.block, statistics)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import RunFailed
 from ..machine.workers import World
 from ..structure import Block
+from .moments import Moments
 from .padding import Padding
 
 
@@ -24,7 +25,8 @@ from .padding import Padding
 class Statistics:
     """square_sum: (in,) over all tokens; samples: batch items; gram: (in, in) sum of x x^T, where it was asked for.
     gradient, gradient_square: (out, in) means over the samples of the loss's gradient and of its square. vision: the
-    same sums over the image's tokens, where these share a stream with the text's (see `text`)."""
+    same sums over the image's tokens, where these share a stream with the text's (see `text`). moments: means and
+    variances, where they were asked for; of one worker's samples."""
 
     square_sum: Tensor
     samples: int = 0
@@ -32,14 +34,26 @@ class Statistics:
     gradient: Tensor | None = None
     gradient_square: Tensor | None = None
     vision: Statistics | None = None
+    moments: Moments | None = None
 
     @classmethod
     def zeros(
-        cls, columns: int, device: torch.device, *, gram: bool = False, dtype: torch.dtype = torch.float64
+        cls,
+        columns: int,
+        device: torch.device,
+        *,
+        gram: bool = False,
+        dtype: torch.dtype = torch.float64,
+        moments: bool = False,
     ) -> Statistics:
         """Nothing seen yet."""
         square = torch.zeros(columns, dtype=dtype, device=device)
-        return cls(square, 0, torch.zeros(columns, columns, dtype=dtype, device=device) if gram else None)
+        return cls(
+            square,
+            0,
+            torch.zeros(columns, columns, dtype=dtype, device=device) if gram else None,
+            moments=Moments.zeros(columns, device, dtype) if moments else None,
+        )
 
     @property
     def norm(self) -> Tensor:
@@ -64,6 +78,12 @@ class Statistics:
                 self.vision = Statistics.zeros(x.shape[-1], self.square_sum.device, gram=gram, dtype=dtype)
             self.vision.add(x, image if real is None else image & real)
         flat = x.reshape(-1, x.shape[-1]) if real is None else x[real]
+        if self.moments is not None:
+            self.moments.add(
+                (x if x.ndim > 2 else x[None])
+                if real is None
+                else (one[mask] for one, mask in zip(x, real, strict=True))
+            )
         if self.gram is not None:
             flat = flat.to(self.gram.dtype)
             self.gram.addmm_(flat.T, flat)
@@ -91,7 +111,8 @@ class Statistics:
         tensors = (self.gram, self.gradient, self.gradient_square)
         gram, gradient, square = (None if t is None else t.clone() for t in tensors)
         vision = None if self.vision is None else self.vision.clone()
-        return Statistics(self.square_sum.clone(), self.samples, gram, gradient, square, vision)
+        moments = None if self.moments is None else self.moments.clone()
+        return Statistics(self.square_sum.clone(), self.samples, gram, gradient, square, vision, moments)
 
 
 def joined(statistics: Mapping[str, Statistics], world: World) -> Mapping[str, Statistics]:
@@ -140,7 +161,7 @@ class Collector:
 
     image: Tensor | None = None
 
-    def __init__(self, net: nn.Module, block: Block, *, gram: bool, dtype: torch.dtype) -> None:
+    def __init__(self, net: nn.Module, block: Block, *, gram: bool, dtype: torch.dtype, moments: bool = False) -> None:
         self.names = list(dict.fromkeys(m for site in block.sites for m in site.matrices))
         self.block, self.module = block, net.get_submodule(block.path)
         self.modules = {name: net.get_submodule(name.rpartition(".")[0]) for name in self.names}
@@ -150,7 +171,7 @@ class Collector:
             weight = net.get_parameter(name)
             columns = weight.shape[1]
             if columns not in shared:
-                shared[columns] = Statistics.zeros(columns, weight.device, gram=gram, dtype=dtype)
+                shared[columns] = Statistics.zeros(columns, weight.device, gram=gram, dtype=dtype, moments=moments)
             self.found[name] = shared[columns]
         # The inputs of the call that is under way. They are kept until it ends, so that ids stay unique.
         self._seen: dict[str, list[tuple[Tensor, int]]] = {}
@@ -202,9 +223,11 @@ def collected(
 
 
 @contextmanager
-def collecting(net: nn.Module, block: Block, *, gram: bool, dtype: torch.dtype) -> Iterator[Collector]:
+def collecting(
+    net: nn.Module, block: Block, *, gram: bool, dtype: torch.dtype, moments: bool = False
+) -> Iterator[Collector]:
     """A collector that sees every call inside the with-statement; its `found` is whole after it."""
-    collector = Collector(net, block, gram=gram, dtype=dtype)
+    collector = Collector(net, block, gram=gram, dtype=dtype, moments=moments)
     hooks: list[Any] = [
         module.register_forward_pre_hook(lambda _, args, name=name: collector.note(name, args[0]))
         for name, module in collector.modules.items()

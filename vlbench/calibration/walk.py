@@ -73,12 +73,14 @@ class AtOnce(Walk):
 
 @dataclass(frozen=True)
 class Looking:
-    """How statistics are taken. gram: products x x^T too; dtype: of the sums; propagate: what the next block sees."""
+    """How statistics are taken. gram: products x x^T too; dtype: of the sums; propagate: what the next block sees;
+    moments: means and variances, too, which are shared with no other cell."""
 
     samples: int
     gram: bool
     dtype: Literal["float64", "float32"]
     propagate: Literal["pruned", "dense"]
+    moments: bool = False
 
     @property
     def key(self) -> dict[str, Any]:
@@ -115,7 +117,7 @@ class BlockByBlock(Walk):
         while done < len(blocks) and (state := stores[done].load()) is not None:
             yield Step(blocks[done], partial(_as_before, self._moved(state[1])))
             done += 1
-        common = self.shared if self.looking.propagate == "dense" else None
+        common = self.shared if self.looking.propagate == "dense" and not self.looking.moments else None
 
         def waits(text: str) -> None:
             self.progress(0, len(blocks), text)
@@ -140,7 +142,7 @@ class BlockByBlock(Walk):
             self.net, self.structure, self.runs[mine], propagate=self.looking.propagate, gram=self.looking.gram,
             dtype=getattr(torch, self.looking.dtype), skip=done, room=Room.here(self._device, self.folder),
             progress=lambda done, total: self.progress(done, total, ""), image_tokens=self.image_tokens[mine],
-            world=world,
+            world=world, moments=self.looking.moments,
         )  # fmt: skip
 
     def _step(self, block: Block, statistics: Seen, store: CheckpointStore) -> Step:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from copy import copy, deepcopy
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..errors import UserError
 from ..model import Model
@@ -48,6 +49,17 @@ class Changes:
         structured = self.state.pattern == "structured"
         self.state.pattern = f"structured+{pattern}" if structured else pattern
 
+    def add_biases(self, biases: Mapping[str, Tensor]) -> None:
+        """Linear -> (rows,), which is added to its bias; one that has none is given one, which is saved with it."""
+        self._refuse_adapters()
+        for path, value in biases.items():
+            layer: Any = self.model.net.get_submodule(path)
+            if layer.bias is None:
+                give_bias(layer)
+                self.state.biases.append(path)
+            with torch.no_grad():
+                layer.bias += value.to(layer.bias)
+
     def at_run_time(self, method: str, state: Any) -> None:
         """Declare what `method` does when the model runs (a reducer's dropped tokens): JSON, from which its
         `replay(model, state)` does the same to a model that was opened. The caller has done it to this model already.
@@ -59,10 +71,17 @@ class Changes:
         model = copy(self.model)
         model.net = deepcopy(self.model.net)
         state = Compression(
-            masks=dict(self.state.masks), pattern=self.state.pattern, adapters=self.state.adapters
+            masks=dict(self.state.masks), pattern=self.state.pattern, adapters=self.state.adapters,
+            biases=list(self.state.biases),
         )  # fmt: skip
         return Changes(model, state)
 
     def _refuse_adapters(self) -> None:
         if self.state.adapters:
             raise UserError("nothing can be pruned where adapters stand beside weights: train them with merge=true.")
+
+
+def give_bias(layer: nn.Linear) -> None:
+    """A bias of zeros."""
+    weight = layer.weight
+    layer.bias = nn.Parameter(weight.new_zeros(weight.shape[0]), requires_grad=weight.requires_grad)

@@ -27,12 +27,13 @@ from ..nn.adapted import adapter_keys, attach_all
 from ..plugins.table import table
 from ..tensors.limits import bounded
 from ..tensors.reading import declared_elements, load_into, read_weights, save_tensors
+from .changes import give_bias
 from .cut import Cut
 from .state import Compression
 
-# 1: without adapters, 2: without what acts at run time. The lowest that holds the model is written, so that an older
-# vlbench reads it.
-FORMAT = 3
+# 1: without adapters, 2: without what acts at run time, 3: without biases that were added. The lowest that holds the
+# model is written, so that an older vlbench reads it.
+FORMAT = 4
 WEIGHTS = "model.safetensors"
 # Safetensors too, under names that no loader of weights takes for weights.
 MASKS, ADAPTERS = "masks.bin", "adapters.bin"
@@ -51,13 +52,14 @@ def save_model(folder: Path, model: Model, state: Compression) -> None:
         if state.masks:
             save_tensors(temporary / MASKS, {k: _pack(v) for k, v in state.masks.items()})
         manifest = {
-            "format": FORMAT if state.at_run_time else 2 if apart else 1,
+            "format": 4 if state.biases else 3 if state.at_run_time else 2 if apart else 1,
             "model": model.card.name,
             "cuts": [made.sites for made in state.cuts],
             # Numbers of the cuts that left attention with the scale of its kept width.
             "kept_scale": [number for number, made in enumerate(state.cuts) if made.kept_scale],
             **({"adapters": state.adapters} if apart else {}),
             **({"at_run_time": state.at_run_time} if state.at_run_time else {}),
+            **({"biases": state.biases} if state.biases else {}),
             **_own_image(model.card),
             "pattern": state.pattern,
             "trained": state.trained,
@@ -117,9 +119,12 @@ def load_model(folder: Path) -> tuple[Model, Compression]:
         log=manifest["log"],
         adapters=manifest.get("adapters", {}),
         at_run_time=manifest.get("at_run_time", {}),
+        biases=manifest.get("biases", []),
     )
     for made in state.cuts:
         made.repeat(model.net, model.structure())
+    for path in state.biases:
+        give_bias(_linear(model, path))
     load_into(model.net, read_weights(folder))
     if state.adapters:
         attach_all(model.net, load_file(folder / ADAPTERS), state.adapters, folder / ADAPTERS)
@@ -129,6 +134,13 @@ def load_model(folder: Path) -> tuple[Model, Compression]:
     for name, declared in state.at_run_time.items():
         table("methods").get(name).load().replay(model, declared)
     return model, state
+
+
+def _linear(model: Model, path: str) -> nn.Linear:
+    layer = model.net.get_submodule(path)
+    if not isinstance(layer, nn.Linear):
+        raise UserError(f"the manifest gives {path} a bias, and {model.card.name} has no Linear of that name.")
+    return layer
 
 
 def untouched(folder: Path, model: Model) -> Model:
@@ -161,7 +173,7 @@ def open_checkpoint(cls: type[Model], card: Card, weights: Path) -> tuple[Model,
         raise UserError(f"{weights} is a compressed {model.card.name}, and this cell's model is {card.name}.")
     model.card = card
     return model, Compression(
-        cuts=state.cuts, masks=state.masks, adapters=state.adapters, at_run_time=state.at_run_time
+        cuts=state.cuts, masks=state.masks, adapters=state.adapters, at_run_time=state.at_run_time, biases=state.biases
     )
 
 

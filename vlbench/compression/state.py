@@ -27,6 +27,9 @@ class Compression:
     # Method -> JSON: what acts when the model runs and lies in no tensor; Method.replay does it again on loading
     at_run_time: dict[str, Any] = field(default_factory=dict)
 
+    # Linears that were given a bias and had none in the architecture
+    biases: list[str] = field(default_factory=list)
+
     @property
     def n_tuned(self) -> int:
         """How many settings were tried on the select split, of the link where most were."""

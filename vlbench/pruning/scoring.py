@@ -61,6 +61,8 @@ class ScorePruner(Method):
     # different sites are compared as they are.
     additive: ClassVar[bool] = False
     gram: ClassVar[bool] = False
+    # Means and variances of the inputs, which are of one worker's samples: not for a method that is `parallel`.
+    moments: ClassVar[bool] = False
     parallel: ClassVar[bool] = True
 
     def units(self, structure: Structure) -> Structure:
@@ -194,7 +196,7 @@ class ScorePruner(Method):
         return BlockByBlock(
             job.model.net, structure, [partial(job.loss, batch) for batch in batches],
             [job.model.image_tokens(batch) for batch in batches],
-            Looking(options.calibration_samples, self.gram, options.statistics, options.propagate),
+            Looking(options.calibration_samples, self.gram, options.statistics, options.propagate, self.moments),
             store=lambda number, path: self._store(job, f"{number:04d}", path), folder=folder, world=job.here.world,
             shared=job.here.shared, progress=partial(job.here.progress, "calibrate"),
         )  # fmt: skip
