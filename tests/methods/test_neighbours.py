@@ -19,7 +19,7 @@ from tests.oracles import Oracle
 from tests.pruning.toy import pruner
 from vlbench.calibration.statistics import Statistics
 from vlbench.compression.changes import Changes
-from vlbench.compression.masks import keep_fraction
+from vlbench.compression.masks import keep_fraction, keep_n_of_m
 from vlbench.compression.saved import load_model, save_model
 from vlbench.compression.width import streams
 from vlbench.errors import UserError
@@ -277,3 +277,55 @@ def test_a_run_of_flap_meets_the_target(lab: Lab) -> None:
     assert parameters["removed"] / parameters["prunable"] == pytest.approx(
         0.5, abs=0.03
     )  # to half a head of this small model
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_dsnot(neighbours: Path, number: int) -> None:
+    """The changed masks of every case, n:m among them."""
+    oracle = Oracle(neighbours / "dsnot_a.npz")
+    case = oracle.facts["cases"][number]
+    statistics = Statistics.zeros(64, torch.device("cpu"), moments=True)
+    statistics.add(oracle["X"])
+    assert statistics.moments is not None
+    assert torch.allclose((statistics.moments.total / 6).float(), oracle["sum_metric_row"], atol=1e-5)
+    assert torch.allclose((statistics.moments.spread / 6).float(), oracle["var"][:, 0], atol=1e-5)
+    dsnot = module("dsnot").DSnoT(
+        module("dsnot").DSnoTOptions(
+            cycles=case["max_cycle"], threshold=case["update_threshold"], power=case["pow_of_var"],
+            same_sign=case["same_sign"], order=case["initial"],
+        )
+    )  # fmt: skip
+    n_m = case["n_m"] and (case["n_m"][1] - case["n_m"][0], case["n_m"][1])
+    keep = dsnot.changed(oracle["W"], oracle[f"{number}/keep_initial"], statistics, n_m)
+    assert torch.equal(keep, oracle[f"{number}/keep"])
+    assert not torch.equal(keep, oracle[f"{number}/keep_initial"])
+
+
+@pytest.mark.parametrize("n_m", [None, (2, 4)])
+def test_dsnot_keeps_the_sparsity_however_long_it_runs(n_m: tuple[int, int] | None) -> None:
+    """Against counting: the published code loses weights or the pattern here."""
+    random = torch.Generator().manual_seed(3)
+    weight, statistics = torch.randn(40, 16, generator=random), Statistics.zeros(16, torch.device("cpu"), moments=True)
+    statistics.add(torch.randn(5, 7, 16, generator=random) + 0.5)
+    keep = keep_n_of_m(weight.abs(), 2, 4) if n_m else keep_fraction(weight.abs(), 0.5, "row")
+    dsnot = module("dsnot").DSnoT(module("dsnot").DSnoTOptions(cycles=200, threshold=0))
+    after = dsnot.changed(weight, keep, statistics, n_m)
+    assert not torch.equal(after, keep)
+    assert torch.equal(after.sum(1), keep.sum(1))
+    if n_m:
+        assert bool((after.view(40, 4, 4).sum(2) == 2).all())
+
+
+def test_dsnot_follows_a_mask(lab: Lab) -> None:
+    told = lab.run(
+        "method=wanda+dsnot",
+        "sparsity=0.5",
+        "wanda.calibration_samples=4",
+        "dsnot.calibration_samples=4",
+        "threshold=0",
+    )
+    assert told.code == 0, told.err
+    folder = next(p.parent for p in lab.folder.rglob("result.json") if "dsnot" in str(p))
+    parameters = json.loads((folder / "result.json").read_text())["parameters"]
+    assert parameters["removed"] / parameters["prunable"] == pytest.approx(0.5, abs=0.01)
+    assert load_model(folder / "model")[1].log["dsnot"]["moved"] > 0

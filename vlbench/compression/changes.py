@@ -49,6 +49,13 @@ class Changes:
         structured = self.state.pattern == "structured"
         self.state.pattern = f"structured+{pattern}" if structured else pattern
 
+    def remask(self, name: str, keep: Tensor) -> None:
+        """Put another mask in the place of a matrix's own; what it keeps has the value that the matrix has now."""
+        if name not in self.state.masks:
+            raise UserError(f"{name} has no mask that another could take the place of: prune it first.")
+        self.state.masks[name] = keep.cpu()
+        apply_masks(self.model.net, {name: keep})
+
     def add_biases(self, biases: Mapping[str, Tensor]) -> None:
         """Linear -> (rows,), which is added to its bias; one that has none is given one, which is saved with it."""
         self._refuse_adapters()
