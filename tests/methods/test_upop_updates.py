@@ -22,7 +22,7 @@ CASES = json.loads(FILE.with_suffix(".json").read_text())["cases"]
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_update_sets_the_original_s_masks(name: str) -> None:
-    """The gradients that the original had summed before an update -> the units that it keeps after it, and its masks but for a last bit."""
+    """The gradients summed before an update -> the units kept after it, and the masks but for a last bit."""
     oracle, facts = Oracle(FILE), CASES[name]
     net = timm.create_model("deit_small_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2)
     adopted.adopt(net).double()
