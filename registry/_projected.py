@@ -208,6 +208,9 @@ class Projected(Prompted):
 
     # Prompts --------------------------------------------------------------------------------------------------------
 
+    def most_images(self, capability: str) -> int | None:
+        return None if self.several else 1
+
     def owner_of(self, batch: Batch) -> list[list[int]]:
         """The images of each sample."""
         rows: list[list[int]] = batch.owner if isinstance(batch.owner, list) else batch.owner.tolist()

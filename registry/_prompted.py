@@ -70,6 +70,9 @@ class Prompted(Model, Answerer, Captioner):
     def language(self) -> Language:
         """The language model of self.net as it is now."""
 
+    def most_images(self, capability: str) -> int | None:
+        return 1
+
     def owner_of(self, batch: Batch) -> Any:
         """(n,) the image of each sample: families with a place for several take them all."""
         return batch.owner[:, 0]

@@ -43,6 +43,9 @@ class BlipVQA(Blip, Answerer):
         typed: nn.Module = net
         return typed
 
+    def most_images(self, capability: str) -> int | None:
+        return 1
+
     def structure(self) -> Structure:
         net = self.net
         answer = blip.text_tower(net, "text_decoder.bert.encoder.layer", "answer", read_by=())

@@ -69,6 +69,7 @@ class MMMU(ChoiceTable):
     rules: ClassVar[Mapping[str, Rule]] = RULES
     kinds: ClassVar[tuple[str, ...]] = tuple(SUBJECTS)
     metrics: ClassVar[Mapping[str, Literal["higher", "lower"]]] = directions("accuracy", kinds)
+    fewer_images: ClassVar[str] = "images=first shows the first alone, or name a model that reads several with model="
     options: MMMUOptions  # type: ignore[assignment]
 
     def rows(self, split: str) -> Mapping[str, Choice]:

@@ -103,6 +103,11 @@ class Model(ABC):
         a native grid. Runs in the decoding threads. None: the ImageSpec says it."""
         return None
 
+    def most_images(self, capability: str) -> int | None:
+        """How many images a sample may show to a capability; None: as many as there are. A cell whose samples show more
+        is refused: the rest of the images would be left out in silence."""
+        return None
+
     @abstractmethod
     def encode(self, images: Any) -> Any:
         """Stage one: normalised images (Batch.images) -> states, an index of which is one image."""

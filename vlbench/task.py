@@ -88,6 +88,8 @@ class Task(ABC):
     # False: the primary metric is 100 x the mean of a score's first number. True: it is corpus_metric() of the scores'
     # sum over the split (mIoU), and its interval comes from the bootstrap.
     corpus: ClassVar[bool] = False
+    # what a user can say where samples show more images than a model reads at once, for the sentence that refuses it
+    fewer_images: ClassVar[str] = ""
     # option -> value that takes the default's place in suite=mini, whose data sets are smaller than the real ones
     mini: ClassVar[Mapping[str, Any]] = {}
 

@@ -142,6 +142,22 @@ def test_a_block_without_images_says_so_in_its_heading():
     assert headings == ["## blip-mini", "## blip-mini, without images"]
 
 
+def test_rules_never_share_a_table_and_stand_in_the_heading():
+    """One cell of each way to read an answer: a block each, named by it; the task's other settings are not."""
+    ways = [
+        {"rule": "official", "decoding": "generate"}, {"rule": "lmms", "decoding": "generate"},
+        {"rule": "official", "decoding": "rank"}, {"rule": "official", "decoding": "generate", "blind": True},
+    ]  # fmt: skip
+    made = rows([record(cell=str(i), evaluation={"precision": "fp32", **way}) for i, way in enumerate(ways)])
+    assert len({row.block for row in made}) == 4
+    headings = [line for line in markdown(made).splitlines() if line.startswith("## ")]
+    assert sorted(headings) == [
+        "## blip-mini, decoding=rank", "## blip-mini, rule=lmms", "## blip-mini, rule=official",
+        "## blip-mini, rule=official, without images",
+    ]  # fmt: skip
+    assert "rule=" not in csv_text(rows([record(evaluation={"precision": "fp32", "decoding": "rank"})]))
+
+
 def test_a_bar_in_a_name_does_not_break_the_page():
     text = markdown([replace(row, label="a|b") for row in rows([record()])])
     assert "a\\|b" in text

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from .metric import titled
-from .rows import BLIND, COLUMNS, Row
+from .rows import COLUMNS, Row
 
 # Digits after the point in the CSV; every other number there is an integer.
 DIGITS = {
@@ -136,9 +136,10 @@ def _escaped(text: str) -> str:
 
 
 def subject(row: Row) -> str:
-    """Whose rows these are: the model, the label of weights of one's own, and whether it saw no images."""
+    """Whose rows these are: the model, the label of weights of one's own, whether it saw no images, and by whose rule
+    its answers were read."""
     model = f"{row.model} ({row.label})" if row.label else row.model
-    return f"{model}, {BLIND}" if BLIND in row.flags else model
+    return ", ".join([model, *row.settings])
 
 
 def facts(row: Row) -> str:

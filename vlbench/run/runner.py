@@ -22,7 +22,7 @@ from ..cost.counts import count_parameters, macs_of
 from ..disk import checksums
 from ..disk.lease import LeaseLost, lease
 from ..disk.storage import json_text, write_json
-from ..errors import RunFailed
+from ..errors import RunFailed, UserError
 from ..evaluation.loop import Evaluator
 from ..evaluation.predictions import Line, Predictions
 from ..images.pipeline import ImageStore
@@ -122,6 +122,7 @@ class Runner:
         start = time.monotonic()
         model, state = self._build(cell)  # first: weights that do not fit leave nothing behind
         original = model.structure()
+        refuse_images(cell, model)
         ask(cell, model)
         self._say_preprocessing(cell)
         for remark in cell.task.remarks(cell.split) if cell.is_dense else ():
@@ -210,6 +211,19 @@ def ask(cell: Cell, model: Model) -> None:
     for link in cell.spec.links:
         link.method(link.options).check_model(model)
     capability_of(cell.task.capability).check_samples(model, cell.samples)
+
+
+def refuse_images(cell: Cell, model: Model) -> None:
+    """Raise UserError where samples show more images than the model reads at once: it would leave some out unsaid."""
+    most, name = model.most_images(cell.task.capability), cell.spec.task.name
+    several = [sample for sample in cell.samples if most is not None and len(sample.images) > most]
+    if several:
+        shown = max(len(sample.images) for sample in several)
+        remedy = cell.task.fewer_images or "name another model with model="
+        raise UserError(
+            f"{len(several)} samples of task={name} show up to {shown} images, and {cell.spec.model.name} reads {most} "
+            f"at once: {remedy}."
+        )
 
 
 def _asks(cell: Cell) -> bool:
