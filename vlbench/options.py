@@ -9,10 +9,21 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The samples that a link looks at. source: a task or a file of captions; empty: the task's own train split.
+    images: the folder of the file's images; empty: its own. samples: how many."""
+
+    source: str
+    images: str
+    samples: int
 
 
 class MethodOptions(BaseModel):
@@ -30,6 +41,11 @@ class MethodOptions(BaseModel):
         """Those of `names` that are not at their default: for options that have a meaning together with others only."""
         fields = type(self).model_fields
         return [name for name in names if getattr(self, name) != fields[name].default]
+
+    @property
+    def looks_at(self) -> Calibration | None:
+        """The samples that the method looks at without training on them; None: it looks at none."""
+        return None
 
     def refusal(self, capability: str) -> str:
         """Why these options do not go with tasks of `capability`, in one sentence; empty where they do."""

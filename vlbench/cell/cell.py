@@ -15,9 +15,10 @@ from ..errors import UserError
 from ..images.folder import differences, folder_image, image_of
 from ..images.spec import ImageSpec
 from ..plugins.table import table
+from ..plugins.workspace import named_roots
 from ..task import Sample, Task, digest_samples
 from .contents import content_digest, learnt_digest, silent
-from .roots import BuildProgress, mini_world, named_roots, open_task
+from .roots import BuildProgress, mini_world, open_task
 from .sources import open_sources
 from .spec import LinkSpec, Spec
 

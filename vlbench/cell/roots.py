@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..plugins.entry import Entry
-from ..plugins.workspace import WORKSPACE_FILE, workspace
+from ..plugins.workspace import WORKSPACE_FILE, named_roots, workspace
 from ..task import Task
 from .spec import Spec
 
@@ -29,15 +28,6 @@ def open_task(spec: Spec, progress: BuildProgress | None = None) -> Task:
         lines = [f"{spec.task.name} lacks data in {root}:", *missing, f"Put the files there, or {_remedy(spec)}"]
         raise UserError("\n".join(lines))
     return task
-
-
-def named_roots() -> Mapping[str, str]:
-    """Name -> folder, as vlbench.toml says; else the folder of that name in VLBENCH_DATA."""
-    roots = dict(workspace().roots)
-    data = Path(os.environ.get("VLBENCH_DATA") or os.devnull).expanduser()
-    if data.is_dir():
-        roots = {**{p.name: str(p) for p in data.iterdir() if p.is_dir()}, **roots}
-    return roots
 
 
 def data_root(spec: Spec, progress: BuildProgress | None = None) -> Path:

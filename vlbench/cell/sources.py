@@ -17,7 +17,6 @@ from ..capability import capability_of
 from ..disk.storage import digest
 from ..errors import UserError, did_you_mean
 from ..plugins.table import table
-from ..pruning.options import SampledOptions
 from ..task import Sample, Task
 from .caption_files import read_captions
 from .contents import content_digest, learnt_digest
@@ -40,19 +39,19 @@ def open_sources(spec: Spec, task: Task, open_task: Callable[[Spec], Task]) -> d
             if not Path(text).expanduser().is_file():
                 hint = did_you_mean(text, tasks)
                 raise UserError(f"calibration={text} is neither a task nor a file of captions. {hint}")
-            assert isinstance(link.options, SampledOptions)
-            sources[link.entry.name] = _file_source(Path(text).expanduser(), link.options.calibration_images, task)
+            assert link.options.looks_at is not None
+            sources[link.entry.name] = _file_source(Path(text).expanduser(), link.options.looks_at.images, task)
     return sources
 
 
 def refuse_too_few(spec: Spec, task: Task, sources: Mapping[str, Source]) -> None:
     """Raise UserError where a link asks for more calibration samples than its data show images."""
     for link in spec.links:
-        if isinstance(link.options, SampledOptions):
+        if link.options.looks_at is not None:
             source = sources.get(link.entry.name)
             train = "" if source else task.split_for("train")
             name = f"calibration={source.text}" if source else f"the split {train} of {task.name}"
-            refuse_few(source.samples if source else task.samples(train), link.options.calibration_samples, name)
+            refuse_few(source.samples if source else task.samples(train), link.options.looks_at.samples, name)
 
 
 def _task_source(spec: Spec, task: Task, name: str, open_task: Callable[[Spec], Task]) -> Source:

@@ -11,7 +11,6 @@ from ..method import Method
 from ..options import MethodOptions, PruneOptions
 from ..plugins.entry import Entry
 from ..plugins.table import table
-from ..pruning.options import SampledOptions
 from ..task import Task, TaskOptions
 
 
@@ -54,7 +53,7 @@ class LinkSpec:
     @property
     def calibration(self) -> str:
         """The task or file that it is calibrated on in the place of the task's train split, or nothing."""
-        return self.options.calibration if isinstance(self.options, SampledOptions) else ""
+        return "" if self.options.looks_at is None else self.options.looks_at.source
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..cell.roots import named_roots
 from ..errors import UserError, did_you_mean
 from ..images.maps import LabelMap
 from ..plugins.entry import Entry
 from ..plugins.table import table
-from ..plugins.workspace import WORKSPACE_FILE, workspace
+from ..plugins.workspace import WORKSPACE_FILE, named_roots, workspace
 from ..task import Sample, Task
 
 if TYPE_CHECKING:

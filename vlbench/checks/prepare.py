@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ..cell.roots import named_roots
 from ..errors import UserError, did_you_mean
 from ..plugins.table import table
+from ..plugins.workspace import named_roots
 from ..task import Task
 
 KEYS = ("task", "split")

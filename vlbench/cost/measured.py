@@ -67,7 +67,7 @@ def open_run(folder: Path, record: Record) -> Model:
     """The model that a finished run evaluated: its compressed one, or the dense one that it took."""
     if is_saved(folder / "model"):
         return load_model(folder / "model")[0]
-    from ..cell.roots import named_roots
+    from ..plugins.workspace import named_roots
     from ..tensors.locate import locate
     from ..tensors.reading import checkpoint_digest
 

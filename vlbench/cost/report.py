@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from ..cell.roots import named_roots
 from ..compression.cut import cut
 from ..compression.saved import open_checkpoint
 from ..errors import UserError, did_you_mean
@@ -19,6 +18,7 @@ from ..model import Model
 from ..options import PruneOptions
 from ..plugins.entry import Entry
 from ..plugins.table import table
+from ..plugins.workspace import named_roots
 from ..pruning.allocation import uniform
 from ..tensors.locate import locate
 from .architecture import with_blank

@@ -109,7 +109,7 @@ MODULES = {
 NAMES = {
     "cell:BuildProgress": "cell.roots",
     "cell:data_root": "cell.roots",
-    "cell:named_roots": "cell.roots",
+    "cell:named_roots": "plugins.workspace",
     "cell:open_task": "cell.roots",
     "data.sources:Source": "calibration.source",
     "data.sources:refuse_few": "calibration.source",

@@ -133,3 +133,12 @@ def package_folder(name: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"this installation lacks vlbench.{name}: reinstall vlbench.")
     return Path(next(iter(spec.submodule_search_locations)))
+
+
+def named_roots() -> Mapping[str, str]:
+    """Name -> folder, as vlbench.toml says; else the folder of that name in VLBENCH_DATA."""
+    roots = dict(workspace().roots)
+    data = Path(os.environ.get("VLBENCH_DATA") or os.devnull).expanduser()
+    if data.is_dir():
+        roots = {**{p.name: str(p) for p in data.iterdir() if p.is_dir()}, **roots}
+    return roots

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ..capability import capability_of
-from ..options import PruneOptions, later
+from ..options import Calibration, PruneOptions, later
 
 COMPARED = 16  # samples a gradient of a loss that compares them
 
@@ -131,6 +131,10 @@ class SampledOptions(ScoreOptions):
     )
     owl_multiple: float = later(5.0, gt=0, description="owl: outliers are scores above so many times the mean")
     owl_span: float = later(0.08, ge=0, lt=1, description="owl: how far a block's ratio may be from the target")
+
+    @property
+    def looks_at(self) -> Calibration:
+        return Calibration(self.calibration, self.calibration_images, self.calibration_samples)
 
     @model_validator(mode="after")
     def _images_of_a_file(self) -> SampledOptions:
