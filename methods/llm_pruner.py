@@ -93,8 +93,8 @@ class LlmPruner(WholeHeads, ScorePruner):
         net.eval()
         towers = {tower.name: stream_of(tower) for tower in self._towers(structure)}
         names = [s.param for stream in towers.values() for s in stream.slices if len(s.shape) > 1]
-        seen = self._gradients(job, list(dict.fromkeys(names)), self.options)
-        importance = {name: self._of_stream(net, stream, seen) for name, stream in towers.items()}
+        gradients = self._gradients(job, list(dict.fromkeys(names)), self.options)
+        importance = {name: self._of_stream(net, stream, gradients) for name, stream in towers.items()}
         job.changes.cut(self._channels(structure, importance), structure)
 
     def _towers(self, structure: Structure) -> list[Tower]:
@@ -109,8 +109,8 @@ class LlmPruner(WholeHeads, ScorePruner):
         together = len(set(ratios.values())) == 1
         keep: Kept = {}
         for part in [structure] if together else [Structure((t,)) for t in self._towers(structure)]:
-            own = {key_of_width(t): importance[t.name] for t in part.towers}
-            keep |= choose_width(part, own, ratios[part.towers[0].name], options.multiple_of)
+            by_tower = {key_of_width(t): importance[t.name] for t in part.towers}
+            keep |= choose_width(part, by_tower, ratios[part.towers[0].name], options.multiple_of)
         return keep
 
     def _of_stream(self, net: nn.Module, stream: Stream, seen: Seen) -> Tensor:

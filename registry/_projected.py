@@ -72,8 +72,8 @@ class Projected(Prompted):
     @classmethod
     def network(cls, config: Config) -> Any:
         """The library's module, as its configuration says."""
-        own = getattr(transformers, cls.library)
-        return own(own.config_class.from_dict(config))
+        library = getattr(transformers, cls.library)
+        return library(library.config_class.from_dict(config))
 
     @classmethod
     def build(cls: type[P], card: Card, config: Config, folder: Path) -> P:
@@ -140,9 +140,9 @@ class Projected(Prompted):
 
     def _check_prompt(self, capability: str) -> None:
         super()._check_prompt(capability)
-        own = self.config.get("prompts")
+        prompts = self.config.get("prompts")
         for name, wanted in (("chat", TURN), ("image", self.mark)):
-            if not isinstance(own, dict) or str(own.get(name)).count(wanted) != 1:
+            if not isinstance(prompts, dict) or str(prompts.get(name)).count(wanted) != 1:
                 raise UserError(
                     f'{self.card.name} has no prompt: "prompts" in config.json should have "{name}", a text with '
                     f"{wanted} in it once."
@@ -156,16 +156,16 @@ class Projected(Prompted):
     @property
     def end(self) -> int | None:
         """The token that ends an answer, of the tokenizer, or else of the configuration."""
-        own: int | None = self.tokenizer.eos_token_id
+        end: int | None = self.tokenizer.eos_token_id
         other: Any = self.net.get_submodule(self.decoder).config.eos_token_id
-        return other if own is None else own
+        return other if end is None else end
 
     def structure(self) -> Structure:
         """Both towers, all of their blocks."""
         vision = library.tower(self.net, self.vision, "vision", blocks=self.blocks, read_by=self.vision_readers)
-        own = None if self.text_writers is None else [self.head]
+        head = None if self.text_writers is None else [self.head]
         language = library.tower(
-            self.net, f"{self.decoder}.layers", "language", read_by=own, written_by=self.text_writers or ()
+            self.net, f"{self.decoder}.layers", "language", read_by=head, written_by=self.text_writers or ()
         )
         return Structure((vision, language))
 

@@ -55,14 +55,14 @@ class Prompted(Model, Answerer, Captioner):
 
     def _check_prompt(self, capability: str) -> None:
         """Raise UserError where the configuration's prompts are none, or lack what must stand in them."""
-        own = self.config.get("prompts", {})
-        text = {**self.prompts, **own}.get(capability) if isinstance(own, dict) else None
+        prompts = self.config.get("prompts", {})
+        text = {**self.prompts, **prompts}.get(capability) if isinstance(prompts, dict) else None
         wanted = self.marks.get(capability, ())
         if not isinstance(text, str) or any(text.count(mark) != 1 for mark in wanted):
             needs = f" with {' and '.join(wanted)} in it once" if wanted else ""
             raise UserError(
                 f'{self.card.name} has no prompt for capability {capability}: "prompts" in config.json should be like '
-                f'{{"{capability}": "..."}}, a text{needs}, not {own!r}.'
+                f'{{"{capability}": "..."}}, a text{needs}, not {prompts!r}.'
             )
 
     @property
@@ -213,8 +213,8 @@ def read_tokenizer(folder: Path, vocabulary: int) -> Any:
     if not any((folder / name).is_file() for name in (*TOKENIZER, "vocab.txt")):
         raise UserError(f"{folder} has no tokenizer: put the tokenizer files of its checkpoint there.")
     try:
-        known = any((folder / name).is_file() for name in TOKENIZER)
-        tokenizer = (AutoTokenizer if known else BertTokenizer).from_pretrained(
+        described = any((folder / name).is_file() for name in TOKENIZER)
+        tokenizer = (AutoTokenizer if described else BertTokenizer).from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:

@@ -126,8 +126,8 @@ class Stream(Causal):
         rows = []
         for p in prefixes:
             device = p.tokens.device
-            own = torch.arange(len(p.tokens), device=device).expand(3, -1) if p.positions is None else p.positions
-            rows.append(torch.cat([own, torch.arange(p.end, p.end + more, device=device).expand(3, -1)], 1))
+            positions = torch.arange(len(p.tokens), device=device).expand(3, -1) if p.positions is None else p.positions
+            rows.append(torch.cat([positions, torch.arange(p.end, p.end + more, device=device).expand(3, -1)], 1))
         return {"position_ids": torch.stack(rows, 1)}
 
     def _deep(self, prefixes: Sequence[Prefix], more: int) -> dict[str, Any]:

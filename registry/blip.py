@@ -164,9 +164,9 @@ class BlipVQA(Blip, Answerer):
 
     def decode(self, ids: Tensor, context: Shared, cache: DynamicCache | None = None) -> Tensor:
         """(R, L) answer tokens -> (R, L, vocabulary) logits of the next token. cache: of the tokens before them."""
-        own = cache if cache is None else EncoderDecoderCache(cache, DynamicCache())
+        both = cache if cache is None else EncoderDecoderCache(cache, DynamicCache())
         bert = self.net.text_decoder.bert
-        out = bert(input_ids=ids, encoder_hidden_states=context, is_decoder=True, **with_cache(bert, own))
+        out = bert(input_ids=ids, encoder_hidden_states=context, is_decoder=True, **with_cache(bert, both))
         logits: Tensor = self.net.text_decoder.cls(out.last_hidden_state)
         return logits
 
@@ -197,6 +197,6 @@ def _widen_decoder(net: Any) -> None:
     gives both the image's width, which only differs where the ViT is not as wide as the text (ViT-L)."""
     text = net.config.text_config
     if text.encoder_hidden_size != text.hidden_size:
-        own = copy.deepcopy(text)
-        own.encoder_hidden_size = text.hidden_size
-        net.text_decoder = BlipTextLMHeadModel(own)
+        twin = copy.deepcopy(text)
+        twin.encoder_hidden_size = text.hidden_size
+        net.text_decoder = BlipTextLMHeadModel(twin)

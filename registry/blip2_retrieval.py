@@ -81,9 +81,9 @@ class Blip2Retrieval(Blip2Folder, Matcher):
             group = images[start : start + IMAGES]
             slot = {image: i for i, image in enumerate(group)}
             context = Shared(states[group] if len(group) < len(states) else states, torch.arange(len(group)))
-            own = [i for i, (image, _) in enumerate(pairs) if image in slot]
-            for index, ids in by_length([pairs[i][1] for i in own], ROWS):
-                rows = [own[i] for i in index]
+            mine = [i for i, (image, _) in enumerate(pairs) if image in slot]
+            for index, ids in by_length([pairs[i][1] for i in mine], ROWS):
+                rows = [mine[i] for i in index]
                 owner = torch.tensor([slot[pairs[i][0]] for i in rows])
                 yield rows, self.matching_logits(ids.to(states.device), None, context.read_by(owner))[:, 1]
 

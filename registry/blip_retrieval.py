@@ -69,9 +69,9 @@ class BlipRetrieval(Blip, Matcher):
     def match_outputs(self, batch: Batch) -> Outputs:
         """Contrastive loss plus matching loss, each over the batch alone."""
         states, owner, ids, mask = self._trained(batch)
-        own = self._pairs_of(states, owner, ids, mask)
+        pairs = self._pairs_of(states, owner, ids, mask)
         same = owner[:, None] == owner
-        similarity = own.images @ own.texts.t() / self.net.temp
+        similarity = pairs.images @ pairs.texts.t() / self.net.temp
 
         def loss() -> Tensor:
             contrastive = self.contrastive_loss(similarity, same)
@@ -82,12 +82,12 @@ class BlipRetrieval(Blip, Matcher):
     def match_momentum(self, batch: Batch, twin: Any) -> Views:
         """As BLIP's code: the twin's features are queued, and the matching loss is over the batch alone."""
         states, owner, ids, mask = self._trained(batch)
-        own = self._pairs_of(states, owner, ids, mask)
+        pairs = self._pairs_of(states, owner, ids, mask)
         with torch.no_grad():
-            known = twin._pairs_of(twin.encode(batch.images), owner, ids, mask)
-        similarity = own.images @ own.texts.t() / self.net.temp
+            of_twin = twin._pairs_of(twin.encode(batch.images), owner, ids, mask)
+        similarity = pairs.images @ pairs.texts.t() / self.net.temp
         rest = self.matching_loss(states, owner, ids, mask, similarity, owner[:, None] == owner)
-        return Views(own, known, known, 1 / self.net.temp, rest)
+        return Views(pairs, of_twin, of_twin, 1 / self.net.temp, rest)
 
     def _trained(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """States of the images, the row of each sample's, token ids and mask of the captions; the temperature is

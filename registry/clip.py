@@ -61,10 +61,10 @@ class CLIP(Model, Matcher):
         config, tensors = keys.read(folder)
         if config is None or "vision_cfg" not in config:
             given, config = config or {}, keys.inferred(tensors)
-            own = cls.architecture(card)
+            published = cls.architecture(card)
             if "quick_gelu" not in given and card.suite == "full" and not keys.tells_activation(tensors):
                 raise UserError(keys.ASKED.format(source=folder))
-            config = {**(own if keys.same_dims(config, own) else config), **given}
+            config = {**(published if keys.same_dims(config, published) else config), **given}
         model = cls.build(_of_size(card, config), config, folder)
         if keys.is_original(tensors):
             model.load(tensors)
@@ -119,8 +119,8 @@ class CLIP(Model, Matcher):
     def match_outputs(self, batch: Batch) -> Outputs:
         """Cross entropy over the batch in both directions. The texts of one image are right for one another."""
         owner = batch.owner[:, 0]
-        own = self._pairs_of(batch, self._tokens_of(batch))
-        logits = self._scale() * own.images @ own.texts.T
+        pairs = self._pairs_of(batch, self._tokens_of(batch))
+        logits = self._scale() * pairs.images @ pairs.texts.T
         same = (owner[:, None] == owner).to(logits.dtype)
         target = same / same.sum(1, keepdim=True)
         return Outputs(
@@ -131,10 +131,10 @@ class CLIP(Model, Matcher):
         """As UPop's code, where the queue takes the model's own features and not the twin's, and the twin's texts go
         through the model's last norm."""
         ids = self._tokens_of(batch)
-        own = self._pairs_of(batch, ids)
+        pairs = self._pairs_of(batch, ids)
         with torch.no_grad():
-            known = twin._pairs_of(batch, ids, self.net.ln_final)
-        return Views(own, known, own, self._scale())
+            of_twin = twin._pairs_of(batch, ids, self.net.ln_final)
+        return Views(pairs, of_twin, pairs, self._scale())
 
     def _tokens_of(self, batch: Batch) -> Tensor:
         return self.tokens([s.texts[0] for s in batch.samples])

@@ -48,9 +48,9 @@ class InstructBlip(Blip2Folder, Prompted):
 
     def read_assets(self, folder: Path) -> None:
         super().read_assets(folder)
-        own = folder / QFORMER_TOKENIZER  # without it the model's own is BERT's, too (the mini models')
+        vocabulary = folder / QFORMER_TOKENIZER  # without it the model's own is BERT's, too (the mini models')
         words = int(self.net.config.qformer_config.vocab_size)
-        self.qformer_tokenizer = read_tokenizer(own if own.is_dir() else folder, words)
+        self.qformer_tokenizer = read_tokenizer(vocabulary if vocabulary.is_dir() else folder, words)
 
     def save_assets(self, folder: Path) -> None:
         super().save_assets(folder)

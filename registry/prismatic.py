@@ -103,9 +103,10 @@ class Prismatic(Projected):
             raise UserError(f"{folder} is one file: give the folder of a Prismatic checkpoint, with its config.json.")
         config, weights = read(folder, read_config(folder))
         model = unfilled(cls.build, card, config, folder)
-        own = model.net.state_dict()
-        for key in [k for k in weights if k.endswith(".pos_embed") and own[k].shape != weights[k].shape]:
-            side = int(config["image_size"]) // int(own[key.replace("pos_embed", "patch_embed.proj.weight")].shape[-1])
+        state = model.net.state_dict()
+        for key in [k for k in weights if k.endswith(".pos_embed") and state[k].shape != weights[k].shape]:
+            patch = state[key.replace("pos_embed", "patch_embed.proj.weight")].shape[-1]
+            side = int(config["image_size"]) // int(patch)
             weights[key] = resample_abs_pos_embed(weights[key], [side, side], num_prefix_tokens=0)
         load_into(model.net, weights)
         return model

@@ -130,8 +130,8 @@ class Vila(Projected):
             "prompts": stated.get("prompts") or _chat(folder / "llm", int(text["vocab_size"])),
         }  # fmt: skip
         model = unfilled(cls.build, card, config, folder)
-        own = model.net.state_dict()
-        unused = [k for k in tensors if k not in own and re.search(rf"^vision\.head\.|{cls.dropped}", k)]
+        state = model.net.state_dict()
+        unused = [k for k in tensors if k not in state and re.search(rf"^vision\.head\.|{cls.dropped}", k)]
         load_into(model.net, {k: v for k, v in tensors.items() if k not in unused})
         return model
 

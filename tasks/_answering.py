@@ -34,8 +34,8 @@ class AnsweringOptions(TaskOptions):
 
     def settings(self, candidates: list[str]) -> dict[str, Any]:
         """What the capability gets. candidates: of decoding=rank."""
-        own = {"prompt": self.prompt, "beams": self.beams, "max_length": self.max_length}
-        given = {name: value for name, value in own.items() if value is not None}
+        options = {"prompt": self.prompt, "beams": self.beams, "max_length": self.max_length}
+        given = {name: value for name, value in options.items() if value is not None}
         return {"decoding": self.decoding, "k_test": self.k_test, "candidates": candidates, **given}
 
 

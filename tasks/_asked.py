@@ -96,9 +96,9 @@ class Asked(Task):
 
     def read(self, split: str) -> Mapping[str, Any]:
         """`rows`, once a split. Raises UserError for a split that the task does not have."""
-        known = (*self.splits, *self.learned.values())
-        if split not in known:
-            raise UserError(f"{self.name} has no split {split!r}. {did_you_mean(split, known)}")
+        splits = (*self.splits, *self.learned.values())
+        if split not in splits:
+            raise UserError(f"{self.name} has no split {split!r}. {did_you_mean(split, splits)}")
         if split not in self._rows:
             self._rows[split] = self.rows(split)
         return self._rows[split]
@@ -109,8 +109,8 @@ class Asked(Task):
 
     def row(self, sample: Sample) -> Any:
         """What the files say of a sample. Files that have been read come first."""
-        known = (*self.splits, *self.learned.values())
-        for split in sorted(known, key=lambda split: split not in self._rows):
+        splits = (*self.splits, *self.learned.values())
+        for split in sorted(splits, key=lambda split: split not in self._rows):
             if (split in self._rows or not self.missing(split)) and sample.id in self.read(split):
                 return self.read(split)[sample.id]
         raise UserError(f"sample {sample.id} is in no file of {self.name} here, so that it cannot be scored.")

@@ -133,10 +133,10 @@ def _phrases(said: str) -> list[int]:
 def scienceqa_llava(text: str, options: Options) -> str:
     """LLaVA's eval_science_qa.py (@ c121f04): exactly a letter A to E, or such a letter, a period and a blank, or
     "The answer is X." once. Nothing is stripped; a letter beyond the choices chooses none of them."""
-    known = LETTERS[:5]
-    if len(text) == 1 and text in known:
+    letters_of_rule = LETTERS[:5]
+    if len(text) == 1 and text in letters_of_rule:
         letter = text
-    elif len(text) >= 3 and text[0] in known and text[1:3] == ". ":
+    elif len(text) >= 3 and text[0] in letters_of_rule and text[1:3] == ". ":
         letter = text[0]
     else:
         said = ANSWER_IS.findall(text)

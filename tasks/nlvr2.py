@@ -242,8 +242,8 @@ def _identified(rows: Sequence[_Row]) -> list[_Row]:
     samples = []
     for row in rows:
         if not row.identifier:
-            known = numbers[row.pair.rpartition("-")[0]]
-            number = known.setdefault((row.sentence, times[row.pair, row.sentence]), len(known))
+            numbers_of_pair = numbers[row.pair.rpartition("-")[0]]
+            number = numbers_of_pair.setdefault((row.sentence, times[row.pair, row.sentence]), len(numbers_of_pair))
             times[row.pair, row.sentence] += 1
             row = row._replace(identifier=f"{row.pair}-{number}")
         samples.append(row)

@@ -118,8 +118,9 @@ class Nocaps(Task):
         ]
 
     def settings(self, split: str) -> dict[str, Any]:
-        own = self.options
-        return {"beams": own.beams, "max_length": own.max_length, "min_length": own.min_length, "prompt": own.prompt}
+        options = self.options
+        lengths = {"max_length": options.max_length, "min_length": options.min_length}
+        return {"beams": options.beams, **lengths, "prompt": options.prompt}
 
     def scores(self, samples: Sequence[Sample], predictions: Sequence[Mapping[str, Any]]) -> list[Score]:
         """The numbers of _caption_metrics.measure, CIDEr first, and after them the CIDEr within the image's domain."""

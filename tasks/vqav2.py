@@ -196,10 +196,10 @@ class VQAv2(Task):
         questions, annotations, images = SPLITS["train" if split == "select" else split]
         questions, images = self._place("annotations", questions), self._place("images", images)
         annotations = annotations and self._place("annotations", annotations)
-        own = self.options
+        options = self.options
         if split == "val":  # where the official answers are none to other questions
-            annotations = own.annotations or (None if own.questions else annotations)
-            questions, images = own.questions or questions, own.images or images
+            annotations = options.annotations or (None if options.questions else annotations)
+            questions, images = options.questions or questions, options.images or images
         return Files(questions, annotations, images)
 
     def _place(self, folder: str, name: Path) -> Path:

@@ -34,7 +34,12 @@ Role = Literal["baseline", "pruner", "restorer"]
 
 
 class Method(ABC):
-    """One link of a chain. `options` are resolved; `apply` changes job.model through the job."""
+    """One link of a chain. `options` are resolved; `apply` changes job.model through the job.
+
+    Before anything is written `check` and `check_model` may refuse, the first on the model's structure alone. `apply`
+    is then called once a cell, or once more after a kill: what takes long keeps its place by job.here.store(). What
+    acts at run time is handed to job.changes.at_run_time() and comes back to `replay` wherever the model is opened.
+    """
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     name: ClassVar[str]

@@ -71,6 +71,12 @@ class Model(ABC):
 
     A model lives in a *folder* (config.json, model.safetensors, and what its tokenizer needs): a hub snapshot, the
     package's mini weights and a compressed model look alike.
+
+    `open` reads a folder: it makes the object by `build` and fills its weights. The engine then calls `place` once,
+    `structure` whenever it wants to know what can be cut, `encode` once for each distinct image of a batch, and the
+    second stage of its capability (`classify`, `answer` ...) on what that gave. A cut model is built again by `build`,
+    with the configuration of the whole one, and cut before its weights are read. `save_assets` writes what besides the
+    weights and the configuration belongs into a folder; `stock` and `architecture` are asked without weights.
     """
 
     family: ClassVar[str] = ""

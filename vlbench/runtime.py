@@ -54,6 +54,9 @@ class Served:
 class Runtime(ABC):
     """One runtime. It has no state: what it knows of a model lies in the folder that it wrote.
 
+    An export asks `refusal`, calls `write` into an empty folder, then `open` on that folder, and compares what is
+    served there with the model on real samples (`proof` where it has no stages). A measurement opens the folder anew.
+
     tolerance: the largest difference of outputs, as a part of the largest output, with which the proof holds (float32).
     staged: whether it holds the model's stages. One that writes texts by itself (llama.cpp) has no stages: `open` gives
     nothing, and `proof` compares what it writes.

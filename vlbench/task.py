@@ -73,6 +73,11 @@ class Task(ABC):
 
     split names are the data set's own. `roles` says which of them is train, select (what a method may tune on) and
     report; where the data set has no select split it is cut from train by `held_out`.
+
+    A cell makes one object. It asks `missing` and `remarks` of the splits that it reads, then `samples` once a split,
+    whose digest enters the identity, and `settings`, which go to the model with every batch. When all predictions are
+    there it calls `scores`, `aggregate` and `groups`, or `write_upload` where the split is not `labelled`. An object
+    may keep what it has read; nothing of it travels to another process.
     """
 
     Options: ClassVar[type[TaskOptions]] = TaskOptions

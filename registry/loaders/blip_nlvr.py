@@ -30,8 +30,8 @@ def load(folder: str | Path = Path(__file__).parent) -> nn.Module:
     for norm in (norm for norm in net.modules() if isinstance(norm, nn.LayerNorm)):
         norm.normalized_shape = tuple(norm.weight.shape)
     for name, (attributes, factor) in stock["attention"].items():
-        own: Any = net.get_submodule(name)
-        vars(own).update(attributes)
-        for parameter in own.query.parameters() if hasattr(own, "query") else ():
+        module: Any = net.get_submodule(name)
+        vars(module).update(attributes)
+        for parameter in module.query.parameters() if hasattr(module, "query") else ():
             parameter.data *= factor  # transformers divides by the root of the cut head's width: this undoes it
     return net.eval()

@@ -44,13 +44,13 @@ def gradients(
                 grad = torch.zeros_like(p) if grad is None else grad
                 _add(name, statistics[name], grad.abs() if magnitudes else grad, samples)
             progress(number + 1, len(mine))
-    for seen in statistics.values():
-        seen.samples = summed(seen.samples, world)
-        for total in (seen.gradient, seen.gradient_square):
+    for sums in statistics.values():
+        sums.samples = summed(sums.samples, world)
+        for total in (sums.gradient, sums.gradient_square):
             assert total is not None
             world.sum(total)
-            total /= max(1, seen.samples)
-    if not any(bool(seen.gradient_square.any()) for seen in statistics.values() if seen.gradient_square is not None):
+            total /= max(1, sums.samples)
+    if not any(bool(sums.gradient_square.any()) for sums in statistics.values() if sums.gradient_square is not None):
         raise RunFailed("the loss of the calibration samples has no gradient at all: nothing tells weights apart.")
     return statistics
 

@@ -72,8 +72,8 @@ def _visible(value: Tensor, mask: Mask) -> Tensor:
     """(batch or 1, tokens), True where some query sees the token."""
     if mask.form == "tokens":
         return value > 0
-    seen = value > NEVER if value.is_floating_point() else value > 0
-    return seen.flatten(1, -2).any(1) if seen.ndim > 2 else seen.any(0, keepdim=True)
+    visible = value > NEVER if value.is_floating_point() else value > 0
+    return visible.flatten(1, -2).any(1) if visible.ndim > 2 else visible.any(0, keepdim=True)
 
 
 def _fitting(mask: Tensor, x: Tensor) -> Tensor | None:

@@ -81,10 +81,10 @@ def _packed(statistics: Mapping[str, Statistics]) -> tuple[dict[str, Tensor], di
     numbers: dict[int, int] = {}
     tensors: dict[str, Tensor] = {}
     table: dict[str, Any] = {}
-    for name, seen in statistics.items():
-        number = numbers.setdefault(id(seen), len(numbers))
-        table[name] = [number, seen.samples, None if seen.vision is None else seen.vision.samples]
-        for part, one in (("all", seen), ("vision", seen.vision)):
+    for name, sums in statistics.items():
+        number = numbers.setdefault(id(sums), len(numbers))
+        table[name] = [number, sums.samples, None if sums.vision is None else sums.vision.samples]
+        for part, one in (("all", sums), ("vision", sums.vision)):
             for what in ("square_sum", "gram"):
                 if one is not None and (tensor := getattr(one, what)) is not None:
                     tensors[f"{number}/{part}/{what}"] = tensor
@@ -97,11 +97,11 @@ def _unpacked(tensors: Mapping[str, Tensor], table: Mapping[str, Any], net: nn.M
     shared: dict[int, Statistics] = {}
     for name, (number, samples, vision) in table.items():
         if number not in shared:
-            own = {
+            identity = {
                 key: t.to(net.get_parameter(name).device) for key, t in tensors.items() if key.startswith(f"{number}/")
             }
-            shared[number] = _sums(own, f"{number}/all", samples)
-            shared[number].vision = None if vision is None else _sums(own, f"{number}/vision", vision)
+            shared[number] = _sums(identity, f"{number}/all", samples)
+            shared[number].vision = None if vision is None else _sums(identity, f"{number}/vision", vision)
         statistics[name] = shared[number]
     return statistics
 

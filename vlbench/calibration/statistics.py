@@ -98,10 +98,10 @@ class Statistics:
         if self.gram is not None and other.gram is not None:
             self.gram += other.gram.to(self.gram.device)
         for name in ("gradient", "gradient_square"):
-            own, theirs = getattr(self, name), getattr(other, name)
-            if own is not None and theirs is not None:
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours is not None and theirs is not None:
                 total = max(1, self.samples + other.samples)
-                setattr(self, name, (own * self.samples + theirs.to(own.device) * other.samples) / total)
+                setattr(self, name, (ours * self.samples + theirs.to(ours.device) * other.samples) / total)
         if self.vision is not None and other.vision is not None:
             self.vision.merge(other.vision)
         self.samples += other.samples
@@ -140,16 +140,17 @@ def joined(statistics: Mapping[str, Statistics], world: World) -> Mapping[str, S
 
 def _summed(seen: Statistics, counts: Sequence[Sequence[int | None]], world: World) -> Statistics:
     """counts: of every worker, its samples, and those with tokens of an image (None where it met none)."""
-    own = Statistics(seen.square_sum.clone(), sum(n or 0 for n, _ in counts), seen.gram)
-    world.sum(own.square_sum)
-    if own.gram is not None:
-        own.gram = own.gram.clone()
-        world.sum(own.gram)
+    total = Statistics(seen.square_sum.clone(), sum(n or 0 for n, _ in counts), seen.gram)
+    world.sum(total.square_sum)
+    if total.gram is not None:
+        total.gram = total.gram.clone()
+        world.sum(total.gram)
     if any(n is not None for _, n in counts):
-        device, dtype = own.square_sum.device, own.square_sum.dtype
-        vision = seen.vision or Statistics.zeros(len(own.square_sum), device, gram=own.gram is not None, dtype=dtype)
-        own.vision = _summed(vision, [(n, None) for _, n in counts], world)
-    return own
+        device, dtype = total.square_sum.device, total.square_sum.dtype
+        gram = total.gram is not None
+        vision = seen.vision or Statistics.zeros(len(total.square_sum), device, gram=gram, dtype=dtype)
+        total.vision = _summed(vision, [(n, None) for _, n in counts], world)
+    return total
 
 
 class Collector:

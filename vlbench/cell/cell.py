@@ -76,8 +76,8 @@ class Cell:
         content is in the split's digest."""
         options = self.spec.task_options
         given = {k: v for k, v in options.recorded().items() if not isinstance(getattr(options, k), Path)}
-        own = {"preprocessing": self.own_preprocessing} if self.own_preprocessing else {}
-        return {**given, "precision": self.spec.words.precision, "batch_size": self.batch_size, **own}
+        preprocessing = {"preprocessing": self.own_preprocessing} if self.own_preprocessing else {}
+        return {**given, "precision": self.spec.words.precision, "batch_size": self.batch_size, **preprocessing}
 
     @cached_property
     def image(self) -> ImageSpec:

@@ -195,8 +195,8 @@ class _Resolver:
         if task_class is None:
             return ""
         if words.split and words.split not in task_class.report_splits():
-            known = task_class.report_splits()
-            self.errors.append(f"split={words.split} is none of task={words.task}. {did_you_mean(words.split, known)}")
+            splits = task_class.report_splits()
+            self.errors.append(f"split={words.split} is none of task={words.task}. {did_you_mean(words.split, splits)}")
         return words.split or task_class.roles()["report"]
 
     def _recipe(
@@ -214,11 +214,11 @@ class _Resolver:
             entry = table("methods").entries.get(name)
             if entry is not None and "links" in entry.facts:
                 sources.append(("", getattr(self._load(entry), "recipes", {})))
-        known = {name for _, recipes in sources for name in recipes}
+        names = {name for _, recipes in sources for name in recipes}
         wanted = words.recipe or ("mini" if words.suite == "mini" else "paper")
-        if wanted not in known:
+        if wanted not in names:
             if words.recipe and len(methods) == len(links):
-                hint = did_you_mean(wanted, known)
+                hint = did_you_mean(wanted, names)
                 self.errors.append(f"recipe={wanted} is not known for method={words.method}. {hint}")
             return values, "default"
         context = context_of(words.suite, words.task, model, _fraction(self.rest, methods))
@@ -264,8 +264,8 @@ class _Resolver:
             if prefix not in owners if dot else _owners_of(key, owners):
                 return
         if dot and prefix not in owners:
-            known = ", ".join((*owners, "evaluation"))
-            self.errors.append(f"{key}= is not known here: {prefix!r} is no part of this cell ({known}).")
+            parts = ", ".join((*owners, "evaluation"))
+            self.errors.append(f"{key}= is not known here: {prefix!r} is no part of this cell ({parts}).")
             return
         names = {f for owner, model in owners.items() if not dot or owner == prefix for f in model.model_fields}
         self.errors.append(f"{key}= is not known here. {did_you_mean(name, names if dot else names | {*self.FIELDS})}")
@@ -299,13 +299,13 @@ def _divide(given: Mapping[str, str], errors: list[str]) -> tuple[dict[str, str]
     general: dict[str, str] = {}
     rest: dict[str, str] = {}
     for key, value in given.items():
-        own = key.removeprefix("evaluation.")
-        if own not in Words.model_fields:
+        option = key.removeprefix("evaluation.")
+        if option not in Words.model_fields:
             rest[key] = value
-        elif own in general:
-            errors.append(f"{own}= is given twice, with and without the prefix.")
+        elif option in general:
+            errors.append(f"{option}= is given twice, with and without the prefix.")
         else:
-            general[own] = value
+            general[option] = value
     return general, rest
 
 

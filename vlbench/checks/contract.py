@@ -119,8 +119,8 @@ def _check_recipes(entry: Entry, cls: Any, links: Sequence[Entry]) -> Iterator[s
             if wrong := unknown_recipe_keys(name, values, owners):
                 raise _failure(entry, wrong[0])
             for link, options in owners.items():
-                own = {k.rpartition(".")[2]: v for k, v in values.items() if _belongs(k, link, options)}
-                _validate(entry, what, options, own)
+                options_of_link = {k.rpartition(".")[2]: v for k, v in values.items() if _belongs(k, link, options)}
+                _validate(entry, what, options, options_of_link)
         yield f"recipe={name} sets legal values"
 
 

@@ -141,9 +141,9 @@ def verify(words: Mapping[str, str], screen: Screen, *, images: bool) -> list[Ro
 
 
 def _known_splits(names: list[str], entries: Sequence[Entry]) -> list[str]:
-    known = {split for entry in entries for split in _splits_of(entry.load())}
-    if wrong := [name for name in names if name not in known]:
-        raise UserError(f"split={wrong[0]} is none of these tasks'. {did_you_mean(wrong[0], known)}")
+    splits = {split for entry in entries for split in _splits_of(entry.load())}
+    if wrong := [name for name in names if name not in splits]:
+        raise UserError(f"split={wrong[0]} is none of these tasks'. {did_you_mean(wrong[0], splits)}")
     return names
 
 

@@ -56,11 +56,11 @@ def _estimate(cell: Cell, runs: Path) -> str:
     if _state(runs / cell.id) == "done":
         return "nothing to do"
     records = _records(runs)
-    own = _seconds(records, cell)
+    seconds = _seconds(records, cell)
     dense = [] if cell.is_dense or _state(runs / cell.dense().id) == "done" else _seconds(records, cell.dense())
-    if not own:
+    if not seconds:
         return "unknown: no finished run of this method, task, model and size here"
-    return f"about {median(own) + (median(dense) if dense else 0):.0f} s (from {len(own)} runs here)"
+    return f"about {median(seconds) + (median(dense) if dense else 0):.0f} s (from {len(seconds)} runs here)"
 
 
 def _records(runs: Path) -> list[Record]:

@@ -197,9 +197,9 @@ def _notes(rows: Sequence[Found], pairs: Sequence[Pair], margin: float | None) -
     alone = [row.config for row, records in rows if row.seeds == 1 and records[0].seed is not None]
     if alone:
         notes.append(f"One seed only: {', '.join(alone)}. What other seeds would give is not in its interval.")
-    if len(seen := {row.samples_seen for row, _ in rows}) > 1:
+    if len(counts := {row.samples_seen for row, _ in rows}) > 1:
         budgets = ", ".join(f"{row.config} {row.samples_seen:,}" for row, _ in rows)
-        untrained = "untrained rows beside trained ones" if 0 in seen else "rows of unequal training"
+        untrained = "untrained rows beside trained ones" if 0 in counts else "rows of unequal training"
         notes.append(f"These are {untrained} (samples seen: {budgets}): a difference is not the pruning's alone.")
     if rows[0][0].suite == "mini":
         notes.append("Mini ranks do not predict full ranks.")

@@ -93,14 +93,14 @@ def run_of(name: str, runs: Path) -> Path:
 
 def _named(name: str, runs: Path) -> str:
     """The one run in `runs` whose name is, or begins with, `name`."""
-    known = sorted(p.parent.name for p in runs.glob("*/cell.json"))
-    fitting = [run for run in known if run.startswith(name)] if name not in known else [name]
+    cells = sorted(p.parent.name for p in runs.glob("*/cell.json"))
+    fitting = [run for run in cells if run.startswith(name)] if name not in cells else [name]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
         more = f" and {len(fitting) - NAMED} more" if len(fitting) > NAMED else ""
         raise UserError(f"{name!r} begins the names of {', '.join(fitting[:NAMED])}{more}: give more of one of them.")
-    raise UserError(f"there is no run {name!r} in {runs}. {did_you_mean(name, known)}")
+    raise UserError(f"there is no run {name!r} in {runs}. {did_you_mean(name, cells)}")
 
 
 def refuse_taken(folder: Path) -> None:

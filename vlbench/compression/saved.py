@@ -197,10 +197,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def distinct_tensors(net: nn.Module) -> dict[str, Tensor]:
     """The state dict with every storage once: safetensors refuses tied weights, load_into ties them again."""
-    seen: dict[tuple[int, torch.Size], str] = {}
+    first_key: dict[tuple[int, torch.Size], str] = {}
     kept: dict[str, Tensor] = {}
     for key, value in net.state_dict(keep_vars=True).items():
-        if value.numel() == 0 or seen.setdefault((value.data_ptr(), value.shape), key) == key:
+        if value.numel() == 0 or first_key.setdefault((value.data_ptr(), value.shape), key) == key:
             kept[key] = value.detach().cpu().contiguous()
     return kept
 

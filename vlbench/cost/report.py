@@ -134,10 +134,10 @@ def cut_uniformly(model: Model, fraction: float) -> None:
 
 def _bytes(model: Model) -> int:
     """Of the tensors that are saved: each storage once, buffers too."""
-    seen: dict[int, int] = {}
+    uses: dict[int, int] = {}
     for value in model.net.state_dict(keep_vars=True).values():
-        seen[id(value)] = value.numel() * value.element_size()
-    return sum(seen.values())
+        uses[id(value)] = value.numel() * value.element_size()
+    return sum(uses.values())
 
 
 def print_costs(words: Mapping[str, str], *, json: bool) -> None:

@@ -51,8 +51,8 @@ def held(folder: Path) -> Holder | None:
         return None
     if text is None:
         return None
-    known = _alive(text)
-    if known is False or (known is None and abs(time.time() - beaten) > EXPIRES):
+    alive = _alive(text)
+    if alive is False or (alive is None and abs(time.time() - beaten) > EXPIRES):
         return None
     holder = _read(text)
     pid, since = holder.get("pid"), holder.get("since")
@@ -99,21 +99,21 @@ def lease(
 
 def _wait(file: Path, done: Callable[[], bool], tell: Callable[[str], None]) -> str | None:
     """The text of our lease once we hold it, None where the cell was finished meanwhile."""
-    seen: tuple[str | None, float] = (None, 0.0)
+    last_look: tuple[str | None, float] = (None, 0.0)
     since = time.monotonic()
     said = False
     while (mine := _claim(file)) is None:
         if done():
             return None
         look = _look(file)
-        if look != seen:
-            seen, since = look, time.monotonic()
+        if look != last_look:
+            last_look, since = look, time.monotonic()
         text, beaten = look
         if text is None:
             continue  # it went away between our two looks
         silent = EXPIRES if time.time() - beaten < OLD else 2 * HEARTBEAT  # clocks may be set, and differ by hours
-        known = _alive(text)
-        if known is False or (known is None and time.monotonic() - since > silent):
+        alive = _alive(text)
+        if alive is False or (alive is None and time.monotonic() - since > silent):
             _remove(file, text)
             continue
         if not said:

@@ -32,14 +32,14 @@ def ranks(image_to_text: Any, text_to_image: Any, owner: ArrayLike | Tensor) -> 
         raise ValueError(f"need scores (images, texts) twice and an owner for each text, got {shapes}")
     if texts and not 0 <= int(image.min()) <= int(image.max()) < images:
         raise ValueError(f"owners must be images 0 to {images - 1}, got {int(image.min())} to {int(image.max())}")
-    right, own = _of_pairs(forward, image), _of_pairs(backward, image.to(backward.device))
+    right, swapped = _of_pairs(forward, image), _of_pairs(backward, image.to(backward.device))
     best = _best(right, image, images)
     below = torch.zeros(images, dtype=torch.int64, device=forward.device)
     behind = torch.zeros(texts, dtype=torch.int64, device=backward.device)
     for start in range(0, images, ROWS):
         rows = slice(start, start + ROWS)
         below[rows] = (forward[rows] < best[rows, None]).sum(dim=1)
-        behind += (backward[rows] < own).sum(dim=0)
+        behind += (backward[rows] < swapped).sum(dim=0)
     below -= torch.bincount(image[right < best[image]], minlength=images)  # leaves the wrong ones
     wrong = texts - torch.bincount(image, minlength=images)
     return (wrong - below).cpu().numpy(), (images - 1 - behind).cpu().numpy()

@@ -46,8 +46,8 @@ def folder_image(card: ImageSpec, weights: Path) -> ImageSpec:
 
 def image_of(facts: Mapping[str, Any]) -> ImageSpec:
     """From JSON, or from the literals of a card that was not imported."""
-    known = {field.name for field in fields(ImageSpec)}
-    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items() if k in known}
+    names = {field.name for field in fields(ImageSpec)}
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items() if k in names}
     return ImageSpec(**given)
 
 

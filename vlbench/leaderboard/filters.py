@@ -24,18 +24,18 @@ def selected(
     """The rows that the words describe, in a board's order, with their records, and the `config` of those that have
     local results, which take the place of committed ones. cells: those of a sweep, and no others. Raises UserError for
     a word that leaves no row, naming it."""
-    committed, own = load_results(boards_folder() / "results"), readable(runs)
+    committed, mine = load_results(boards_folder() / "results"), readable(runs)
     if cells is not None:
-        committed, own = ([r for r in some if r.cell in cells] for some in (committed, own))
-    records, local = merge(committed, own)
+        committed, mine = ([r for r in some if r.cell in cells] for some in (committed, mine))
+    records, local = merge(committed, mine)
     rows = rows_of(records)
     if cells is not None and not rows:
         raise UserError(f"none of the sweep's {len(cells)} cells has a result: run vlbench sweep with the same file.")
     for key, value in words.items():
         left = [pair for pair in rows if _text(pair[0], key) == value]
         if not left:
-            known = sorted({_text(row, key) for row, _ in rows})
-            raise UserError(f"there are no results of {key}={value}. {did_you_mean(value, known)}")
+            values = sorted({_text(row, key) for row, _ in rows})
+            raise UserError(f"there are no results of {key}={value}. {did_you_mean(value, values)}")
         rows = left
     return rows, local
 
@@ -80,8 +80,9 @@ def _candidates(text: str, rows: Sequence[Found], runs: Path) -> list[Found]:
     )
     matches = next(filter(None, ways), [])
     if not matches:
-        known = {row.method for row, _ in rows}
-        raise UserError(f"no row is named {text!r}: {did_you_mean(text, known)} A config or a run's name will do, too.")
+        methods = {row.method for row, _ in rows}
+        hint = did_you_mean(text, methods)
+        raise UserError(f"no row is named {text!r}: {hint} A config or a run's name will do, too.")
     return matches
 
 

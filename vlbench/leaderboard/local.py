@@ -84,8 +84,8 @@ def _write_table(record: Record, rows: list[Row], runs: Path) -> Path:
 def board_rows(record: Record, runs: Path) -> tuple[list[Row], set[str]]:
     """Rows of the record's board that may stand beside it, and which of them are local."""
     committed = [r for r in load_results(boards_folder() / "results") if comparable(r, record)]
-    own = [r for r in readable(runs) if comparable(r, record)]
-    records, local = merge(committed, own)
+    mine = [r for r in readable(runs) if comparable(r, record)]
+    records, local = merge(committed, mine)
     return rows(records), local
 
 

@@ -150,10 +150,10 @@ def merge(committed: Iterable[Record], local: Iterable[Record]) -> tuple[list[Re
     A local result replaces the committed one of the same cell, or of the same configuration and seed: the
     user asked for what was measured here. Of two such local ones (another batch size, say) the later stays.
     """
-    own = {_key(record): record for record in local if ranked(record)}
-    cells = {record.cell for record in own.values()}
-    others = [r for r in committed if r.cell not in cells and _key(r) not in own]
-    return [*others, *own.values()], {config[:SHORT] for config, _ in own}
+    by_key = {_key(record): record for record in local if ranked(record)}
+    cells = {record.cell for record in by_key.values()}
+    others = [r for r in committed if r.cell not in cells and _key(r) not in by_key]
+    return [*others, *by_key.values()], {config[:SHORT] for config, _ in by_key}
 
 
 def rows(records: Iterable[Record]) -> list[Row]:

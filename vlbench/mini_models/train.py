@@ -141,16 +141,16 @@ def _take_over(model: Model, folder: Path, recipe: Recipe) -> None:
     if not recipe.start_from:
         return
     source = folder_of(recipe.start_from)
-    own = dict(model.net.named_parameters())
+    parameters = dict(model.net.named_parameters())
     with torch.no_grad():
         for key, value in read_weights(source).items():
             if not key.startswith(recipe.start_part):
                 continue
             for name in _renamed(key, recipe.rename):
-                if name.endswith("word_embeddings.weight") and name in own:
-                    _take_words(own[name], value, _words(folder), _words(source))
-                elif name in own and own[name].shape == value.shape:
-                    own[name].copy_(value)
+                if name.endswith("word_embeddings.weight") and name in parameters:
+                    _take_words(parameters[name], value, _words(folder), _words(source))
+                elif name in parameters and parameters[name].shape == value.shape:
+                    parameters[name].copy_(value)
 
 
 def _renamed(key: str, rename: Mapping[str, Sequence[str]]) -> list[str]:

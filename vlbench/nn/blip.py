@@ -69,8 +69,8 @@ class TextAttention(BlipTextSelfAttention):  # type: ignore[misc]
         k, v = split_heads(self.key(source), heads), split_heads(self.value(source), heads)
         cache = cache_in(rest)
         if cache is not None and encoder_hidden_states is None:
-            own = getattr(cache, "self_attention_cache", cache)
-            k, v = own.update(k, v, self.layer_idx)
+            self_cache = getattr(cache, "self_attention_cache", cache)
+            k, v = self_cache.update(k, v, self.layer_idx)
         mask = attention_mask if encoder_attention_mask is None else encoder_attention_mask
         return merge_heads(attend(q, k, v, scale=self.scale, mask=mask, dropout=dropout)), None
 
@@ -162,8 +162,8 @@ def first_states(text: Any, ids: Tensor, context: Shared | None = None) -> Tenso
     for layer in layers:
         hidden = layer(hidden, context)
     one = hidden[:, :1]
-    own = last.attention
-    one = own.output(own.self(one, encoder_hidden_states=hidden)[0], one)
+    attention = last.attention
+    one = attention.output(attention.self(one, encoder_hidden_states=hidden)[0], one)
     if context is not None:
         one = last.crossattention(one, encoder_hidden_states=context)[0]
     states: Tensor = last.feed_forward_chunk(one)[:, 0]

@@ -235,8 +235,8 @@ def _renumber(path: str) -> AfterCut:
         owner: Any = module.get_submodule(path)
         number = {old: new for new, old in enumerate(kept.tolist())}
         for name in ("fullatt_block_indexes", "deepstack_visual_indexes"):
-            if isinstance(known := getattr(owner, name, None), list):
-                setattr(owner, name, [number[old] for old in known if old in number])
+            if isinstance(numbers := getattr(owner, name, None), list):
+                setattr(owner, name, [number[old] for old in numbers if old in number])
         if isinstance(kinds := getattr(getattr(owner, "config", None), "layer_types", None), list):
             owner.config = copy(owner.config)
             owner.config.layer_types = [kinds[old] for old in kept.tolist()]
@@ -245,14 +245,14 @@ def _renumber(path: str) -> AfterCut:
 
 
 def _attention(module: nn.Module, at: str, path: str, block: nn.Module, modality: str) -> Site:
-    known = [(name, layer) for name, layer in block.named_modules() if row_of(layer) is not None]
-    if len(known) != 1:
+    layers = [(name, layer) for name, layer in block.named_modules() if row_of(layer) is not None]
+    if len(layers) != 1:
         classes = sorted({type(x).__name__ for _, x in block.named_modules() if "Attention" in type(x).__name__})
         raise UserError(
             f"{path} has the attention {' and '.join(classes) or type(block).__name__}, and vlbench knows no legal cut "
             f"of it: nn/library.py needs a row for that class ({type(block).__module__})."
         )
-    name, layer = known[0]
+    name, layer = layers[0]
     row = row_of(layer)
     assert row is not None
     return _described(module, f"{at}.attention", f"{path}.{name}", layer, row, modality)

@@ -51,9 +51,9 @@ class MaskTransformer(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = self.decoder_norm(x)
-        seen = F.normalize(x[:, :-classes] @ self.proj_patch, dim=-1)
+        projected = F.normalize(x[:, :-classes] @ self.proj_patch, dim=-1)
         named = F.normalize(x[:, -classes:] @ self.proj_classes, dim=-1)
-        masks: Tensor = self.mask_norm(seen @ named.transpose(1, 2))
+        masks: Tensor = self.mask_norm(projected @ named.transpose(1, 2))
         return masks.transpose(1, 2).reshape(masks.shape[0], classes, *grid)
 
 
@@ -102,10 +102,10 @@ class Segmenter(nn.Module):
     def _positions(self, grid: Size) -> Tensor:
         """(1, 1 + patches, D) position embeddings for a grid of patches."""
         learned: Tensor = self.encoder.pos_embed
-        own = self.encoder.patch_embed.grid_size
-        if grid == tuple(own):
+        stored = self.encoder.patch_embed.grid_size
+        if grid == tuple(stored):
             return learned
-        first, patches = learned[:, :1], learned[:, 1:].transpose(1, 2).unflatten(2, own)
+        first, patches = learned[:, :1], learned[:, 1:].transpose(1, 2).unflatten(2, stored)
         resized = F.interpolate(patches, size=grid, mode=self.pos_embed, align_corners=False)
         return torch.cat([first, resized.flatten(2).transpose(1, 2)], 1)
 

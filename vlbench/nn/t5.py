@@ -36,14 +36,14 @@ class T5Attention(LibraryAttention):  # type: ignore[misc]
         if isinstance(key_value_states, Shared):
             return self._shared(hidden_states, key_value_states), position_bias, None
         cache = cache_in(rest)
-        seen = 0 if cache is None else cache.get_seq_length(self.layer_idx)
-        if isinstance(seen, Tensor):
-            seen = seen.clone()  # a static cache advances its own counter in place
+        past = 0 if cache is None else cache.get_seq_length(self.layer_idx)
+        if isinstance(past, Tensor):
+            past = past.clone()  # a static cache advances its own counter in place
         q = split_heads(self.q(hidden_states), self.n_heads)
         k, v = self._keys_values(hidden_states, key_value_states, cache)
         length = q.shape[2]
         if position_bias is None and self.has_relative_attention_bias:
-            position_bias = self.compute_bias(length, k.shape[2], device=q.device, past_seen_tokens=seen)
+            position_bias = self.compute_bias(length, k.shape[2], device=q.device, past_seen_tokens=past)
         causal = self.is_causal if is_causal is None else is_causal
         causal = causal and mask is None and length > 1
         mask = _additive(position_bias, mask, causal)

@@ -59,10 +59,10 @@ def plain_model(architecture: object, arguments: Mapping[str, Any]) -> nn.Module
 
 
 def _refuse(name: str, value: object) -> None:
-    known = (*NUMBERS, *TRUTHS, *LAYERS)
-    if name not in known:
+    names = (*NUMBERS, *TRUTHS, *LAYERS)
+    if name not in names:
         raise UserError(f"config.json: model_args has {name!r}, which vlbench does not pass to timm. "
-                        f"{did_you_mean(name, known)}")  # fmt: skip
+                        f"{did_you_mean(name, names)}")  # fmt: skip
     parts = value if isinstance(value, list) and name in ("img_size", "patch_size") and len(value) == 2 else [value]
     for part in parts:
         fine = part is None or (

@@ -23,8 +23,8 @@ def draw_components(panels: Sequence[Panel], out: Path, name: str) -> list[Path]
     """A panel a method: fraction kept of each component against what is gone of all."""
     drawn = figure(4.4 * len(panels) + 0.6, 3.7)
     present = {name for panel in panels for one in panel.targets for name in one.components}
-    known = [name for name in COMPONENTS.values() if name in present]
-    names = [*known, *sorted(present - set(known))]
+    ordered = [name for name in COMPONENTS.values() if name in present]
+    names = [*ordered, *sorted(present - set(ordered))]
     axes = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, panel in zip(axes, panels, strict=True):
         _lines(ax, panel.targets, names)

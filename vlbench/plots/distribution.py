@@ -91,5 +91,5 @@ def _line(panel: str, point: Point) -> tuple[object, ...]:
 
 
 def _numbers_of(row: Row) -> tuple[object, ...]:
-    known = (row.sparsity, row.value, row.low, row.high, row.delta)
-    return (*("" if value is None else value for value in known), row.seeds, row.config)
+    numbers = (row.sparsity, row.value, row.low, row.high, row.delta)
+    return (*("" if value is None else value for value in numbers), row.seeds, row.config)

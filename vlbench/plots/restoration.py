@@ -166,5 +166,5 @@ def _ordered(panel: Panel, restorers: Sequence[str]) -> list[tuple[tuple[str, st
 
 
 def _line(pruner: str, key: tuple[str, str], row: Row) -> tuple[object, ...]:
-    known = (row.sparsity, row.value, row.low, row.high, row.delta, row.delta_low, row.delta_high)
-    return (pruner, *key, *("" if value is None else value for value in known), row.seeds, row.steps, row.config)
+    numbers = (row.sparsity, row.value, row.low, row.high, row.delta, row.delta_low, row.delta_high)
+    return (pruner, *key, *("" if value is None else value for value in numbers), row.seeds, row.steps, row.config)

@@ -39,12 +39,12 @@ def reading_once() -> Iterator[None]:
 
 def _once(key: tuple[Any, ...], read: Callable[[], T]) -> T:
     """What `read` gives: within reading_once() that of the first time."""
-    known = _READ.get()
-    if known is None:
+    digests = _READ.get()
+    if digests is None:
         return read()
-    if key not in known:
-        known[key] = read()
-    value: T = known[key]
+    if key not in digests:
+        digests[key] = read()
+    value: T = digests[key]
     return value
 
 

@@ -223,8 +223,8 @@ def unit_importance(site: Site, score: Callable[[str], Tensor], *, additive: boo
     total = torch.zeros(site.units)
     for part in site.slices:
         if len(part.shape) > 1:
-            own = score(part.param).cpu().float()
-            total += (own if additive else own.square()).sum(1 - part.dim)[part.index].sum(1)
+            scores = score(part.param).cpu().float()
+            total += (scores if additive else scores.square()).sum(1 - part.dim)[part.index].sum(1)
     return total if additive else total.sqrt()
 
 

@@ -113,9 +113,9 @@ def first_order(
 ) -> dict[str, float]:
     """Matrix -> sum of |W| times the batches' mean |gradient|. batches: (the loss of one, its samples)."""
     scores: dict[str, float] = {}
-    for name, seen in gradients(net, names, batches, magnitudes=True, world=world).items():
-        assert seen.gradient is not None
-        scores[name] = float((net.get_parameter(name).detach().abs() * seen.gradient).sum())
+    for name, sums in gradients(net, names, batches, magnitudes=True, world=world).items():
+        assert sums.gradient is not None
+        scores[name] = float((net.get_parameter(name).detach().abs() * sums.gradient).sum())
     return scores
 
 

@@ -54,8 +54,8 @@ def _named(structure: Structure, ratios: Mapping[str, float]) -> dict[str, float
     towers = {tower.name: modality(tower) for tower in structure.towers}
     for name in ratios:
         if name not in towers and name not in towers.values():
-            known = ", ".join(f"{tower} ({kind})" for tower, kind in towers.items())
-            raise UserError(f"{name}={ratios[name]:g}: this model has no tower {name!r}. Its towers: {known}.")
+            names = ", ".join(f"{tower} ({kind})" for tower, kind in towers.items())
+            raise UserError(f"{name}={ratios[name]:g}: this model has no tower {name!r}. Its towers: {names}.")
     return {t: ratios[t] if t in ratios else ratios[m] for t, m in towers.items() if t in ratios or m in ratios}
 
 

@@ -157,9 +157,9 @@ class ScorePruner(Method):
         runs = [partial(job.loss, batch) for batch in batches]
         percent: list[float] = []
         blocks: list[list[str]] = []
-        for block, seen in block_statistics(net, structure, runs, propagate="dense"):
+        for block, statistics in block_statistics(net, structure, runs, propagate="dense"):
             names = list(dict.fromkeys(name for site in block.sites for name in site.matrices))
-            scores = [weight_of(net, n).abs() * seen[n].norm.to(weight_of(net, n).dtype) for n in names]
+            scores = [weight_of(net, n).abs() * statistics[n].norm.to(weight_of(net, n).dtype) for n in names]
             percent.append(outliers(scores, options.owl_multiple))
             blocks.append(names)
         ratios = owl(percent, options.fraction, options.owl_span)

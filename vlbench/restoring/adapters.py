@@ -125,8 +125,8 @@ def _candidates(net: nn.Module, structure: Structure, options: AdapterOptions, p
             plain = [p for p, m in inside.items() if isinstance(m, nn.Linear) and p not in prunable]
             ranks.update(dict.fromkeys(plain if given[name] else [], given[name]))
         elif not name.endswith("?"):
-            known = ", ".join(f"{tower.name} ({modality(tower)})" for tower in structure.towers)
-            raise UserError(f"ranks={options.ranks}: this model has no tower or module {path!r}. Its towers: {known}.")
+            names = ", ".join(f"{tower.name} ({modality(tower)})" for tower in structure.towers)
+            raise UserError(f"ranks={options.ranks}: this model has no tower or module {path!r}. Its towers: {names}.")
     return ranks
 
 

@@ -115,9 +115,9 @@ def _is_best(trial: Job, train: Callable[[Job, T], Any], options: T, trials: Tri
         return False
     value = trial.evaluate_select()
     higher = trial.task.metrics[trial.task.metric] == "higher"
-    known = None if trials.best < 0 else trials.values[trials.best]
+    best = None if trials.best < 0 else trials.values[trials.best]
     trials.values.append(value)
-    return known is None or (value > known if higher else value < known)
+    return best is None or (value > best if higher else value < best)
 
 
 def _keep(job: Job, stage: str, options: TuneOptions, trials: Trials, kept: Mapping[str, Tensor]) -> None:

@@ -46,8 +46,8 @@ class Gguf(Runtime):
         if config is None:
             return "it has no language model that goes on from a prompt"
         if config.model_type not in KNOWN:
-            known = " and ".join(KNOWN)
-            return f"llama.cpp's per-layer widths know {known}, and its language model is {config.model_type}"
+            kinds = " and ".join(KNOWN)
+            return f"llama.cpp's per-layer widths know {kinds}, and its language model is {config.model_type}"
         if served.state.adapters:
             return "adapters stand beside its weights: merge them first"
         width = _width(config)

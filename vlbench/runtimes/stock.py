@@ -28,8 +28,8 @@ class Stock(Runtime):
         stock = served.model.stock()
         if stock is None:
             return "its family has no Model.stock() that says how its library opens it"
-        own = "network.py" in stock.files
-        return "no library has a class of it, so that network.py, which is ours, would be compared" if own else ""
+        network = "network.py" in stock.files
+        return "no library has a class of it, so that network.py, which is ours, would be compared" if network else ""
 
     def write(self, served: Served, folder: Path) -> Sequence[str]:
         assert served.source is not None

@@ -112,8 +112,8 @@ def read_table(file: Path, given: Mapping[str, str]) -> list[Printed]:
 def _printed(text: str, place: str) -> Printed | None:
     words, mark, printed = text.partition(MARK)
     try:
-        own = parse(shlex.split(words, comments=True))
-        if not own:  # a comment
+        words_of_line = parse(shlex.split(words, comments=True))
+        if not words_of_line:  # a comment
             return None
         fields = parse(shlex.split(printed))
         numbers = {k: None if v == FAILED else float(v) for k, v in fields.items() if k not in TOLD}
@@ -124,7 +124,7 @@ def _printed(text: str, place: str) -> Printed | None:
             f'{place}: what was printed should stand behind {MARK}, like {MARK} row="UPop 2x" accuracy=81.13'
         )
     return Printed(
-        Line(own, place),
+        Line(words_of_line, place),
         fields["row"],
         fields.get("split", ""),
         fields.get("protocol", ""),
@@ -137,12 +137,12 @@ def opened(lines: Sequence[Printed], screen: Screen) -> Reproduction:
     """The cells of the lines, as far as data and weights are there."""
     cells: list[Planned | str] = []
     planned: dict[str, Planned] = {}
-    known: dict[tuple[tuple[str, str], ...], Planned | str] = {}
+    by_words: dict[tuple[tuple[str, str], ...], Planned | str] = {}
     for one in lines:
         key = tuple(sorted(one.line.words.items()))
-        if key not in known:
-            known[key] = _cell(one, planned, screen)
-        cells.append(known[key])
+        if key not in by_words:
+            by_words[key] = _cell(one, planned, screen)
+        cells.append(by_words[key])
     return Reproduction(lines, cells, list(planned.values()))
 
 

@@ -185,7 +185,7 @@ def sbatch_parameters(given: Mapping[str, str], jobs: int | None) -> dict[str, A
     """--slurm's words as submitit takes them; those that it does not know go to sbatch as they are."""
     from submitit.slurm.slurm import _get_default_parameters
 
-    known = set(_get_default_parameters()) - {"setup", "teardown", "additional_parameters", "srun_args", "use_srun"}
+    options = set(_get_default_parameters()) - {"setup", "teardown", "additional_parameters", "srun_args", "use_srun"}
     parameters: dict[str, Any] = {"job_name": "vlbench", "time": MINUTES}
     others: dict[str, str] = {}
     for key, text in given.items():
@@ -194,7 +194,7 @@ def sbatch_parameters(given: Mapping[str, str], jobs: int | None) -> dict[str, A
             raise UserError(f"--slurm {key}={text}: vlbench says that itself.")
         if name == "time":
             parameters[name] = _minutes(text)
-        elif name in known:
+        elif name in options:
             parameters[name] = int(text) if text.isdigit() else text
         else:
             others[key] = text

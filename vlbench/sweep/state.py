@@ -145,12 +145,12 @@ def _beginnings(kind: str) -> Iterator[str]:
 
 
 def _by_beginning(timed: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
-    own: dict[str, list[float]] = defaultdict(list)
+    by_kind: dict[str, list[float]] = defaultdict(list)
     for cell, seconds in timed:
         if seconds > 0:
-            own[kind_of(cell)].append(seconds)
+            by_kind[kind_of(cell)].append(seconds)
     seconds_of: dict[str, list[float]] = defaultdict(list)
-    for kind, values in own.items():
+    for kind, values in by_kind.items():
         for name in _beginnings(kind):
             seconds_of[name] += values
     return seconds_of

@@ -213,16 +213,16 @@ def _first_line(error: Exception) -> str:
 def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write safetensors from any device. Tensors that share memory are stored each by itself. Raises OSError."""
     taken: set[int] = set()
-    own: dict[str, Tensor] = {}
+    ours: dict[str, Tensor] = {}
     for key, value in tensors.items():
         flat = value.detach().cpu().contiguous()
         place = flat.untyped_storage().data_ptr()
-        own[key] = flat.clone() if place in taken else flat
+        ours[key] = flat.clone() if place in taken else flat
         taken.add(place)
     try:
         file.touch()
         mode = file.stat().st_mode
-        save_file(own, file)
+        save_file(ours, file)
         file.chmod(mode)  # it writes under a temporary name that nobody else may read
     except SafetensorError as error:  # "I/O error: No space left on device (os error 28) at path ..."
         message = _first_line(error).rsplit("I/O error: ", 1)[-1].split(" (os error", 1)[0]
@@ -232,13 +232,13 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
 def load_into(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load strictly, but for keys that are tied to a present one. Raises UserError naming the first five keys that
     differ."""
-    own = net.state_dict()
+    state = net.state_dict()
     tensors = {**_tied_to(net, tensors), **tensors}
-    wrong = [f"{k} is missing" for k in own if k not in tensors]
-    wrong += [f"{k} is unknown" for k in tensors if k not in own]
+    wrong = [f"{k} is missing" for k in state if k not in tensors]
+    wrong += [f"{k} is unknown" for k in tensors if k not in state]
     wrong += [
         f"{k} has shape {tuple(tensors[k].shape)}, not {tuple(v.shape)}"
-        for k, v in own.items()
+        for k, v in state.items()
         if k in tensors and v.shape != tensors[k].shape
     ]
     if wrong:

@@ -201,9 +201,9 @@ class Loop:
         return value
 
     def _leaves(self) -> list[Tensor]:
-        own = [p for p in self.net.parameters() if p.requires_grad]
+        trained = [p for p in self.net.parameters() if p.requires_grad]
         more = [leaf for hook in self.hooks for part in hook.own() for leaf in part.parameters]
-        return [*own, *more, *(leaf for hook in self.hooks for leaf in hook.leaves())]
+        return [*trained, *more, *(leaf for hook in self.hooks for leaf in hook.leaves())]
 
     def _own_backward(self, step: int, batch: Batch | None) -> float:
         total = 0.0

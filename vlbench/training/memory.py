@@ -27,10 +27,10 @@ def recomputed(net: nn.Module, structure: Structure) -> Iterator[None]:
     try:
         yield
     finally:
-        for block, own in zip(blocks, before, strict=True):
+        for block, checkpointed in zip(blocks, before, strict=True):
             del block.forward
-            if own is not None:
-                block.forward = own
+            if checkpointed is not None:
+                block.forward = checkpointed
 
 
 def _twice(forward: Callable[..., Any]) -> Callable[..., Any]:
