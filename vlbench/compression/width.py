@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..structure import Slice, Stream, Structure, Tower
+from .depth import key_of
 
 UNIT = "width"
 NEAR = 0.02  # of the prunable set: a target is reached where what can be removed comes as near to it
@@ -45,18 +46,29 @@ def streams(structure: Structure) -> dict[str, Stream]:
 
 
 def entries_left(structure: Structure, keep: Mapping[str, Tensor]) -> int:
-    """Entries of the prunable set that a cut leaves: of each matrix, kept rows times kept columns. keep: as of a cut,
-    without blocks; what it does not name stays whole."""
+    """Entries of the prunable set that a cut leaves: of each matrix of a block that stays, kept rows times kept
+    columns. keep: as of a cut; what it does not name stays whole."""
     owners = {site.name: site.slices for site in structure.sites} | {k: s.slices for k, s in streams(structure).items()}
     gone: dict[tuple[str, int], Tensor] = {}
+    blocks = {key_of(tower): tower for tower in structure.towers}
+    dropped = {
+        name
+        for key, tower in blocks.items()
+        if key in keep
+        for number in set(range(len(tower.blocks))) - set(keep[key].tolist())
+        for site in tower.blocks[number].sites
+        for name in site.matrices
+    }
     for name, kept in keep.items():
-        for part in owners[name]:
+        for part in owners[name] if name not in blocks else ():
             away = torch.ones(part.index.shape[0], dtype=torch.bool)
             away[kept] = False
             flags = gone.setdefault((part.param, part.dim), torch.zeros(part.shape[part.dim], dtype=torch.bool))
             flags[part.index[away].flatten()] = True
     total = 0
     for name, shape in structure.matrices.items():
+        if name in dropped:
+            continue
         rows, columns = (n - int(gone[name, dim].sum()) if (name, dim) in gone else n for dim, n in enumerate(shape))
         total += rows * columns
     return total
