@@ -130,7 +130,7 @@ def test_a_sweeps_rows_alone(place: Place) -> None:
     """A study's table and pictures: the rows of its cells, by the file that runs them; what is missing is counted."""
     cells = {one.method: one.cell for one in board()}
     wanted = [SimpleNamespace(cell=cell) for cell in (cells["dense"], cells["uniform"], "not-run")]
-    place.monkeypatch.setattr(planning, "plan", lambda lines, progress=None: wanted)
+    place.monkeypatch.setattr(planning, "plan", lambda lines, *progress: wanted)
     (place.folder / "x.sweep").write_text("task=vqav2 method=dense,uniform\n")
     code, out, err = place("table", "--file", "x.sweep", "format=csv")
     assert (code, out.count("\n")) == (0, 3)

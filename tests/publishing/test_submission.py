@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.leaderboard.factory import record
 from vlbench.cell import cell as cells
+from vlbench.cell.again import open_again
 from vlbench.compression import saved
 from vlbench.disk.storage import digest, read_json, write_json
 from vlbench.errors import UserError
 from vlbench.leaderboard.rows import agree
 from vlbench.machine.ui import Screen
 from vlbench.plugins.workspace import boards_folder
+from vlbench.publishing import predicted
 from vlbench.publishing.regenerate import boards
 from vlbench.publishing.submission import LARGEST, submit, submit_all, submit_each
 from vlbench.records.record import pack_scores, read_record, write_record
+from vlbench.records.statistics import interval, versus
 from vlbench.run.runner import Runner
 
 
@@ -245,6 +250,46 @@ CAMPAIGN: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
+def borrowed(runs: Path, every: int = 1) -> None:
+    """Predictions of the dense run, of every so many samples, in the pruned one's file, and all that follows from them
+    in its record: only the saved model says otherwise."""
+    run, dense = of(runs, "magnitude-0.5"), of(runs, "dense")
+    mine, theirs = ((one / "predictions.jsonl").read_text().splitlines() for one in (run, dense))
+    lines = [
+        their if number % every == 0 else our for number, (our, their) in enumerate(zip(mine, theirs, strict=True))
+    ]
+    (run / "predictions.jsonl").write_text("".join(line + "\n" for line in lines))
+    scores, before = ([json.loads(line)["score"] for line in some] for some in (lines, theirs))
+    values = 100 * np.array(scores)
+    clusters = [""] * len(scores)
+    record = read_record(run / "result.json")
+    forged = {
+        "scores": pack_scores(scores),
+        "metrics": {"top1": float(values[:, 0].mean()), "top5": float(values[:, 1].mean())},
+        "interval": interval(values[:, 0], clusters),
+        "vs_dense": versus(values[:, 0], 100 * np.array(before)[:, 0], clusters),
+    }
+    write_record(run / "result.json", record.model_copy(update=forged))
+
+
+CAMPAIGN |= {
+    "borrowed predictions": (borrowed, "predictions.jsonl is inconsistent .the saved model answers"),
+    "some borrowed predictions": (
+        lambda runs: borrowed(runs, every=3),
+        "predictions.jsonl is inconsistent .the saved model answers",
+    ),
+    "a flag more": (in_result(flags=["own checkpoint"]), "result.json is inconsistent .its flags are own checkpoint"),
+    "another recipe": (in_result(recipe="paper"), "result.json is inconsistent .its recipe is paper"),
+    "other words": (
+        lambda runs: edited(
+            of(runs, "magnitude-0.5") / "cell.json",
+            lambda data: {**data, "given": {**data["given"], "sparsity": "0.4"}},
+        ),
+        "result.json is no result .*its words give",
+    ),
+}
+
+
 @pytest.mark.parametrize("what", CAMPAIGN)
 def test_tampering_is_caught_and_its_file_named(runs, tmp_path, what):
     tamper, why = CAMPAIGN[what]
@@ -253,6 +298,30 @@ def test_tampering_is_caught_and_its_file_named(runs, tmp_path, what):
     with pytest.raises(UserError, match=why):
         submit(run, tmp_path / "results")
     assert not (tmp_path / "results").exists()
+
+
+def test_a_flag_that_was_taken_out_is_put_back(runs, tmp_path, monkeypatch):
+    """The card says that the weights were trained on what is evaluated; the run was made before it did."""
+    from vlbench.publishing import claims
+
+    plain = claims.card_of
+    monkeypatch.setattr(claims, "card_of", lambda cell: replace(plain(cell), trained_on=("imagenet/val",)))
+    with pytest.raises(UserError, match="its flags are none, and should be contaminated"):
+        submit(of(runs, "magnitude-0.5"), tmp_path / "results")
+
+
+def test_samples_are_chosen_by_the_files_and_enough(runs):
+    run = of(runs, "magnitude-0.5")
+    cell = open_again(run, read_record(run / "result.json"))
+    chosen = [predicted.asked(cell, challenge) for challenge in ("a", "a", "b")]
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert all(len(set(some)) == predicted.COUNT >= 32 for some in chosen)
+
+
+def test_a_run_of_an_older_vlbench_which_kept_no_words_is_submitted(runs, tmp_path):
+    run = of(runs, "magnitude-0.5")
+    edited(run / "cell.json", lambda data: {k: v for k, v in data.items() if k != "given"})
+    assert submit(run, tmp_path / "results").is_file()
 
 
 def test_a_newer_vlbench_refuses_what_an_older_one_measured(runs, tmp_path, monkeypatch):

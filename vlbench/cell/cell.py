@@ -169,7 +169,9 @@ class Cell:
         """The same cell with the model unchanged: the baseline."""
         entry = table("methods").get("dense")
         method = entry.load()
-        spec = replace(self.spec, links=(LinkSpec(entry, method, method.Options()),), recipe="default")
+        given = {**self.spec.of_data, "method": entry.name}
+        links = (LinkSpec(entry, method, method.Options()),)
+        spec = replace(self.spec, links=links, recipe="default", given=given)
         baseline = replace(self, spec=spec)
         vars(baseline).update({name: vars(self)[name] for name in SHARED if name in vars(self)})
         return baseline

@@ -24,6 +24,7 @@ from .sentences import _sentences
 from .spec import LinkSpec, Spec, Words
 
 M = TypeVar("M", bound=BaseModel)
+OF_THE_CHAIN = ("method", "recipe")  # of a cell's own words: the dense model is of none
 
 
 def resolve(given: Mapping[str, str]) -> Spec:
@@ -38,6 +39,9 @@ class _Resolver:
 
     def __init__(self, given: Mapping[str, str]) -> None:
         self.errors: list[str] = []
+        self.given = dict(given)
+        own = {key.removeprefix("evaluation."): key for key in given}
+        self.of_data = {key for name, key in own.items() if name in Words.model_fields and name not in OF_THE_CHAIN}
         # The cell's own words (evaluation.KEY= is KEY=), and all others.
         self.general, self.rest = _divide(given, self.errors)
         self.bare = {key for key in given if key in Words.model_fields}
@@ -72,7 +76,8 @@ class _Resolver:
         if self.errors or task is None or model is None or task_class is None or task_options is None:
             raise UserError("\n".join(dict.fromkeys(self.errors)))
         chain = tuple(LinkSpec(e, methods[e.name], o) for e, o in zip(links, options, strict=True) if o is not None)
-        return Spec(words, task, task_class, task_options, model, split, chain, recipe)
+        of_data = {k: v for k, v in self.given.items() if k in self.of_data}
+        return Spec(words, task, task_class, task_options, model, split, chain, recipe, self.given, of_data)
 
     def _words(self) -> Words:
         """The cell's own words; wrong ones are told and then taken for not given."""
@@ -256,6 +261,7 @@ class _Resolver:
                         values[fitting[0]].pop(old, None)
                 values[fitting[0]][name] = value
                 mine[fitting[0]].add(name)
+                self.of_data |= {key} if fitting[0] == "task" else set()
 
     def _unknown(self, key: str, owners: Mapping[str, type[BaseModel]], *, complete: bool) -> None:
         prefix, dot, name = key.rpartition(".")

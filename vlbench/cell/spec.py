@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -58,7 +59,8 @@ class LinkSpec:
 
 @dataclass(frozen=True)
 class Spec:
-    """A resolved cell, before any data was read."""
+    """A resolved cell, before any data was read. given: the words that it was resolved from, and resolves from again.
+    of_data: those of them that say what is evaluated, by which the dense model is evaluated too."""
 
     words: Words
     task: Entry
@@ -68,6 +70,8 @@ class Spec:
     split: str
     links: tuple[LinkSpec, ...]
     recipe: str
+    given: Mapping[str, str] = field(default_factory=dict, compare=False)
+    of_data: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def method(self) -> str:

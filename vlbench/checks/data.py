@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..cell.worlds import DRAWN, compared
 from ..errors import UserError, did_you_mean
 from ..images.maps import LabelMap
 from ..plugins.entry import Entry
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 KEYS = ("task", "split", "suite")
 SHOWN = 5  # files that a line names
 AT_ONCE = 1000  # images decoded between two reports of progress
-ALIKE = 8  # grey levels between the same picture written by two versions of libjpeg
-DRAWN = (".jpg", ".jpeg", ".png")
 
 
 class Labelled(NamedTuple):
@@ -300,16 +298,12 @@ def _mini(world: World, tasks: list[str], screen: Screen) -> Root:
     if not folder.is_dir():
         root.folder = ""
         return root
-    with tempfile.TemporaryDirectory(prefix=f".{world.name}-verify-", dir=folder.parent) as draft:
-        new = Path(draft) / world.name
-        world.build(new, screen.building)
-        wanted, present = _below(new), _below(folder)
-        differing = [path for path in wanted if path in present and not _same(new / path, folder / path)]
-    root.images = report.images = sum(path.suffix.lower() in DRAWN for path in wanted)
+    files = compared(world, folder, screen.building)
+    root.images = report.images = sum(Path(name).suffix.lower() in DRAWN for name in files.made)
     for paths, what in (
-        (sorted(wanted - present), "not there"),
-        (sorted(differing), "not what its generator makes"),
-        (sorted(present - wanted), "no part of it"),
+        (files.missing, "not there"),
+        (files.differing, "not what its generator makes"),
+        (files.strays, "no part of it"),
     ):
         if paths:
             report.problems.append(f"{_count(paths, 'file')} {_are(paths)} {what}: {_some(paths)}")
@@ -317,28 +311,6 @@ def _mini(world: World, tasks: list[str], screen: Screen) -> Root:
         report.problems.append(f"delete {folder}: it is built anew when it is needed")
     root.splits.append(report)
     return root
-
-
-def _below(folder: Path) -> set[Path]:
-    from ..mini.world import files_below
-
-    return {Path(name) for name in files_below(folder)}
-
-
-def _same(new: Path, old: Path) -> bool:
-    """Equal bytes; of a picture equal pixels, of a JPEG but for what versions of libjpeg differ by."""
-    if new.read_bytes() == old.read_bytes():
-        return True
-    if new.suffix.lower() not in DRAWN:
-        return False
-    from ..images.pipeline import decode
-
-    try:
-        a, b = decode(new).int(), decode(old).int()
-    except OSError:
-        return False
-    most = 0 if new.suffix.lower() == ".png" else ALIKE
-    return a.shape == b.shape and int((a - b).abs().max()) <= most
 
 
 # Telling -----------------------------------------------------------------------------------------------------------

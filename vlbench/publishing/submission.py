@@ -1,8 +1,9 @@
 """A finished run -> leaderboards/results: what it says is made again from what it left, and must be the same.
 
-Scores and metrics from predictions.jsonl and the task's own answers, intervals from the scores, parameters and MACs
-from the saved weights, and the identity from this installation's task, data, weights and methods. What this cannot see
-is a run whose files were all forged together: the row's command is there for anyone to repeat it.
+Scores and metrics from predictions.jsonl and the task's own answers, intervals from the scores, parameters, MACs and a
+part of the predictions from the saved weights, options, recipe and flags from the run's words, and the identity from
+this installation's task, data, weights and methods. What this cannot see is how the saved weights were made: a model
+that was trained elsewhere on the report split is a model like others. The row's command is there for anyone to repeat.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..cell.again import open_again
 from ..comparison.rebuilt import dense_cell
-from ..disk.storage import canonical, read_json, write_text
+from ..disk.storage import write_text
 from ..errors import UserError
 from ..evaluation.predictions import Line, read_predictions
 from ..leaderboard.rows import agree
-from ..records.record import Link, Record, pack_clusters, pack_scores, read_record
+from ..records.record import Interval, Record, pack_clusters, pack_scores, read_record
+from ..run.runner import open_model
+from .claims import inconsistent, verify_chain, verify_data, verify_flags, verify_name, verify_origin
+from .predicted import verify_predictions
 from .regenerate import file_name
 
 if TYPE_CHECKING:
@@ -33,7 +38,6 @@ if TYPE_CHECKING:
 # of a corpus metric more (2,000 images of ADE20K about 120 KB).
 LARGEST = 200_000
 REFUSED = {"limit": "only some of its samples were evaluated", "label": "its weights are the submitter's own"}
-SHA256 = re.compile("[0-9a-f]{64}")
 TOLERANCE = 1e-9  # percent points between what the record says and what its predictions give
 # What provenance must not tell the world: whose machine it was, and where things lay on its disk.
 OF_THE_HOST = re.compile(r"host|user|home|cwd", re.IGNORECASE)
@@ -100,84 +104,25 @@ def verified(run: Path) -> Record:
     record = read_record(file)
     if reason := unranked(record):
         raise UserError(f"{run} cannot be submitted: {reason}.")
-    _verify_name(run, record)
-    cell = dense_cell(record)
-    _verify_origin(file, record, cell)
-    scores = _verify_scores(run, record, cell)
+    verify_name(run, record)
+    mine = open_again(run, record)
+    cell = dense_cell(record) if mine is None else mine.dense()
+    verify_origin(file, record, cell)
+    if mine is not None:
+        verify_chain(file, record, mine)
+    verify_data(cell)
+    lines, scores = _verify_scores(run, record, cell)
     clusters = [sample.cluster for sample in cell.samples]
     _verify_metrics(run, record, cell, scores, clusters)
-    saved = _verify_model(run, record, cell)
+    dense = record.interval if record.cell == cell.id else _dense_interval(run, cell)
+    verify_flags(file, record, cell, dense)
+    saved = _verify_model(run, record, cell, lines)
     additions = {"sample_clusters": pack_clusters(clusters), "model_digest": saved}
     return record.model_copy(update={**additions, "provenance": _without_host(record.provenance)})
 
 
-def _verify_name(run: Path, record: Record) -> None:
-    """The cell's name, its identity and what stands beside it are of one cell."""
-    from ..cell.cell import cell_id
-
-    file, beside = run / "result.json", run / "cell.json"
-    parts = (record.suite, record.task, record.model, record.method, record.sparsity_target)
-    if record.cell != cell_id(parts, record.seed, record.identity):
-        _foreign(file, "its cell's name is not that of its identity, model, method and target")
-    began = read_json(beside)
-    if not isinstance(began, dict) or (began.get("cell"), began.get("identity")) != (record.cell, record.identity):
-        _foreign(file, f"{beside} is of another cell")
-    if wrong := _contradicted(record):
-        _foreign(file, f"it says one thing of its {', '.join(wrong)}, and its identity another")
-
-
-def _contradicted(record: Record) -> list[str]:
-    """Parts of the identity that are not the record's."""
-    identity = record.identity
-    here = {
-        "suite": record.suite,
-        "split": [record.split, record.split_digest],
-        "weights": record.weights_digest,
-        "seed": record.seed,
-        "label": record.label,
-        "evaluation": record.evaluation,
-    }
-    wrong = [name for name, value in here.items() if name not in identity or identity[name] != value]
-    try:
-        fine = identity["task"][:2] == [record.task, record.task_version], _same_chain(identity["chain"], record.chain)
-    except (KeyError, TypeError, ValueError):  # an identity of another program
-        fine = (False, False)
-    return [*wrong, *(name for name, good in zip(("task", "chain"), fine, strict=True) if not good)]
-
-
-def _same_chain(recorded: Sequence[Any], chain: Sequence[Link]) -> bool:
-    """Whether an identity's links are the record's, whose options name files where the identity has their digests."""
-    if [(name, version, sorted(options)) for name, version, options in recorded] != [
-        (link.name, link.version, sorted(link.options)) for link in chain
-    ]:
-        return False
-    pairs = (
-        (options[k], v) for (*_, options), link in zip(recorded, chain, strict=True) for k, v in link.options.items()
-    )
-    return all(a == b or (isinstance(a, str) and SHA256.fullmatch(a)) for a, b in pairs)
-
-
-def _verify_origin(file: Path, record: Record, cell: Cell) -> None:
-    """The record's identity is what this installation, with the data and weights here, gives."""
-    here = json.loads(canonical(cell.identity))
-    here["train"] = record.identity.get("train") and cell.train_digest
-    here["seed"] = record.identity["seed"]
-    here["chain"] = [[link.name, _version(link), link_told[2]]
-                     for link, link_told in zip(record.chain, record.identity["chain"], strict=True)]  # fmt: skip
-    wrong = sorted(name for name in {*here, *record.identity} if here.get(name) != record.identity.get(name))
-    if wrong:
-        _foreign(file, f"it was made with another version of vlbench, or of its {', '.join(wrong)}")
-
-
-def _version(link: Link) -> str:
-    from ..plugins.table import table
-
-    entry = table("methods").get(link.name)
-    return str(entry.digest() or entry.load().version_of(link.options))
-
-
-def _verify_scores(run: Path, record: Record, cell: Cell) -> list[Score]:
-    """What the task says of the predictions, sample by sample."""
+def _verify_scores(run: Path, record: Record, cell: Cell) -> tuple[list[Line], list[Score]]:
+    """The predictions, and what the task says of them, sample by sample."""
     file = run / "predictions.jsonl"
     if not file.is_file():
         raise UserError(f"{file} is missing: a run is submitted with its predictions. Run it again.")
@@ -191,7 +136,7 @@ def _verify_scores(run: Path, record: Record, cell: Cell) -> list[Score]:
             _inconsistent(f"{file}, line {number}", f"its score is {line.get('score')!r}, its prediction's {score!r}")
     if pack_scores(scores) != record.scores:
         _inconsistent(str(run / "result.json"), f"its scores are not those of {file.name}")
-    return scores
+    return lines, scores
 
 
 def _rescored(file: Path, cell: Cell, lines: Sequence[Line]) -> list[Score]:
@@ -237,18 +182,34 @@ def _dense_scores(run: Path, cell: Cell) -> NDArray[np.float64]:
         raise UserError(f"{file} is missing: the dense run that {run} is compared with. Run the same command again.")
     read = cell.id, file.resolve(), file.stat().st_mtime_ns
     if read not in _DENSE:
-        scores = _rescored(file, cell, read_predictions(file, [sample.id for sample in cell.samples]))
+        lines = read_predictions(file, [sample.id for sample in cell.samples])
+        scores = _rescored(file, cell, lines)
+        verify_predictions(file, cell, open_model(cell)[0], lines, "", _made_with(file))
         rows = [score if isinstance(score, list) else [score] for score in scores]
         _DENSE[read] = np.array(rows, dtype=np.float64)
     return _DENSE[read]
 
 
-def _verify_model(run: Path, record: Record, cell: Cell) -> str:
-    """Parameters, MACs, pattern and budget are those of the saved weights; returns the digest of their manifest."""
+def _dense_interval(run: Path, cell: Cell) -> Interval:
+    """Of the dense run beside this one, on its own."""
+    from ..run.outcome import interval_of
+
+    scores = _dense_scores(run, cell)
+    return interval_of(cell.task, [list(row) for row in scores], [sample.cluster for sample in cell.samples])
+
+
+def _made_with(predictions: Path) -> Mapping[str, Any]:
+    """The provenance of the run whose predictions these are; nothing where it has no record (any more)."""
+    file = predictions.with_name("result.json")
+    return read_record(file).provenance if file.is_file() else {}
+
+
+def _verify_model(run: Path, record: Record, cell: Cell, lines: Sequence[Line]) -> str:
+    """Parameters, MACs, pattern and budget are those of the saved weights, and so are the predictions; returns the
+    digest of their manifest."""
     from ..compression.saved import load_model, manifest_digest
     from ..compression.state import Compression
     from ..cost.counts import count_parameters, macs_of
-    from ..run.runner import open_model
 
     original, _ = open_model(cell)
     structure, size = original.structure(), sum(p.numel() for p in original.net.parameters())
@@ -268,6 +229,7 @@ def _verify_model(run: Path, record: Record, cell: Cell) -> str:
         if getattr(record, name) != value:
             difference = f"its {name} are {getattr(record, name)}, those of {folder} {value}"
             _inconsistent(str(run / "result.json"), difference)
+    verify_predictions(run / "predictions.jsonl", cell, model, lines, saved, record.provenance)
     return saved
 
 
@@ -284,11 +246,7 @@ def _compare(where: str, what: str, recorded: Mapping[str, Any] | None, counted:
 
 
 def _inconsistent(where: str, why: str) -> None:
-    raise UserError(f"{where} is inconsistent ({why}): delete the run's folder and run again.")
-
-
-def _foreign(file: Path, why: str) -> None:
-    raise UserError(f"{file} is no result of this installation ({why}): run the cell again here.")
+    raise inconsistent(where, why)
 
 
 def _without_host(value: Any) -> Any:

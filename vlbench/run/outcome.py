@@ -42,7 +42,7 @@ def record_of(
         clusters=spread.clusters,
         model=spec.model.name, label=spec.words.label or _own(cell), weights_digest=cell.weights_digest,
         method=spec.method, recipe=spec.recipe,
-        chain=[_link(cell, link) for link in spec.links],
+        chain=[link_record(cell, link) for link in spec.links],
         pattern=state.pattern, trained=state.trained, seed=cell.seed, sparsity_target=spec.target,
         evaluation=cell.evaluation,
         parameters=parameters, macs=macs[0], macs_dense=macs[1], budget=state.budget,
@@ -100,7 +100,8 @@ def interval_of(task: Task, scores: Sequence[Score], clusters: Sequence[str]) ->
     return interval(percent(scores), clusters)
 
 
-def _link(cell: Cell, link: LinkSpec) -> Link:
+def link_record(cell: Cell, link: LinkSpec) -> Link:
+    """A link of the cell's chain, as records have it."""
     name = link.entry.name
     return Link(name=name, version=link.version, options=recorded_options(link, cell.sources.get(name)))
 

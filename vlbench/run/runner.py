@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from ..capability import capability_of
+from ..cell.again import described
 from ..cell.cell import Cell, open_cell
 from ..cell.resolve import resolve
 from ..cell.sources import refuse_too_few
@@ -31,7 +32,7 @@ from ..machine.memory import keep_heap, refuse_second_copy, return_heap
 from ..machine.ui import Screen
 from ..machine.workers import ALONE, World
 from ..method import Method
-from ..model import Model
+from ..model import Card, Model
 from ..records.record import Record, finished, read_record, write_record
 from .compress import Compressor
 from .outcome import record_of
@@ -127,8 +128,7 @@ class Runner:
         self._say_preprocessing(cell)
         for remark in cell.task.remarks(cell.split) if cell.is_dense else ():
             self.screen.say(remark)
-        words = cell.spec.words.model_dump()
-        write_json(folder / "cell.json", {"cell": cell.id, "words": words, "identity": cell.identity})
+        write_json(folder / "cell.json", described(cell))
         store = ImageStore(model.card.image, model.views)
         dense_size = sum(p.numel() for p in model.net.parameters())
         macs_dense = macs_of(model, cell.task)
@@ -199,9 +199,13 @@ class Uploaded(Exception):  # noqa: N818
 
 def open_model(cell: Cell) -> tuple[Model, Compression]:
     """The dense model, on the CPU, and what must be saved again with what is made of it (`open_checkpoint`)."""
-    cls = cell.spec.model.load()
-    card = next(c for c in cls.cards if c.name == cell.spec.model.name)
-    return open_checkpoint(cls, replace(card, image=cell.image), cell.weights)
+    return open_checkpoint(cell.spec.model.load(), card_of(cell), cell.weights)
+
+
+def card_of(cell: Cell) -> Card:
+    """The card of the cell's model, with the preprocessing that its folder or the user says."""
+    card: Card = next(c for c in cell.spec.model.load().cards if c.name == cell.spec.model.name)
+    return replace(card, image=cell.image)
 
 
 def ask(cell: Cell, model: Model) -> None:
