@@ -31,7 +31,6 @@ from vlbench.pruning.scoring import WholeHeads
 from vlbench.restoring.momentum import MomentumOptions
 from vlbench.structure import Structure
 
-
 COARSE = 16  # units: so few are met to a large part of a matrix
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from ..compression.depth import key_of
@@ -23,9 +24,12 @@ from ..job import Job
 from ..machine.memory import refuse_second_copy
 from ..model import Model
 from ..nn.adapted import Adapted, MaskedProduct, attach, detach, effective
+from ..options import later
 from ..pruning.modality import modality
 from ..structure import Structure, Tower
+from ..training.hooks import Hook
 from .distill import TeacherOptions
+from .perturb import Perturbed, adapted_layers
 from .tuning import TuneOptions, tuned
 
 Ranks = dict[str, int]  # path of a Linear -> rank of its adapter
@@ -58,6 +62,32 @@ class AdapterOptions(RestoreOptions):
     targets: str = Field(
         "", description="names that the matrices' modules end in, like qkv,fc1; left out: every matrix of the towers"
     )
+
+    perturb: Literal["off", "mgpo", "ggpo"] = later(
+        "off", description="move the frozen weights in every step: mgpo: along the adapters' momentum; ggpo: by noise"
+    )
+    rho: float = later(0.05, gt=0, description="perturb=mgpo: how far, of a step of unit norm")
+    beta: float | None = later(
+        None, ge=0, description="mgpo: decay of the gradient's norm (0.9); ggpo: weight of the gradient (0.01)"
+    )
+    sigma: float = later(0.03, ge=0, description="perturb=ggpo: weight of the weights' norm in the noise")
+
+    @model_validator(mode="after")
+    def _perturbed(self) -> AdapterOptions:
+        if self.perturb == "off" and (extra := self.changed("rho", "beta", "sigma")):
+            raise ValueError(f"{extra[0]}= belongs to perturb=mgpo or ggpo: give that, too")
+        if self.perturb == "mgpo" and self.optimiser != "adamw":
+            raise ValueError(f"perturb=mgpo goes along AdamW's momentum: optimiser={self.optimiser} has none")
+        return self
+
+    @property
+    def hooks(self) -> Callable[[nn.Module], list[Hook]]:
+        """Network with adapters -> what its training takes along."""
+        if self.perturb == "off":
+            return lambda net: []
+        beta = {"mgpo": 0.9, "ggpo": 0.01}[self.perturb] if self.beta is None else self.beta
+        kind = self.perturb
+        return lambda net: [Perturbed(adapted_layers(net), kind, rho=self.rho, beta=beta, sigma=self.sigma)]
 
     @field_validator("ranks")
     @classmethod
@@ -198,7 +228,8 @@ def restore(job: Job, stage: str, options: RestoreOptions) -> None:
     count = sum(p.numel() for p in job.model.net.parameters() if p.requires_grad)
 
     def train(job: Job, options: RestoreOptions) -> None:
-        job.train(stage, options, loss=options.objective(job))
+        hooks = options.hooks(job.model.net) if isinstance(options, AdapterOptions) else []
+        job.train(stage, options, hooks, options.objective(job))
 
     tuned(job, stage, options, train)
     job.changes.state.log[stage] = {**job.changes.state.log[stage], "parameters": count}
