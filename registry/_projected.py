@@ -22,6 +22,7 @@ from vlbench.model import Card, read_config
 from vlbench.nn import library
 from vlbench.nn.stock import Stock
 from vlbench.structure import Structure
+from vlbench.tensors.locate import locate
 from vlbench.tensors.reading import load_into, read_weights, refuse_others
 
 from ._chat import TURN, chat_of, image_processor, processor_of
@@ -127,6 +128,8 @@ class Projected(Prompted):
 
     @classmethod
     def architecture(cls, card: Card) -> Config:
+        if card.suite == "mini":
+            return read_config(locate(card.checkpoint, card.revision, {}))
         return dict(card.architecture) or super().architecture(card)
 
     @classmethod
@@ -275,7 +278,9 @@ class Projected(Prompted):
         """Token ids between the images."""
         start = self.tokenizer.bos_token
         begun = bool(start) and prompt.startswith(start)  # as transformers does: a template may write it out
-        ids = self.tokenizer(prompt, add_special_tokens=not begun).input_ids
+        ids: list[int] = self.tokenizer(prompt, add_special_tokens=not begun).input_ids
+        if len(ids) > 1 and ids[-1] == self.tokenizer.sep_token_id:  # BERT's tokenizer, which the mini models have
+            ids = ids[:-1]
         mark = self.tokenizer.convert_tokens_to_ids(self.mark)
         parts: list[list[int]] = [[]]
         for token in ids:

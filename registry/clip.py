@@ -15,7 +15,7 @@ from open_clip.transformer import text_global_pool
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from vlbench.capability import Batch, Matcher, Outputs, Pairs, Prediction, Stage, Views, both_ways, embedded
+from vlbench.capability import Batch, Matcher, Outputs, Pairs, Prediction, Stage, Views, contrasted, embedded
 from vlbench.compression.shapes import fit_to, narrow
 from vlbench.errors import UserError
 from vlbench.model import Card, Model, family, read_config
@@ -37,6 +37,8 @@ Tokenize = Callable[[Sequence[str]], Tensor]
 class CLIP(Model, Matcher):
     """encode: the ViT's tokens after the last norm. embed: the class token projected; texts; both of length one. What
     UPop publishes as "uncompressed" is of finetuned weights and not of these; its l1 of CLIP is 22 / 15 x 8e-3."""
+
+    hardens = True
 
     net: Any
     tokenizer: Any
@@ -117,15 +119,9 @@ class CLIP(Model, Matcher):
         return embedded(batch, images, texts)
 
     def match_outputs(self, batch: Batch) -> Outputs:
-        """Cross entropy over the batch in both directions. The texts of one image are right for one another."""
-        owner = batch.owner[:, 0]
         pairs = self._pairs_of(batch, self._tokens_of(batch))
-        logits = self._scale() * pairs.images @ pairs.texts.T
-        same = (owner[:, None] == owner).to(logits.dtype)
-        target = same / same.sum(1, keepdim=True)
-        return Outputs(
-            lambda: (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2, both_ways(logits)
-        )
+        hardness = batch.options.get("hardness", 0.0)
+        return contrasted(pairs.images, pairs.texts, batch.owner[:, 0], self._scale(), hardness)
 
     def match_momentum(self, batch: Batch, twin: Any) -> Views:
         """As UPop's code, where the queue takes the model's own features and not the twin's, and the twin's texts go

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlbench.capability import Batch, Matcher, Outputs, Prediction, both_ways
+from vlbench.capability import Batch, Matcher, Outputs, Prediction, contrasted
 from vlbench.model import Card, family, read_config
 from vlbench.nn.caches import with_cache
 from vlbench.tensors.reading import load_into, read_weights, refuse_others
@@ -38,6 +38,8 @@ CHAT = (
 @family("llave.json")
 class Llave(LlavaOnevision, Matcher):
     """embed: the state after the last token, of length one. hardness, logit_scale: of the configuration."""
+
+    hardens = True
 
     prompts: ClassVar[dict[str, str]] = {"match": INSTRUCTION}
     marks: ClassVar[dict[str, tuple[str, ...]]] = {"match": ()}
@@ -68,14 +70,8 @@ class Llave(LlavaOnevision, Matcher):
         images = self._image_vectors(self.encode(batch.images), self.owner_of(batch))
         texts = self.vectors([], [], [s.texts[0] for s in batch.samples])
         first = torch.tensor([row[0] for row in self.owner_of(batch)], device=images.device)
-        logits = weighted(
-            images @ texts.T, first[:, None] == first, self.config["logit_scale"], self.config["hardness"]
-        )
-        same = (first[:, None] == first).to(logits.dtype)
-        target = same / same.sum(1, keepdim=True)
-        return Outputs(
-            lambda: (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2, both_ways(logits)
-        )
+        hardness = float(batch.options.get("hardness", self.config["hardness"]))
+        return contrasted(images, texts, first, self.config["logit_scale"], hardness)
 
     def _image_vectors(self, states: Any, owner: Sequence[Sequence[int]]) -> Tensor:
         """(n, d) of the samples' images; one that several samples show is read once."""
@@ -108,9 +104,3 @@ class Llave(LlavaOnevision, Matcher):
         vectors = torch.cat(parts)
         vectors = F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
         return vectors[torch.tensor(order).argsort().to(vectors.device)]
-
-
-def weighted(similarity: Tensor, same: Tensor, scale: float, hardness: float) -> Tensor:
-    """(n, n) logits of a contrastive loss whose negatives weigh exp(hardness x similarity), a weight without gradient.
-    same: True where the pair belongs together."""
-    return scale * similarity + hardness * similarity.detach() * ~same

@@ -459,6 +459,7 @@ class Matcher(ABC):
     """
 
     reranks: ClassVar[bool] = False
+    hardens: ClassVar[bool] = False  # its loss takes the training option hardness=, as batch.options["hardness"]
 
     @abstractmethod
     def embed(self, states: Any, batch: Batch) -> Sequence[Prediction]:
@@ -534,6 +535,21 @@ def in_order(parts: Iterable[tuple[Sequence[int], Tensor]], counts: Sequence[int
         return list(ordered.split(list(counts)))
 
     return Awaited(len(counts), [torch.cat(numbers)], parted)
+
+
+def contrasted(images: Tensor, texts: Tensor, owner: Tensor, scale: Tensor | float, hardness: float = 0.0) -> Outputs:
+    """Cross entropy over the batch in both directions, of unit vectors (n, d) of images and texts.
+
+        loss = CE(s x y^T + a sg(x y^T) off the pairs), the mean of both directions
+
+    owner: (n,) the image of each row: the texts of one image are right for one another. hardness a: negatives weigh
+    exp(a x y), a weight without gradient (LLaVE, Lan et al. 2025, arXiv 2503.04812)."""
+    similarity, same = images @ texts.T, owner[:, None] == owner
+    logits = scale * similarity
+    if hardness:
+        logits = logits + hardness * similarity.detach() * ~same
+    target = same.to(logits.dtype) / same.sum(1, keepdim=True)
+    return Outputs(lambda: (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2, both_ways(logits))
 
 
 def both_ways(similarity: Tensor) -> list[tuple[Tensor, Tensor | float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from transformers import BertTokenizer
 
-from vlbench.capability import Batch
+from vlbench.capability import Batch, contrasted
 from vlbench.compression.saved import load_model, open_checkpoint, save_model
 from vlbench.compression.state import Compression
 from vlbench.errors import UserError
@@ -139,12 +137,7 @@ def test_the_hardness_weighted_loss_is_the_originals() -> None:
     for number, case in enumerate(json.loads(Path(f"{file}.json").read_text())["cases"]):
         with torch.enable_grad():
             query, target = (torch.tensor(arrays[name], requires_grad=True) for name in ("query", "target"))
-            same = torch.eye(len(query), dtype=torch.bool)
-            logits = importlib.import_module("vlbench.registry.llave").weighted(
-                query @ target.T, same, case["logit_scale"], case["alpha"]
-            )
-            right = torch.arange(len(query))
-            loss = (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+            loss = contrasted(query, target, torch.arange(len(query)), case["logit_scale"], case["alpha"]).loss()
             loss.backward()
         assert float(loss) == pytest.approx(float(arrays[f"loss/{number}"]), rel=1e-10)
         for name, tensor in (("query", query), ("target", target)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tests.training.families import TEXTS, open_model
+from tests.training.families import TEXTS, batch_of, open_model
 from vlbench.capability import Pairs, Views
 from vlbench.cell.resolve import resolve
 from vlbench.compression.gates import Gates
@@ -289,3 +290,21 @@ def test_the_twin_is_no_part_of_the_model(name: str, calm: Any) -> None:
     assert not any("forward" in vars(module) for module in model.net.modules())
     assert len(state.log["upop_search"]["loss"]) == 4
     assert len(state.log["finetune"]["loss"]) == 3
+
+
+# Hardness -------------------------------------------------------------------------------------------------------------
+
+
+def test_harder_negatives_weigh_more_by_their_formula() -> None:
+    """CLIP's loss with hardness=9, pair by pair: log sum_j exp(s_ij + 9 cos_ij [j is no pair of i])."""
+    model = open_model("clip-mini")
+    batch = batch_of(model)
+    plain, hard = (model.match_outputs(replace(batch, options=o)) for o in ({}, {"hardness": 9.0}))
+    logits, scale = plain.logits[0][0].double(), float(model._scale())
+    same = batch.owner[:, :1] == batch.owner[:, 0]
+    total = 0.0
+    for side in (logits, logits.T):
+        weighed = side + 9 * side / scale * ~same
+        total += float((weighed.logsumexp(1) - (side * same).sum(1) / same.sum(1)).mean()) / 2
+    assert float(hard.loss()) == pytest.approx(total, rel=1e-5)
+    assert float(hard.loss()) != pytest.approx(float(plain.loss()), rel=1e-2)

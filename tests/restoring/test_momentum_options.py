@@ -66,3 +66,12 @@ def test_recipes_of_the_originals_train_retrieval_on_it(task: str, recipe: str) 
     wanted = "task" if task == "nlvr2" else "momentum"
     assert [link.options.loss for link in spec.links] == [wanted, wanted]
     assert all((o.queue, o.momentum, o.alpha) == (57600, 0.995, 0.4) for o in (link.options for link in spec.links))
+
+
+def test_hardness_is_an_option_of_the_contrastive_loss_alone() -> None:
+    with pytest.raises(ValidationError, match="hardness= has a meaning with loss=task only"):
+        options(hardness=9)
+    with pytest.raises(UserError, match="the capability classify has no contrastive loss"):
+        resolve({"task": "imagenet", "method": "dense+finetune", "finetune.hardness": "9"})
+    spec = resolve({"task": "coco_retrieval", "method": "dense+finetune", "finetune.hardness": "9"})
+    assert spec.links[-1].options.recorded()["hardness"] == 9

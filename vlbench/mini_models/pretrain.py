@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..images.pipeline import normalise
 from ..mini.render import render
-from ..mini.scenes import COLORS, LATTICE, SHAPES, SIZES, scene
+from ..mini.scenes import COLORS, IMAGE_SIZE, SHAPES, SIZES, scene
 from ..model import Model
 
 KINDS = len(SHAPES) * len(COLORS) * len(SIZES)  # class 0 is "no object here"
@@ -24,20 +24,37 @@ KINDS = len(SHAPES) * len(COLORS) * len(SIZES)  # class 0 is "no object here"
 
 def patch_labels(index: int, patches: int) -> Tensor:
     """(patches * patches,) kind of the object centred on each patch of train scene `index`, 0 where there is none."""
-    labels = torch.zeros(patches * patches, dtype=torch.long)
+    labels, side = torch.zeros(patches * patches, dtype=torch.long), IMAGE_SIZE // patches
     for thing in scene("train", index).objects:
         kind = (SHAPES.index(thing.shape) * len(COLORS) + COLORS.index(thing.color)) * len(SIZES)
-        labels[thing.y // LATTICE * patches + thing.x // LATTICE] = 1 + kind + SIZES.index(thing.size)
+        labels[thing.y // side * patches + thing.x // side] = 1 + kind + SIZES.index(thing.size)
     return labels
 
 
+def tokens_of(model: Model, pixels: Tensor) -> list[Tensor]:
+    """(N, D) of each image (I, 3, H, W) uint8, as the model prepares it."""
+    views = [model.views(image) for image in pixels]
+    if views[0] is None:
+        return list(model.encode(normalise(pixels, model.card.image)))
+    on = [view.on(model.device, model.dtype) for view in views if view is not None]
+    return [state if isinstance(state, Tensor) else state.tokens for state in model.encode(on)]
+
+
 def pretrain_vision(
-    model: Model, steps: int, seed: int, progress: Callable[[int, int, str], None], *, lr: float = 2e-3, batch: int = 64
+    model: Model,
+    steps: int,
+    seed: int,
+    progress: Callable[[int, int, str], None],
+    *,
+    patches: int = 0,
+    lr: float = 2e-3,
+    batch: int = 64,
 ) -> None:
-    """Train what model.encode uses, (I, 3, H, W) -> (I, 1 + patches, D), on the train scenes. In place."""
+    """Train what model.encode uses on the train scenes, by the last patches x patches tokens of each (0: all but the
+    class token). In place."""
     rng = np.random.default_rng(seed)
-    states = model.encode(torch.zeros(1, 3, model.card.image.size, model.card.image.size))
-    patches, width = math.isqrt(states.shape[1] - 1), states.shape[2]
+    count, width = tokens_of(model, torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8))[0].shape
+    patches = patches or math.isqrt(count - 1)
     head = nn.Linear(width, 1 + KINDS)
     # Parameters that encode() does not use get no gradient, and AdamW leaves them alone.
     parameters = [*model.net.parameters(), *head.parameters()]
@@ -50,7 +67,7 @@ def pretrain_vision(
         chosen = rng.integers(0, 6000, batch).tolist()
         pixels = torch.from_numpy(np.stack([render(scene("train", i)) for i in chosen])).permute(0, 3, 1, 2)
         labels = torch.stack([patch_labels(i, patches) for i in chosen])
-        logits = head(model.encode(normalise(pixels, model.card.image))[:, 1:])
+        logits = head(torch.stack([tokens[-(patches**2) :] for tokens in tokens_of(model, pixels)]))
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), weight=weight)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

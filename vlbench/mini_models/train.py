@@ -33,7 +33,7 @@ from ..tensors.checkpoint import CheckpointStore
 from ..tensors.reading import load_into, read_weights, save_tensors
 from ..training.batches import Batches
 from ..training.loop import Loop, Schedule
-from .pretrain import pretrain_vision
+from .pretrain import pretrain_vision, tokens_of
 
 
 class Recipe(Schedule):
@@ -45,7 +45,8 @@ class Recipe(Schedule):
     one or two places. vision_steps: steps in which the vision tower first learns to name the object on each patch.
     frozen_steps: steps after that in which it stays as it is: trained together from the start, the text's first
     gradients undo what it has learned. frozen_part: what stays, by how the names begin, where it is less than the whole
-    image encoder (a Q-Former has to learn with the text).
+    image encoder (a Q-Former has to learn with the text). vision_patches: side of the grid of an image's last tokens,
+    of a model that makes its own views of an image; 0: the grid is all tokens but the first.
     """
 
     task: str
@@ -59,6 +60,7 @@ class Recipe(Schedule):
     frozen_steps: int = Field(0, ge=0)
     frozen_part: str = ""
     frozen_lr: float = Field(2e-3, gt=0)
+    vision_patches: int = Field(0, ge=0)
 
 
 def folder_of(name: str) -> Path:
@@ -79,7 +81,7 @@ def train(name: str, screen: Screen) -> Path:
     _take_over(model, folder, recipe)
     _pretrain(model, recipe, screen)
     cell = open_cell(resolve({"task": recipe.task, "model": name, "checkpoint": str(folder)}))
-    store = ImageStore(card.image)
+    store = ImageStore(card.image, model.views)
     if recipe.frozen_steps:
         names = frozenset(n for n in encoder_parameters(model) if n.startswith(recipe.frozen_part))
         frozen = recipe.model_copy(update={"steps": recipe.frozen_steps, "lr": recipe.frozen_lr, "decay": "constant"})
@@ -130,7 +132,7 @@ def _stage(
 def encoder_parameters(model: Model) -> frozenset[str]:
     """Names of the parameters that stage one (encode) uses: those that get a gradient from it."""
     size = model.card.image.size
-    model.encode(torch.zeros(1, 3, size, size)).sum().backward()
+    torch.stack(tokens_of(model, torch.zeros(1, 3, size, size, dtype=torch.uint8))).sum().backward()
     used = frozenset(name for name, parameter in model.net.named_parameters() if parameter.grad is not None)
     model.net.zero_grad(set_to_none=True)
     return used
@@ -182,7 +184,10 @@ def _pretrain(model: Model, recipe: Recipe, screen: Screen) -> None:
     file = cache_folder() / "train_mini" / f"{model.card.name}-vision-{key}.safetensors"
     if not file.is_file():
         name = f"pretrain {model.card.name}"
-        pretrain_vision(model, recipe.vision_steps, recipe.seed, lambda *news: screen.progress(name, *news))
+        pretrain_vision(
+            model, recipe.vision_steps, recipe.seed, lambda *news: screen.progress(name, *news),
+            patches=recipe.vision_patches,
+        )  # fmt: skip
         file.parent.mkdir(parents=True, exist_ok=True)
         save_tensors(file.with_suffix(".tmp"), distinct_tensors(model.net))
         file.with_suffix(".tmp").replace(file)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +25,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from ..capability import Batch, Pairs, Views, capability_of
+from ..errors import UserError
 from ..model import Model
 from ..options import later
 from ..plugins.table import table
@@ -53,11 +54,20 @@ class MomentumOptions(Schedule):
         0.4, ge=0, le=1, description="loss=momentum: the twin's share in the targets, from 0 over the first epoch"
     )
 
+    hardness: float = later(
+        0.0,
+        ge=0,
+        description="loss=task of retrieval: negatives weigh exp(hardness x similarity), a weight without gradient "
+        "(LLaVE: 9); 0: as the model's configuration says",
+    )
+
     @model_validator(mode="after")
     def _meaning_of_momentum(self) -> MomentumOptions:
         given = self.changed("alpha", "momentum", "queue")
         if given and self.loss != "momentum":
             raise ValueError(f"{given[0]}= has a meaning with loss=momentum only")
+        if self.hardness and self.loss != "task":
+            raise ValueError("hardness= has a meaning with loss=task only")
         return self
 
     def refusal(self, capability: str) -> str:
@@ -67,12 +77,14 @@ class MomentumOptions(Schedule):
                 f"loss=momentum: the capability {capability} has no momentum encoders ({', '.join(able)} has them): "
                 "leave it away"
             )
+        if self.hardness and not capability_of(capability).loss_over_batch:
+            return f"hardness=: the capability {capability} has no contrastive loss: leave it away"
         return super().refusal(capability)
 
     def objective(self, job: Job) -> Callable[[Batch], Tensor] | None:
         """The loss of a batch for Job.train; None for the task's own. Asked for before gates are put on the model."""
         if self.loss == "task":
-            return None
+            return hardened(job, self.hardness) if self.hardness else None
         epoch = job.data.batches(self.batch_size).batches_per_epoch
         return Momentum(
             job.model, job.task.capability, self, job.data.samples("train"), epoch=epoch, seed=job.here.seed
@@ -105,6 +117,14 @@ class Queue:
         self.texts[at] = pairs.texts.detach()[-count:].to(self.texts.dtype)
         self.numbers[at] = numbers[-count:]
         self.next = (self.next + count) % size
+
+
+def hardened(job: Job, hardness: float) -> Callable[[Batch], Tensor]:
+    """The task's loss with harder negatives. Raises UserError for a model whose loss has no such weight."""
+    if not getattr(job.model, "hardens", False):
+        raise UserError(f"hardness=: the loss of {job.model.card.name} weighs no negatives: leave it away.")
+    loss = capability_of(job.task.capability).loss
+    return lambda batch: loss(job.model, replace(batch, options={**batch.options, "hardness": hardness}))
 
 
 class Momentum(Hook):
