@@ -132,6 +132,9 @@ class Pictures:
     def split_for(self, role: str) -> str:
         return role
 
+    def taught(self) -> dict[str, Any]:
+        return {}
+
     def samples(self, split: str) -> list[Sample]:
         return self.all if split == "train" else []
 
