@@ -14,6 +14,7 @@ from vlbench.task import Sample
 from . import _choice
 from ._asked import LETTER, Asked, AskedOptions, unique
 from ._choice import LETTERS, Options
+from ._files import answer_of, identifier_of
 from ._packed import Packed, Row, Say, listed
 
 Rule = Callable[[str, Options], str]
@@ -67,10 +68,7 @@ class ChoiceTable(Asked):
 
     def number(self, row: Row, place: str) -> str:
         """The id of a row."""
-        for column in ("index", "id", "question_id"):
-            if column in row:
-                return str(row[column])
-        raise UserError(f"{place} has a row without index: correct the table.")
+        return number_of(row, place)
 
     def choice(self, row: Row, place: str) -> Choice:
         """Raises UserError for a row without options or image, and an answer outside its options."""
@@ -81,7 +79,7 @@ class ChoiceTable(Asked):
             raise UserError(f"{place} has no question: correct the table.")
         if not row["images"]:
             raise UserError(f"{place} has no image: correct the table.")
-        return Choice(row["images"], str(row["question"]), str(row.get("hint", "")), options, answer, row)
+        return Choice(row["images"], question_of(row, place), str(row.get("hint", "")), options, answer, row)
 
     def text(self, row: Choice) -> str:
         """What is asked, without the words around it."""
@@ -108,16 +106,35 @@ class ChoiceTable(Asked):
         return self.named.get(value, value)
 
 
+def number_of(row: Row, place: str) -> str:
+    """The id of a row of any table. Raises UserError for a row without one, and for what is no id."""
+    for column in ("index", "id", "question_id"):
+        if column in row:
+            try:
+                return identifier_of(row[column])
+            except ValueError as error:
+                raise UserError(f"{place} has a row whose {column} is none: {error}: correct the table.") from None
+    raise UserError(f"{place} has a row without index: correct the table.")
+
+
+def question_of(row: Row, place: str) -> str:
+    """Raises UserError where the question is no text."""
+    if not isinstance(row["question"], str):
+        raise UserError(f"{place} has the question {row['question']!r}, which is no text: correct the table.")
+    return row["question"]
+
+
 def _options(row: Row, place: str) -> Options:
     """Letter -> text, of columns A, B ..., or choice_a, choice_b ..., or of a list. Two at least, without a gap."""
     by_letter = {
-        letter: str(row[column])
-        for letter in LETTERS
-        for column in (letter, f"choice_{letter.lower()}")
-        if column in row
+        letter: row[column] for letter in LETTERS for column in (letter, f"choice_{letter.lower()}") if column in row
     }
     column = "options" if "options" in row else "choices"
-    texts = by_letter or _choice.lettered([str(text) for text in listed(row, column, place)])
+    values = by_letter or _choice.lettered(listed(row, column, place))
+    try:
+        texts = {letter: answer_of(value) for letter, value in values.items()}
+    except ValueError as error:
+        raise UserError(f"{place} has an option that is none: {error}: correct the table.") from None
     if len(texts) < 2 or "".join(texts) != LETTERS[: len(texts)]:
         raise UserError(f"{place} has the options {', '.join(texts) or 'none'}: it should have A, B and so on.")
     return texts

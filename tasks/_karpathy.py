@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from vlbench.errors import UserError, did_you_mean
 
-from ._files import inside, other_year, read_json, refuse
+from ._files import identifier_of, inside, other_year, read_json, refuse, text_of, texts_of, whole_number
 
 Dataset = Literal["coco", "flickr30k"]
 # Split -> the splits of Karpathy's file it joins: restval is what val2014 has left, and everybody trains on it.
@@ -145,15 +145,18 @@ def _rows(path: Path, dataset: Dataset, split: str) -> list[_Row]:
 
 def _fold_sentence(row: dict[str, Any]) -> Any:
     """{"raw": text, "sentid": id, "tokens": ...} -> (id, text), at once: COCO has 616,000 of these records."""
-    return (str(row["sentid"]), row["raw"]) if "raw" in row and "sentid" in row else row
+    return (row["sentid"], row["raw"]) if "raw" in row and "sentid" in row else row
 
 
 def _karpathys(row: Any, number: int, path: Path, dataset: Dataset) -> _Row:
     try:
-        ids = [sentence_id for sentence_id, _ in row["sentences"]]
-        captions = [_text(caption) for _, caption in row["sentences"]]
+        ids = [identifier_of(sentence_id) for sentence_id, _ in row["sentences"]]
+        captions = [text_of(caption) for _, caption in row["sentences"]]
         name = f"{row['filepath']}/{row['filename']}" if dataset == "coco" else row["filename"]
-        image_id = str(int(row["cocoid"])) if dataset == "coco" else PurePosixPath(name).stem
+        image_id = str(whole_number(row["cocoid"])) if dataset == "coco" else PurePosixPath(name).stem
+        number_of_file = COCO_NUMBER.fullmatch(PurePosixPath(name).stem) if dataset == "coco" else None
+        if number_of_file and str(int(number_of_file[1])) != image_id:
+            raise ValueError(f"it is of image {image_id} and names the file {name}, which is another image's")
         return _Row(image_id, inside(name, path), captions, ids)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: image {number} of the split is not valid: {error!r}.") from None
@@ -167,7 +170,7 @@ def _parsed(content: Any, path: Path, dataset: Dataset) -> list[tuple[PurePosixP
     for number, row in enumerate(content):
         try:
             captions = row["caption"] if "caption" in row else row["captions"]
-            texts = _text(captions) if isinstance(captions, str) else [_text(caption) for caption in captions]
+            texts = captions if isinstance(captions, str) else list(texts_of(captions))
             name = row["image"] if "image" in row else "/".join((*_optional(row, "file_path"), row["image_name"]))
             images.append((_image(inside(name, path), dataset), texts))
         except (KeyError, TypeError, ValueError) as error:
@@ -177,12 +180,6 @@ def _parsed(content: Any, path: Path, dataset: Dataset) -> list[tuple[PurePosixP
 
 def _optional(row: dict[str, Any], key: str) -> tuple[str, ...]:
     return (row[key],) if key in row else ()
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"the caption {value!r} is no text")
-    return value
 
 
 def _image(image: PurePosixPath, dataset: Dataset) -> PurePosixPath:
@@ -240,8 +237,8 @@ def coco_captions(path: Path) -> dict[str, list[tuple[str, str]]]:
     captions_of: dict[str, list[tuple[str, str]]] = {}
     for number, row in enumerate(rows):
         try:
-            pair = str(int(row["id"])), _text(row["caption"])
-            captions_of.setdefault(str(int(row["image_id"])), []).append(pair)
+            pair = str(whole_number(row["id"])), text_of(row["caption"])
+            captions_of.setdefault(str(whole_number(row["image_id"])), []).append(pair)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: entry {number} of 'annotations' is not valid: {error!r}.") from None
     refuse(_twice(i for pairs in captions_of.values() for i, _ in pairs), f"{path} has annotation ids twice")

@@ -24,7 +24,7 @@ from typing import Any
 from vlbench.disk.storage import cannot_write, write_json
 from vlbench.errors import UserError
 
-from ._files import inside, read_json
+from ._files import inside, read_json, texts_of
 
 FOLDER = "unpacked"
 LONGEST_REFERENCE = 64  # characters of an image cell that names another row; longer ones are images (VLMEvalKit)
@@ -68,8 +68,11 @@ class Packed:
         content = read_json(self.index)
         if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
             raise UserError(f"{self.index} is damaged: delete it and unpack the table again.")
-        for row in content["rows"]:
-            row["images"] = tuple(self.root / inside(name, self.index) for name in row["images"])
+        for number, row in enumerate(content["rows"]):
+            try:
+                row["images"] = tuple(self.root / inside(name, self.index) for name in texts_of(row["images"]))
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(f"{self.index}: row {number} is damaged ({error!r}): unpack the table again.") from None
         return list(content["rows"])
 
     def prepare(self, say: Say) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from vlbench.errors import UserError
 
-from ._files import read_json, refuse
+from ._files import read_json, refuse, text_of, whole_number
 
-IMAGE_NAME = re.compile(r"(?:[^.].*\D)?(\d+)\.(?:jpe?g|png)", re.IGNORECASE)  # the id is the last number
+# The id is the last number.
+IMAGE_NAME = re.compile(r"(?:[^.].*\D)?(\d+)\.(?:jpe?g|png|webp|bmp|tiff?|gif)", re.IGNORECASE)
 
 T = TypeVar("T")
 
@@ -37,7 +38,7 @@ def by_question(path: Path, key: str, parse: Callable[[dict[str, Any]], T]) -> d
     twice: set[str] = set()
     for number, row in enumerate(rows):
         try:
-            question_id, value = str(int(row["question_id"])), parse(row)
+            question_id, value = str(whole_number(row["question_id"])), parse(row)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: entry {number} of {key!r} is not valid: {error!r}.") from None
         if question_id in values:
@@ -49,7 +50,7 @@ def by_question(path: Path, key: str, parse: Callable[[dict[str, Any]], T]) -> d
 
 def question(row: dict[str, Any]) -> tuple[int, str]:
     """(image id, text) of a row of `questions`."""
-    return int(row["image_id"]), str(row["question"])
+    return whole_number(row["image_id"]), text_of(row["question"])
 
 
 def label(row: dict[str, Any]) -> Label:
@@ -58,7 +59,17 @@ def label(row: dict[str, Any]) -> Label:
     if len(answers) < 2:
         raise ValueError("it needs the answers of two humans or more")
     kind, majority = row.get("answer_type", ""), row.get("multiple_choice_answer", "")
-    return Label(answers, sys.intern(kind), sys.intern(majority), int(row["image_id"]))
+    return Label(answers, sys.intern(kind), sys.intern(majority), whole_number(row["image_id"]))
+
+
+def refuse_other_images(
+    questions: Mapping[str, tuple[int, str]], labels: Mapping[str, Label], files: tuple[Path, Path]
+) -> None:
+    """Raise UserError where the answers to a question are of another image than the question is: the files are not of
+    one release, and every score would be of the wrong question. files: of the questions and of the answers."""
+    asked, answered = files
+    odd = (i for i, (image, _) in questions.items() if i in labels and labels[i].image_id != image)
+    refuse(odd, f"{answered} has answers to questions of other images than {asked.name} says")
 
 
 def target(answers: tuple[str, ...]) -> dict[str, float]:

@@ -22,7 +22,7 @@ from vlbench.errors import UserError, did_you_mean
 from vlbench.images.maps import LabelMap
 from vlbench.task import Role, Sample, Score, Task, TaskOptions, held_out, task
 
-from ._files import refuse
+from ._files import IMAGE_SUFFIXES, refuse
 from ._miou import IGNORED, aacc, counts, macc, miou
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 SELECT_PERCENT = 5  # of the training images
 CHALLENGE = "ADEChallengeData2016"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 CLASSES = 150
 CLASS_LIST = "objectInfo150.txt"  # a header, then a row a class: "1<tab>0.1576<tab>11664<tab>1172<tab>wall"
 

@@ -17,7 +17,7 @@ from vlbench.task import Role, Sample, task
 
 from . import _short
 from ._asked import Asked, AskedOptions, directions, lacking, located
-from ._files import inside, read_json
+from ._files import answer_of, inside, read_json, text_of
 
 HALVES = ("human", "augmented")
 RULES: Mapping[str, Callable[[str, str], bool]] = {
@@ -73,8 +73,8 @@ class ChartQA(Asked):
             raise UserError(f"{path} should be a list of questions.")
         for number, row in enumerate(content):
             try:
-                name, text, answer = str(row["imgname"]), str(row["query"]), str(row["label"])
-            except (KeyError, TypeError) as error:
+                name, text, answer = text_of(row["imgname"]), text_of(row["query"]), answer_of(row["label"])
+            except (KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{path}: entry {number} is no question: {error!r}.") from None
             inside(name, path)
             yield f"{begin}/{number}", Question(half, charts / name, text, answer)

@@ -17,7 +17,7 @@ from vlbench.errors import UserError
 from vlbench.task import Role, Sample, Score, Task, TaskOptions, task
 
 from . import _caption_metrics
-from ._files import inside, read_json, refuse
+from ._files import inside, read_json, refuse, whole_number
 from ._karpathy import coco_captions, entries, missing
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _image_names(annotations: Path) -> dict[str, Path]:
     twice: set[str] = set()
     for number, row in enumerate(rows):
         try:
-            image_id, name = str(int(row["id"])), Path(inside(row["file_name"], annotations))
+            image_id, name = str(whole_number(row["id"])), Path(inside(row["file_name"], annotations))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{annotations}: entry {number} of 'images' is not valid: {error!r}.") from None
         if image_id in files:

@@ -18,7 +18,7 @@ from vlbench.task import Role, Sample, held_out, task
 
 from . import _short
 from ._asked import Asked, AskedOptions, directions, lacking, located, unique
-from ._files import inside, read_json
+from ._files import identifier_of, inside, read_json, text_of, texts_of, whole_number
 
 SELECT_PERCENT = 5  # of the training documents
 UPLOAD = "docvqa_results.json"
@@ -73,9 +73,9 @@ class DocVQA(Asked):
 
     def _question(self, row: Any, path: Path, split: str) -> tuple[str, Question]:
         try:
-            number, text, name = str(int(row["questionId"])), str(row["question"]), Path(str(row["image"])).name
-            answers = tuple(str(answer) for answer in row.get("answers", ()))
-            document = str(row.get("ucsf_document_id") or row["docId"])
+            number, text, name = str(whole_number(row["questionId"])), text_of(row["question"]), text_of(row["image"])
+            answers, name = texts_of(row.get("answers", [])), Path(name).name
+            document = identifier_of(row.get("ucsf_document_id") or row["docId"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} has an entry that is no question: {error!r}.") from None
         inside(name, path)

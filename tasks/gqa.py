@@ -19,7 +19,8 @@ from vlbench.errors import UserError, did_you_mean
 from vlbench.task import Role, Sample, Score, Task, TaskOptions, held_out, task
 
 from ._answering import AnsweringOptions, frequent
-from ._files import inside, read_json, refuse
+from ._asked import unique
+from ._files import IMAGE_SUFFIXES, inside, read_json, refuse
 from ._vqa_accuracy import normalise
 
 if TYPE_CHECKING:
@@ -142,7 +143,9 @@ def _read_questions(path: Path) -> dict[str, Question]:
         raise UserError(f"{path} is not a GQA file: it should map question ids to questions.")
     wrong = next((i for i, q in content.items() if not isinstance(q, Question)), None)
     if wrong is not None:
-        raise UserError(f"{path}: question {wrong} lacks its imageId, question or answer.")
+        raise UserError(
+            f"{path}: question {wrong} lacks its imageId, question or answer, or has another kind of value there."
+        )
     for image in {q.image for q in content.values()}:
         inside(image, path)
     return content
@@ -150,16 +153,17 @@ def _read_questions(path: Path) -> dict[str, Question]:
 
 def _fold(row: dict[str, Any]) -> Any:
     """A question as it is read: the scene graphs' programs beside it are nine tenths of the file."""
-    if not {"imageId", "question", "answer"} <= row.keys():
+    if not all(isinstance(row.get(key), str) for key in ("imageId", "question", "answer")):
         return row
     types = row.get("types")
     kind = str(types.get("structural", "")) if isinstance(types, dict) else ""
-    return Question(str(row["imageId"]), str(row["question"]), str(row["answer"]), kind)
+    return Question(row["imageId"], row["question"], row["answer"], kind)
 
 
 def _listing(folder: Path) -> dict[str, Path]:
     """Image id -> file, from one listing of 148,000."""
     try:
-        return {path.stem: path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png")}
+        pictures = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
     except OSError as error:
         raise UserError(f"The image folder {folder} cannot be read: {error.strerror}.") from None
+    return unique(((path.stem, path) for path in pictures if not path.name.startswith(".")), str(folder))

@@ -17,11 +17,12 @@ from vlbench.errors import UserError, did_you_mean
 from vlbench.options import later
 from vlbench.task import Role, Sample, Score, Task, TaskOptions, held_out, task
 
+from ._files import IMAGE_SUFFIXES
+
 if TYPE_CHECKING:
     from vlbench.mini.world import World
 
 SELECT_PERCENT = 2  # of the training images: 25 a class
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SOLUTION = "LOC_val_solution.csv"  # Kaggle: "ImageId,PredictionString", the latter "wnid x y x y wnid ..."
 WNID = re.compile(r"n\d{8}")
 SHOWN = 5  # names that an error gives

@@ -24,6 +24,7 @@ from vlbench.task import Sample, Score, task
 from . import _choice
 from ._asked import UNPARSED, AskedOptions, directions
 from ._choice_table import Choice, ChoiceOptions, ChoiceTable, Rule
+from ._files import whole_number
 from ._packed import Row
 
 ROTATION = 1_000_000  # the index of a question's k-th rotation is its own plus k times this
@@ -75,7 +76,7 @@ class MMBench(ChoiceTable):
 
     def number(self, row: Row, place: str) -> str:
         try:
-            return str(int(row["index"]))
+            return str(whole_number(row["index"]))
         except (KeyError, ValueError):
             raise UserError(f"{place} has the index {row.get('index')!r}, which should be a number.") from None
 

@@ -23,6 +23,7 @@ from vlbench.task import Sample, Score, task
 
 from . import _yes_no
 from ._asked import UNPARSED, Asked, AskedOptions, unique
+from ._files import IMAGE_SUFFIXES, refuse_special
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
@@ -32,7 +33,6 @@ SUBTASKS = (*PERCEPTION, *COGNITION)
 RIGHT, ASKED, PAIRS, IMAGES = range(4)  # statistics of each subtask
 COUNTS = 4
 INSTRUCTION = " Please answer yes or no."
-SUFFIXES = (".jpg", ".png", ".jpeg")
 RULES: Mapping[str, Callable[[str], str]] = {
     "official": _yes_no.mme_official, "lmms": _yes_no.mme_lmms, "vlmevalkit": _yes_no.one_word,
 }  # fmt: skip
@@ -127,7 +127,7 @@ class MME(Asked):
         folder = self.root / subtask
         pictures = folder / "images" if (folder / "images").is_dir() else folder
         for path in self._texts(subtask):
-            image = next((p for end in SUFFIXES if (p := pictures / f"{path.stem}{end}").is_file()), None)
+            image = next((p for end in IMAGE_SUFFIXES if (p := pictures / f"{path.stem}{end}").is_file()), None)
             if image is None:
                 raise UserError(f"{pictures} has no picture for {path.name}: put {path.stem}.jpg there.")
             lines = [line for line in _text(path).splitlines() if line.strip()]
@@ -142,6 +142,7 @@ class MME(Asked):
 
 
 def _text(path: Path) -> str:
+    refuse_special(path)
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

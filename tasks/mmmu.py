@@ -20,7 +20,7 @@ from vlbench.task import Role, Sample, task
 from . import _choice, _mmmu_rules
 from ._asked import AskedOptions, directions, unique
 from ._choice import Options
-from ._choice_table import Choice, ChoiceTable, Rule
+from ._choice_table import Choice, ChoiceTable, Rule, question_of
 from ._packed import Row, listed
 
 SUBJECTS = {
@@ -80,14 +80,14 @@ class MMMU(ChoiceTable):
         return {i: row for i, row in questions.items() if row.options} if self.options.decoding == "rank" else questions
 
     def number(self, row: Row, place: str) -> str:
-        return str(row["id"]) if "id" in row else super().number(row, place)
+        return super().number({"id": row["id"]} if "id" in row else row, place)
 
     def choice(self, row: Row, place: str) -> Choice:
         if not self._is_open(row):
             return super().choice(row, place)
         if not row["images"] or "question" not in row or "answer" not in row:
             raise UserError(f"{place}: an open question lacks its image, text or answer.")
-        return Choice(row["images"], str(row["question"]), "", {}, str(row["answer"]), row)
+        return Choice(row["images"], question_of(row, place), "", {}, str(row["answer"]), row)
 
     def _is_open(self, row: Row) -> bool:
         kind = row.get("question_type")

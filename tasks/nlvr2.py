@@ -29,7 +29,7 @@ from pydantic import Field
 from vlbench.errors import UserError, did_you_mean
 from vlbench.task import Role, Sample, Score, Task, TaskOptions, task
 
-from ._files import inside, read_json, refuse
+from ._files import identifier_of, inside, read_json, refuse, refuse_special, text_of
 
 if TYPE_CHECKING:
     from vlbench.mini.world import World
@@ -180,14 +180,14 @@ def _read_official(path: Path) -> list[_Row]:
     for number, line in _lines(path):
         try:
             row = json.loads(line)
-            identifier = str(row["identifier"])
+            identifier = text_of(row["identifier"])
             pair, _, sentence_number = identifier.rpartition("-")
             names = [f"{pair}-img{side}.png" for side in (0, 1)]
             if not sentence_number or not all(IMAGE_NAME.fullmatch(name) for name in names):
                 raise ValueError(f"the identifier {identifier!r} is not SPLIT-SET-PAIR-SENTENCE")
-            folder = inside(str(row.get("directory", ".")) + "/-", path).parent
+            folder = inside(f"{identifier_of(row.get('directory', '.'))}/-", path).parent
             images = (folder / names[0], folder / names[1])
-            rows.append(_Row(identifier, pair, images, _text(row["sentence"]), _label(row["label"])))
+            rows.append(_Row(identifier, pair, images, text_of(row["sentence"]), _label(row["label"])))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: line {number} is not valid: {error!r}.") from None
     if not rows:
@@ -197,6 +197,7 @@ def _read_official(path: Path) -> list[_Row]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, with their numbers from 1."""
+    refuse_special(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -211,21 +212,15 @@ def _read_blip(path: Path) -> list[_Row]:
     rows = []
     for number, row in enumerate(content):
         try:
-            left, right = (inside(_text(name), path) for name in row["images"])
+            left, right = (inside(text_of(name), path) for name in row["images"])
             pairs = [match and match[1] for match in map(IMAGE_NAME.fullmatch, (left.name, right.name))]
             if pairs[0] is None or pairs[0] != pairs[1]:
                 raise ValueError(f"{left.name}, {right.name} are not the two images SPLIT-SET-PAIR-img0.png and -img1")
-            identifier = str(row.get("identifier", ""))
-            rows.append(_Row(identifier, pairs[0], (left, right), _text(row["sentence"]), _label(row["label"])))
+            identifier = text_of(row.get("identifier", ""))
+            rows.append(_Row(identifier, pairs[0], (left, right), text_of(row["sentence"]), _label(row["label"])))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: entry {number} is not valid: {error!r}.") from None
     return rows
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text")
-    return value
 
 
 def _label(value: Any) -> bool:

@@ -20,7 +20,7 @@ from vlbench.errors import UserError
 from vlbench.task import Role, Sample, Score, Task, TaskOptions, task
 
 from . import _caption_metrics
-from ._files import inside, read_json, refuse
+from ._files import IMAGE_SUFFIXES, inside, read_json, refuse, whole_number
 from ._karpathy import coco_captions, entries, missing
 from ._ptb import ptb_tokenize
 
@@ -172,7 +172,7 @@ class Nocaps(Task):
         """The first of FOLDERS that has images."""
         for name in FOLDERS:
             folder = self.root / name
-            if folder.is_dir() and any(p.suffix.lower() in (".jpg", ".jpeg", ".png") for p in folder.iterdir()):
+            if folder.is_dir() and any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.iterdir()):
                 return folder
         return None
 
@@ -194,7 +194,11 @@ def _pictures(path: Path) -> dict[str, Picture]:
     pictures: dict[str, Picture] = {}
     for number, row in enumerate(rows):
         try:
-            image_id, name, domain = str(int(row["id"])), inside(row["file_name"], path).name, DOMAINS[row["domain"]]
+            image_id, name, domain = (
+                str(whole_number(row["id"])),
+                inside(row["file_name"], path).name,
+                DOMAINS[row["domain"]],
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: entry {number} of 'images' is not valid: {error!r}.") from None
         if image_id in pictures:

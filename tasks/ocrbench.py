@@ -17,6 +17,7 @@ from vlbench.task import Sample, task
 
 from . import _short
 from ._asked import Asked, AskedOptions, directions, unique
+from ._choice_table import number_of, question_of
 from ._packed import Packed, Row, Say, listed
 
 FORMULAS = "Handwritten Mathematical Expression Recognition"
@@ -77,13 +78,13 @@ class OCRBench(Asked):
 
     def _question(self, row: Row, number: int, place: str) -> tuple[str, Question]:
         """lmms-eval's table has no ids: there a row is known by its place."""
-        index = str(row.get("index", number))
+        index = number_of({"index": row.get("index", number)}, place)
         answers = tuple(str(answer) for answer in listed(row, "answer", f"{place}, row {index}"))
         if not answers or not row["images"] or "question" not in row:
             raise UserError(f"{place}, row {index}, lacks its image, question or answer: correct the table.")
         kind = str(row.get("category", row.get("question_type", "")))
         formula = kind == FORMULAS or row.get("dataset") == "HME100k"
-        return index, Question(row["images"][0], str(row["question"]).strip(), answers, TYPES.get(kind, ""), formula)
+        return index, Question(row["images"][0], question_of(row, place).strip(), answers, TYPES.get(kind, ""), formula)
 
     def sample(self, number: str, row: Question) -> Sample:
         return Sample(number, (row.image,), row.text, {row.answers[0]: 1.0}, row.image.stem)

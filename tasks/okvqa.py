@@ -20,7 +20,7 @@ from vlbench.task import Role, Sample, Score, Task, TaskOptions, held_out, task
 from ._answering import AnsweringOptions, frequent
 from ._files import other_year, refuse
 from ._vqa_accuracy import accuracy
-from ._vqa_files import Label, by_question, images, label, question, target
+from ._vqa_files import Label, by_question, images, label, question, refuse_other_images, target
 
 if TYPE_CHECKING:
     from vlbench.mini.world import World
@@ -72,6 +72,7 @@ class OKVQA(Task):
         questions, labels = by_question(path, "questions", question), self._read(split)
         refuse(labels.keys() - questions.keys(), f"{path} lacks questions that have answers")
         refuse(questions.keys() - labels.keys(), f"{self._annotations(split)} lacks answers to questions")
+        refuse_other_images(questions, labels, (path, self._annotations(split)))
         if split in ("train", "select"):
             questions = {q: row for q, row in questions.items() if _in_select(row[0]) is (split == "select")}
         shown = images(self._images(split))

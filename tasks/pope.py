@@ -21,7 +21,7 @@ from vlbench.task import Sample, Score, task
 
 from . import _yes_no
 from ._asked import UNPARSED, Asked, AskedOptions, lacking, located, unique
-from ._files import inside
+from ._files import inside, refuse_special, text_of, whole_number
 
 SUBSETS = ("random", "popular", "adversarial")
 COUNTS = 5  # of each subset: TP, FP, TN, FN, and answers that count for none of these
@@ -121,8 +121,8 @@ class POPE(Asked):
                 continue
             try:
                 row = json.loads(line)
-                name, text, label = str(row["image"]), str(row["text"]), str(row["label"]).strip().lower()
-                key = f"{subset}/{int(row['question_id'])}"
+                name, text, label = text_of(row["image"]), text_of(row["text"]), text_of(row["label"]).strip().lower()
+                key = f"{subset}/{whole_number(row['question_id'])}"
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}, line {number}, is no question of POPE: {error!r}.") from None
             if label not in ("yes", "no"):
@@ -132,6 +132,7 @@ class POPE(Asked):
 
 
 def _text(path: Path) -> str:
+    refuse_special(path)
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

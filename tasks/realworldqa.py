@@ -11,7 +11,7 @@ from vlbench.task import task
 
 from . import _choice
 from ._asked import directions
-from ._choice_table import Choice, ChoiceTable, Rule
+from ._choice_table import Choice, ChoiceTable, Rule, question_of
 from ._packed import Row
 
 INSTRUCTION = "Please answer directly with only the letter of the correct option and nothing else."
@@ -38,7 +38,7 @@ class RealWorldQA(ChoiceTable):
             )
         if not row["images"] or "question" not in row or "answer" not in row:
             raise UserError(f"{place}: a row lacks its image, question or answer.")
-        return Choice(row["images"], str(row["question"]), "", {}, str(row["answer"]), row)
+        return Choice(row["images"], question_of(row, place), "", {}, str(row["answer"]), row)
 
     def text(self, row: Choice) -> str:
         if not row.options:

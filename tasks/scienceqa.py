@@ -7,6 +7,7 @@ LLaVA's, whose numbers the field compares with. train, minival and their images 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -19,7 +20,7 @@ from vlbench.task import Role, Sample, task
 from . import _choice
 from ._asked import LETTER, Asked, AskedOptions, directions, lacking, located
 from ._choice import LETTERS, Options
-from ._files import inside, read_json, refuse
+from ._files import identifier_of, inside, read_json, refuse, text_of, texts_of, whole_number
 
 SUBJECTS = {"natural science": "nat", "social science": "soc", "language science": "lan"}
 FOLDER = {"minival": "val", "minitest": "test", "minitrain": "train"}  # split -> the one whose images it shows
@@ -73,15 +74,21 @@ class ScienceQA(Asked):
         ids, problems = read_json(path), read_json(self._file("problems.json"))
         if not isinstance(ids, dict) or not isinstance(ids.get(split), list) or not isinstance(problems, dict):
             raise UserError(f"{path} should map {split} to a list of ids, and problems.json ids to problems.")
-        wanted = [str(number) for number in ids[split]]
+        try:
+            wanted = [identifier_of(number) for number in ids[split]]
+        except ValueError as error:
+            raise UserError(f"{path} has an id of {split} that is none: {error}.") from None
+        refuse((i for i, n in Counter(wanted).items() if n > 1), f"{path} has ids of {split} twice")
         refuse(set(wanted) - problems.keys(), f"{self._file('problems.json')} lacks problems of {split}")
+        odd = [i for i in wanted if not isinstance(problems[i], dict)]
+        refuse(odd, f"{self._file('problems.json')} has problems of {split} that are no objects")
         return {i: self._problem(i, problems[i], self._images(split)) for i in wanted if problems[i].get("image")}
 
     def _problem(self, number: str, row: Mapping[str, Any], images: Path) -> Problem:
         place = f"{self._file('problems.json')}: problem {number}"
         try:
-            options, answer = _choice.lettered([str(text) for text in row["choices"]]), int(row["answer"])
-            hint, question, name = str(row.get("hint") or ""), str(row["question"]), str(row["image"])
+            options, answer = _choice.lettered(texts_of(row["choices"])), whole_number(row["answer"])
+            hint, question, name = text_of(row.get("hint") or ""), text_of(row["question"]), text_of(row["image"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{place} is not valid: {error!r}.") from None
         if not 0 <= answer < len(options):

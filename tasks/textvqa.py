@@ -21,7 +21,7 @@ from vlbench.task import Role, Sample, held_out, task
 
 from . import _vqa_accuracy
 from ._asked import Asked, AskedOptions, directions, lacking, located, unique
-from ._files import inside, read_json, refuse
+from ._files import inside, read_json, refuse, text_of, texts_of, whole_number
 
 SELECT_PERCENT = 5  # of the training images
 VERSION = "TextVQA_0.5.1"
@@ -86,11 +86,17 @@ class TextVQA(Asked):
         self, row: Any, path: Path, images: Path, words: Mapping[str, list[str]] | None
     ) -> tuple[str, Question]:
         try:
-            number, image, text = str(int(row["question_id"])), str(row["image_id"]), str(row["question"])
-            answers = tuple(str(answer) for answer in row.get("answers", ()))
+            number, image, text = (
+                str(whole_number(row["question_id"])),
+                text_of(row["image_id"]),
+                text_of(row["question"]),
+            )
+            answers = texts_of(row.get("answers", []))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} has an entry that is no question: {error!r}.") from None
         inside(image, path)
+        if "test" not in path.name and not answers:
+            raise UserError(f"{path}: question {number} has no answers.")
         if self.options.rule == "lmms":
             text = text.capitalize()
         if words is not None:
@@ -115,8 +121,8 @@ class TextVQA(Asked):
         path = self._file(OCR, split)
         content = read_json(path)
         try:
-            return {str(row["image_id"]): [str(word) for word in row["ocr_tokens"]] for row in content["data"]}
-        except (KeyError, TypeError) as error:
+            return {text_of(row["image_id"]): list(texts_of(row["ocr_tokens"])) for row in content["data"]}
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a file of OCR words: {error!r}.") from None
 
     def _file(self, kind: str, split: str) -> Path:

@@ -21,7 +21,7 @@ from vlbench.task import Role, Sample, Score, Task, TaskOptions, held_out, task
 
 from ._files import other_year, refuse
 from ._vqa_accuracy import accuracy
-from ._vqa_files import Label, by_question, label, question, read_candidates
+from ._vqa_files import Label, by_question, label, question, read_candidates, refuse_other_images
 from ._vqa_files import images as images_in
 from ._vqa_files import target as target_of
 
@@ -135,6 +135,7 @@ class VQAv2(Task):
         if files.annotations:
             refuse(labels.keys() - questions.keys(), f"{files.questions} lacks questions that have answers")
             refuse(questions.keys() - labels.keys(), f"{files.annotations} lacks answers to questions")
+            refuse_other_images(questions, labels, (files.questions, files.annotations))
         if split in ("train", "select"):
             kept = split == "select"
             questions = {q: row for q, row in questions.items() if _in_select(row[0]) is kept}

@@ -190,7 +190,7 @@ BAD_BLIP = {
     "row": (lambda rows: [*rows, 3], r"entry 3 is not valid: TypeError"),
     "no captions": (set_item(0, "caption", []), "images without a caption in test: 201"),
     "no key": (lambda rows: [*rows, {"image": "val2014/x1.jpg"}], "entry 3 is not valid: KeyError"),
-    "number": (set_item(1, "caption", [3]), "the caption 3 is no text"),
+    "number": (set_item(1, "caption", [3]), "3 is no text"),
     "twice": (lambda rows: [*rows, rows[0]], "has images twice in test: 201"),
     "outside": (set_item(0, "image", "../val2014/COCO_val2014_000000000201.jpg"), "no file inside the data folder"),
     "inside out": (set_item(0, "image", "val2014/../../x/1.jpg"), "no file inside the data folder"),
