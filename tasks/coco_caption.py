@@ -58,6 +58,7 @@ class CocoCaption(Task):
         ("cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "meteor", "spice"), "higher"
     )
     titles: ClassVar[Mapping[str, str]] = _caption_metrics.TITLES
+    bounds: ClassVar[tuple[float, float]] = (0.0, 1000.0)  # CIDEr is ten times a cosine
     options: CocoCaptionOptions
 
     def __init__(self, root: Path, options: TaskOptions) -> None:

@@ -70,6 +70,7 @@ class MME(Asked):
         UNPARSED: "lower",
     }  # fmt: skip
     corpus: ClassVar[bool] = True
+    bounds: ClassVar[tuple[float, float]] = (0.0, 2000.0)
     splits: ClassVar[tuple[str, ...]] = ("test",)
     options: MMEOptions
 

@@ -72,6 +72,7 @@ class Nocaps(Task):
         "higher",
     )
     titles: ClassVar[Mapping[str, str]] = TITLES
+    bounds: ClassVar[tuple[float, float]] = (0.0, 1000.0)  # CIDEr is ten times a cosine
     options: NocapsOptions
 
     def __init__(self, root: Path, options: TaskOptions) -> None:

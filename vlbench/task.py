@@ -90,6 +90,8 @@ class Task(ABC):
     metrics: ClassVar[Mapping[str, Literal["higher", "lower"]]]
     # metric -> how headings write it, where that is not its key: {"miou": "mIoU"}
     titles: ClassVar[Mapping[str, str]] = {}
+    # the least and the largest value of the primary metric, a literal: no interval goes beyond them
+    bounds: ClassVar[tuple[float, float]] = (0.0, 100.0)
     # False: the primary metric is 100 x the mean of a score's first number. True: it is corpus_metric() of the scores'
     # sum over the split (mIoU), and its interval comes from the bootstrap.
     corpus: ClassVar[bool] = False

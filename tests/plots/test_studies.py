@@ -47,7 +47,7 @@ def finished(words: dict[str, str]) -> Record:
         pattern="2:4" if ":" in target else "unstructured" if target else "dense", trained=len(chain) > 1,
         accuracy=0.3 if blind else 0.8 - 0.6 * share * gone**2 / len(chain),
         seed=spec.words.seed if spec.uses_seed else None,
-        sparsity_target=target, cell="-".join(f"{k}={v}".replace(":", "of") for k, v in words.items()),
+        sparsity_target=target, cell="-".join(f"{k}_{v}".replace(":", "of") for k, v in words.items()),
         evaluation={"precision": "fp32", **({"blind": True} if blind else {})},
         split_digest="blind" if blind else "whole",  # without images there are fewer files to a split
         vs_dense=record("x", accuracy=0.7).vs_dense if target or len(chain) > 1 else None,

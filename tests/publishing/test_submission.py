@@ -199,7 +199,7 @@ CAMPAIGN: dict[str, tuple[Callable[[Path], None], str]] = {
     "the pattern": (in_result(pattern="structured"), "result.json is inconsistent .its pattern"),
     "the name": (in_result(method="wanda"), "result.json is no result of this installation .its cell's name"),
     "the target": (in_result(sparsity_target="0.9"), "result.json is no result of this installation .its cell's name"),
-    "the folder": (in_result(cell="../../evil"), "result.json is no result of this installation .its cell's name"),
+    "the folder": (in_result(cell="../../evil"), r"result.json is damaged \(cell: "),
     "an option": (
         in_result(chain=[{"name": "magnitude", "version": "1", "options": {"sparsity": 0.9, "group": "matrix"}}]),
         "result.json is no result of this installation .it says one thing of its chain",

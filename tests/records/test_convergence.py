@@ -31,8 +31,8 @@ def cell(task: str, value: float, dense: float, half: float = 1.0, *, trained: b
         ("coco_caption", 14.2, 133.3, False),
         ("coco_caption", 60.7, 133.3, True),
         ("imagenet", 0.1, 79.9, False),
-        ("of a stranger", 30.0, 80.0, True),
-        ("of a stranger", 8.9, 80.0, False),
+        ("of-a-stranger", 30.0, 80.0, True),
+        ("of-a-stranger", 8.9, 80.0, False),
     ],
 )
 def test_the_rule(task: str, value: float, dense: float, expected: bool) -> None:

@@ -30,7 +30,7 @@ def export(run: str, folder: Path, runs: Path) -> list[str]:
     source = find_model(run, runs)
     refuse_taken(folder)
     model, state = load_model(source)
-    with new_folder(folder.absolute()) as temporary:
+    with new_folder(folder.absolute(), among_others=True) as temporary:
         stock = write_stock(source, model, state, temporary)
     names = sorted(p.name for p in folder.iterdir())
     lines = [f"wrote {folder}: {', '.join(names)}"]

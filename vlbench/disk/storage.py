@@ -7,7 +7,10 @@ import errno
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +18,8 @@ from typing import Any
 
 from ..errors import UserError
 
+# Names that write_bytes, and new_folder in a cell's folder, give.
+OURS = re.compile(r"\..+\.\d+\.tmp|\.(model|statistics)\.tmp")
 SEAL = "seal"  # key of a sealed JSON file that holds the digest of all others
 # What some network file systems answer to an fsync of a folder: they have nothing to do, or do it anyway.
 NOT_NEEDED = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
@@ -41,7 +46,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
+        with os.fdopen(handle, "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
@@ -68,7 +74,9 @@ def json_text(value: Any) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Raises UserError naming the file where it is no JSON."""
+    """Raises UserError naming the file where it is no JSON, or a pipe, which would be waited for without end."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no file: move it away and run again.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
@@ -102,14 +110,15 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def new_folder(final: Path) -> Iterator[Path]:
+def new_folder(final: Path, *, among_others: bool = False) -> Iterator[Path]:
     """A temporary folder to fill; it takes the place of `final` where the block ends well and is removed where not.
 
-    Raises UserError where it cannot be written; `final` is then as it was.
+    Raises UserError where it cannot be written; `final` is then as it was. among_others: it lies in a folder of the
+    user's, where nothing that has its name is a killed run's: the temporary one has a name of its own.
     """
-    temporary = final.with_name(f".{final.name}.tmp")
+    temporary = final.with_name(f".{final.name}.{secrets.token_hex(4) + '.' if among_others else ''}tmp")
     try:
-        if temporary.exists():
+        if _is_left_over(temporary):
             shutil.rmtree(temporary)  # a killed run's
         temporary.mkdir(parents=True)
         yield temporary
@@ -165,13 +174,35 @@ def _previous(final: Path) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files and folders that killed runs left. Only for who holds the folder's lease."""
+    """Remove the temporary files and folders that killed runs left, by their names; links, and what other users or
+    programs call .tmp, stay. Only for who holds the folder's lease."""
     for left in folder.glob(".*.tmp"):
+        if not OURS.fullmatch(left.name) or not _is_left_over(left):
+            continue
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
             with contextlib.suppress(OSError):
                 left.unlink()
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether it is there, a file or folder of this user's and no link to elsewhere."""
+    try:
+        state = path.lstat()
+    except OSError:
+        return False
+    mine = not hasattr(os, "geteuid") or state.st_uid == os.geteuid()
+    return mine and (stat.S_ISDIR(state.st_mode) or stat.S_ISREG(state.st_mode))
+
+
+def refuse_link(folder: Path) -> None:
+    """Raise UserError for a cell's folder that is a link: what it leads to is not this folder's to write, or remove."""
+    if folder.is_symlink():
+        raise UserError(
+            f"{folder} is a link to {folder.readlink()}, and a cell's folder is its own: move what it leads to here, "
+            "or remove the link, and run again."
+        )
 
 
 def refuse_unwritable(folder: Path) -> None:

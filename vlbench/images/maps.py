@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .pipeline import Undecodable
+from .pipeline import Undecodable, refuse_special
 
 IGNORED = 255  # the class of pixels that count neither for nor against
 
@@ -27,6 +27,7 @@ def read_map(label: LabelMap) -> Map:
 
 
 def _pixels(path: Path) -> Map:
+    refuse_special(path)
     try:
         with Image.open(path) as image:
             if image.mode not in ("L", "P"):

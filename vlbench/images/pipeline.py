@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -85,6 +86,7 @@ def decode(path: Path) -> Tensor:
 
     Pillow: torchvision deprecates its decoders since 0.29, their pixels are the same, and both let other threads run.
     """
+    refuse_special(path)
     try:
         with Image.open(path) as image:
             pixels = np.asarray(_eight_bit(image).convert("RGB"))
@@ -93,6 +95,16 @@ def decode(path: Path) -> Tensor:
     except Exception as error:  # Pillow's readers raise what they come across: struct.error, DecompressionBombError
         raise Undecodable(f"{path} does not decode: {_short(error)}") from None
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
+
+
+def refuse_special(path: Path) -> None:
+    """Raise Undecodable for a pipe, a socket or a device, which would be waited for without end."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return  # told by who opens it
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise Undecodable(f"{path} is no file but a pipe, a socket or a device")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -93,6 +93,11 @@ def readable(runs: Path) -> list[Record]:
     """Finished runs; one that is damaged is told and left out: it must not hide the row that was just made."""
     lines = []
     for file in sorted(runs.glob("*/result.json")):
+        if file.parent.is_symlink():
+            print(
+                f"vlbench: left out of the table: {file.parent} is a link, and no run of this folder.", file=sys.stderr
+            )
+            continue
         try:
             lines.append(read_record(file))
         except UserError as error:

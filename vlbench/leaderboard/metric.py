@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from ..plugins.table import table
-from .rows import Row
+
+if TYPE_CHECKING:
+    from .rows import Row
 
 
 def higher(row: Row) -> bool:
@@ -23,11 +26,29 @@ def verdict(row: Row) -> str:
 @cache
 def titled(task: str, metric: str) -> str:
     """mIoU for miou, for people to read; of a task that is not installed here, or of its own words, the key."""
-    entries = table("tasks").entries
-    return entries[task].load().titles.get(metric, metric) if task in entries else metric
+    title = _said(task, "titles", {}).get(metric, metric)
+    return title if isinstance(title, str) else metric
+
+
+@cache
+def bounds_of(task: str) -> tuple[float, float] | None:
+    """The scale of a task's primary metric; None of a task that is not installed here."""
+    if task not in table("tasks").entries:
+        return None
+    least, largest = _said(task, "bounds", (0.0, 100.0))
+    return float(least), float(largest)
 
 
 @cache
 def _higher(task: str, metric: str) -> bool:
-    entries = table("tasks").entries
-    return task not in entries or entries[task].load().metrics.get(metric, "higher") == "higher"
+    return bool(_said(task, "metrics", {}).get(metric, "higher") == "higher")
+
+
+def _said(task: str, name: str, otherwise: Any) -> Any:
+    """What a task says of its metrics. A built-in is imported for it; a file of a workspace is not, to print a table:
+    its literals are read, and what it computes is not known here."""
+    entry = table("tasks").entries.get(task)
+    if entry is None:
+        return otherwise
+    value = getattr(entry.load(), name) if entry.built_in else entry.facts.get(name, otherwise)
+    return value if isinstance(value, type(otherwise)) or entry.built_in else otherwise

@@ -18,8 +18,9 @@ from ..disk.storage import canonical, digest
 from ..errors import UserError
 from ..records.convergence import converged
 from ..records.record import Link, Record, read_record
-from ..records.statistics import over_seeds, row_interval, row_versus
+from ..records.statistics import bounded, over_seeds, row_interval, row_versus
 from .consistency import refuse_contradictions
+from .metric import bounds_of
 from .recomputed import Recomputation
 
 SHORT = 12  # characters of a digest in a table
@@ -244,6 +245,8 @@ def _settings(record: Record) -> set[str]:
 def _quality(same: Sequence[Record]) -> dict[str, Any]:
     """The metric over seeds, and against the dense model where every seed was compared with it."""
     whole = row_interval([r.interval for r in same])
+    if (scale := bounds_of(same[0].task)) is not None:
+        whole = bounded(whole, *scale)
     seeds = over_seeds([r.interval.value for r in same])
     ticks = [converged(r) for r in same]
     columns: dict[str, Any] = {"value": whole.value, "seeds": seeds.n, "spread": seeds.spread}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from .cards import read_cards
 from .entry import Entry
 from .kinds import DECORATORS, REQUIRED, RESERVED, Kind
 
+TOLD_BY_CLASS = ("metrics", "titles", "bounds")
 LONGEST = 64  # characters of a name: those of task, model and methods are one folder's name together
 
 
@@ -23,7 +25,23 @@ def declared(file: Path, module: str, built_in: bool) -> Iterator[Entry]:
                 called = _called(decorator)
                 for name, facts in _facts(decorator, called, file.parent) if called in DECORATORS else ():
                     _refuse_name(DECORATORS[called], name, decorator.lineno)
-                    yield Entry(DECORATORS[called], name, file, module, node.name, built_in, facts)
+                    literals = _literals(node) if called == "task" else {}
+                    yield Entry(DECORATORS[called], name, file, module, node.name, built_in, {**literals, **facts})
+
+
+def _literals(node: ast.ClassDef) -> dict[str, Any]:
+    """What a task's class says in literals of its metrics: boards ask it of tasks whose file they do not import."""
+    literals: dict[str, Any] = {}
+    for line in node.body:
+        targets = (
+            line.targets if isinstance(line, ast.Assign) else [line.target] if isinstance(line, ast.AnnAssign) else []
+        )
+        value = line.value if isinstance(line, ast.Assign | ast.AnnAssign) else None
+        for target in targets:
+            if isinstance(target, ast.Name) and target.id in TOLD_BY_CLASS and value is not None:
+                with contextlib.suppress(ValueError, TypeError):
+                    literals[target.id] = ast.literal_eval(value)
+    return literals
 
 
 def _called(call: ast.Call) -> str:

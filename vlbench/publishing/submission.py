@@ -67,7 +67,7 @@ def submit(run: Path, results: Path) -> Path:
 def submit_all(runs: Path, folder: Path) -> Iterator[tuple[str, bool]]:
     """Every finished run of `runs` into `folder`, laid out like leaderboards/results. Yields a line a run, and whether
     it is as it should be: written, or of a kind that no leaderboard takes."""
-    files = sorted(runs.glob("*/result.json"))
+    files = sorted(file for file in runs.glob("*/result.json") if not file.parent.is_symlink())
     if not files:
         raise UserError(f"there are no finished runs in {runs}: name their folder with --runs.")
     for file in files:

@@ -23,6 +23,10 @@ SCHEMA_VERSION = 2
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda data: data}
 
 
+# A name that becomes a file's or a folder's: no path leads out of it.
+NAME, LONGEST = r"^\w[\w.+-]*$", 250
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -81,9 +85,9 @@ class Record(_Part):
     the saved model's manifest, which has the digests of its files; empty for the dense model."""
 
     schema_version: Literal[2] = 2
-    cell: str
-    suite: str
-    task: str
+    cell: str = Field(pattern=NAME, max_length=LONGEST)
+    suite: str = Field(pattern=NAME, max_length=LONGEST)
+    task: str = Field(pattern=NAME, max_length=LONGEST)
     task_version: int
     split: str
     split_digest: str

@@ -7,7 +7,7 @@ sandwich (Liang & Zeger, Biometrika 1986) with t(G-1) for G clusters (Cameron & 
 Where a standard error cannot be estimated nothing is made up:
 * one cluster: se = 0 and low = high = value; `clusters` = 1 says that this is no interval, and tables print
   none;
-* all clusters agree: se = 0 and low = high = value. The t statistic of a difference is then 0/0 or infinite,
+* all clusters agree: se = 0 and low = high = value, but for a value at the end of its scale (`bounded`). The t statistic of a difference is then 0/0 or infinite,
   and p is that of the exact sign-flip test (Fisher 1935): 1 for no difference, else 2^(1-G).
 """
 
@@ -50,6 +50,37 @@ def interval(values: ArrayLike, clusters: Sequence[str]) -> Interval:
     mean, se = clustered_mean(v, group)
     low, high = t_interval(mean, se, count - 1)
     return Interval(value=mean, low=low, high=high, se=se, clusters=count)
+
+
+def bounded(spread: Interval, least: float, largest: float) -> Interval:
+    """The interval within the scale of its metric, [least, largest], and not empty where all or none are right.
+
+    A t interval that would leave the scale, or is empty at its end, gives way to Wilson's score interval (J. ASA 1927)
+    at the effective sample size p (1 - p) / se^2 of the clusters (Korn & Graubard, Survey Methodology 1998; at the end
+    of the scale: the number of clusters), with the t interval's own quantile. A bootstrap's is cut at the scale's end.
+    docs/statistics.md has the coverage of both by simulation.
+    """
+    width, value = largest - least, spread.value
+    share = (value - least) / width
+    inside = least <= spread.low and spread.high <= largest
+    at_end = spread.low == spread.high and (share <= NOISE or share >= 1 - NOISE)
+    if spread.clusters < 2 or not 0 <= share <= 1 or (inside and not at_end):
+        return spread
+    above, below = spread.high - value, value - spread.low
+    if not at_end and not math.isclose(above, below, rel_tol=1e-6):
+        return spread.model_copy(update={"low": max(least, spread.low), "high": min(largest, spread.high)})
+    quantile = _t_quantile(spread.clusters - 1) if at_end else above / spread.se
+    count = spread.clusters if at_end else share * (1 - share) * (width / spread.se) ** 2
+    low, high = wilson(min(1.0, max(0.0, share)), count, quantile)
+    return spread.model_copy(update={"low": min(value, least + width * low), "high": max(value, least + width * high)})
+
+
+def wilson(share: float, count: float, quantile: float) -> tuple[float, float]:
+    """Wilson's score interval of a share in [0, 1] of `count` samples."""
+    square = quantile * quantile / count
+    middle = (share + square / 2) / (1 + square)
+    half = quantile / (1 + square) * math.sqrt(share * (1 - share) / count + square / (4 * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def versus(a: ArrayLike, b: ArrayLike, clusters: Sequence[str]) -> VersusDense:

@@ -16,7 +16,7 @@ from ..errors import RunFailed, UserError
 from ..evaluation.predictions import Line, read_predictions
 from ..model import Model
 from ..records.record import Interval, Link, Parameters, Record, VersusDense, pack_clusters, pack_scores, unpack_scores
-from ..records.statistics import bootstrap, interval, versus
+from ..records.statistics import bootstrap, bounded, interval, versus
 from ..task import Score, Task
 from .flags import flags_of, parity_flags
 from .provenance import provenance
@@ -94,10 +94,10 @@ def difference_of(
 
 
 def interval_of(task: Task, scores: Sequence[Score], clusters: Sequence[str]) -> Interval:
-    """Of a mean: cluster-robust; of a corpus metric: by the bootstrap."""
+    """Of a mean: cluster-robust; of a corpus metric: by the bootstrap. Within the metric's scale."""
     if task.corpus:
-        return bootstrap(_table(scores), None, clusters, task.corpus_metric)
-    return interval(percent(scores), clusters)
+        return bounded(bootstrap(_table(scores), None, clusters, task.corpus_metric), *task.bounds)
+    return bounded(interval(percent(scores), clusters), *task.bounds)
 
 
 def link_record(cell: Cell, link: LinkSpec) -> Link:

@@ -22,7 +22,7 @@ from ..compression.state import Compression
 from ..cost.counts import count_parameters, macs_of
 from ..disk import checksums
 from ..disk.lease import LeaseLost, lease
-from ..disk.storage import json_text, write_json
+from ..disk.storage import json_text, refuse_link, write_json
 from ..errors import RunFailed, UserError
 from ..evaluation.loop import Evaluator
 from ..evaluation.predictions import Line, Predictions
@@ -58,6 +58,7 @@ class Runner:
         folder = self.runs / cell.id
         if not self.world.leads:
             return self._follow(cell, folder)
+        refuse_link(folder)
         if (folder / "result.json").is_file():
             checksums.check(folder, "result.json")
         record = finished(folder)

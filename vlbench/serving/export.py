@@ -73,7 +73,7 @@ def export_to(folder: Path, target: Path, name: str) -> list[str]:
     cell = dense_cell(folder, record)
     request = wanted(served.model, cell) if runtime.staged else None
     served = replace(served, parts=request.parts if request else ())
-    with new_folder(target.absolute()) as temporary:
+    with new_folder(target.absolute(), among_others=True) as temporary:
         notes = [*written(runtime, served, temporary), *_masked(served)]
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         if request:

@@ -36,16 +36,33 @@ def locate(checkpoint: str, revision: str, roots: Mapping[str, str]) -> Path:
     """
     if checkpoint.startswith("mini:"):
         return _mini_folder(checkpoint.removeprefix("mini:"))
-    local = Path(checkpoint).expanduser()
+    local = _expanded(checkpoint)
     if local.exists():
-        return local
+        return _plain(local)
     root = Path(roots.get("weights", "")).expanduser() if roots.get("weights") else None
     for name in (checkpoint, checkpoint.rsplit("/", 1)[-1]):
         if root is not None and (root / name).exists():
-            return root / name
+            return _plain(root / name)
     if local.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") != 1:
         raise UserError(f"checkpoint {checkpoint} does not exist: give the path of a model folder or weights file.")
     return _from_hub(checkpoint, revision)
+
+
+def _expanded(checkpoint: str) -> Path:
+    try:
+        return Path(checkpoint).expanduser()
+    except RuntimeError:
+        raise UserError(f"checkpoint {checkpoint} names the home of a user who does not exist: give a path.") from None
+
+
+def _plain(place: Path) -> Path:
+    """`place`. Raises UserError for a pipe, a socket or a device, there or among a folder's files and those of its
+    parts: it would be waited for without end."""
+    inside = [*place.iterdir(), *place.glob("*/*")] if place.is_dir() else [place]
+    for path in inside:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path} is no file but a pipe, a socket or a device: give weights in a file.")
+    return place
 
 
 def _from_hub(checkpoint: str, revision: str) -> Path:
