@@ -220,7 +220,11 @@ BAD_KARPATHY = {
     "no captions": (set_item(-1, "sentences", []), "images without a caption in test: 203"),
     "sentence": (set_item(-1, "sentences", [{"tokens": []}]), "image 2 of the split is not valid"),
     "ids twice": (set_item(-1, "sentences", [SENTENCE, SENTENCE]), "has caption ids twice in test: 7"),
-    "image twice": (set_item(-1, "cocoid", 202), "has images twice in test: 202"),
+    "image twice": (
+        lambda c: c["images"][-1].update(cocoid=202, filename="COCO_val2014_000000000202.jpg"),
+        "has images twice in test: 202",
+    ),
+    "another's": (set_item(-1, "cocoid", 202), "of image 202 and names the file val2014/COCO_val2014_000000000203.jpg"),
     "outside": (set_item(-1, "filepath", "../val2014"), "no file inside the data folder"),
     "not flickr": (lambda c: [row.pop("cocoid") for row in c["images"]] and None, "is not valid: KeyError"),
 }

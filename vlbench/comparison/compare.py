@@ -11,8 +11,9 @@ from typing import Any
 
 from ..errors import UserError
 from ..leaderboard.filters import FILTERS, Found, described, named, selected
-from ..leaderboard.metric import titled
 from ..leaderboard.rows import Row
+from ..leaderboard.scales import titled
+from ..leaderboard.tables import difference as difference_of
 from ..leaderboard.tables import estimate, fixed, name
 from ..plugins.table import table
 from ..records.record import Record, unpack_scores
@@ -170,7 +171,7 @@ def _lines(rows: Sequence[Found], pairs: Sequence[Pair], margin: float | None) -
 
 def _pair_lines(pair: Pair, letters: Mapping[str, str], margin: float | None) -> list[str]:
     a, b, change = letters[pair.a.config], letters[pair.b.config], pair.change
-    difference = estimate(change.delta, change.low, change.high, 2, sign="+")
+    difference = difference_of(change.delta, change.low, change.high, 2)
     ends = "not separated" if pair.verdict == "not separated" else f"{b} is {pair.verdict}"
     lines = [f"{b} - {a}  {difference}  p {_p(change.p)}, Holm {_p(pair.p)} ({change.test}): {ends}"]
     if margin is not None and pair.p_worse is not None:

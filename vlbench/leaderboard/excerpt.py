@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..records.record import Record
-from .metric import higher, titled
+from .metric import higher
 from .rows import Row
+from .scales import titled
 from .tables import MINI_WARNING, estimate, facts, fixed, name, subject
 from .terminal import Table
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 
-from .metric import titled
 from .rows import Row
-from .tables import count, estimate, facts, fixed, name, subject
+from .scales import titled
+from .tables import count, difference, facts, fixed, name, subject
 
 HEADER = ("Method", "Sparsity", "Parameters", "MACs", "{metric}", "95\\,\\% interval", "$\\Delta$ dense", "Seeds")
 ALIGNED = "lrrrrrrr"
@@ -70,7 +70,7 @@ def _cells(row: Row, best: bool) -> Iterator[str]:
     spread = "" if row.spread is None else f" $\\pm$ {fixed(row.spread, 2)}"
     yield (f"\\textbf{{{value}}}" if best else value) + spread
     yield "--" if row.low is None or row.high is None else f"[{fixed(row.low, 2)}, {fixed(row.high, 2)}]"
-    delta = estimate(row.delta, row.delta_low, row.delta_high, 2, sign="+")
+    delta = difference(row.delta, row.delta_low, row.delta_high, 2)
     yield delta.replace("-", "$-$").replace("+", "$+$") or "--"
     yield str(row.seeds)
 

@@ -11,8 +11,8 @@ from ..errors import UserError
 from ..plugins.workspace import boards_folder
 from ..records.record import Record, read_record
 from .excerpt import Excerpt, others_line
-from .metric import titled
 from .rows import Row, load_results, merge, ranked, row_alone, rows
+from .scales import titled
 from .tables import csv_text
 from .terminal import show
 

@@ -20,8 +20,8 @@ from ..records.convergence import converged
 from ..records.record import Link, Record, read_record
 from ..records.statistics import bounded, over_seeds, row_interval, row_versus
 from .consistency import refuse_contradictions
-from .metric import bounds_of
 from .recomputed import Recomputation
+from .scales import bounds_of
 
 SHORT = 12  # characters of a digest in a table
 MEASURED = {"metrics", "interval", "vs_dense", "parameters", "macs", "macs_dense", "scores", "complete"}

@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
-from .metric import titled
 from .rows import COLUMNS, Row
+from .scales import titled
 
 # Digits after the point in the CSV; every other number there is an integer.
 DIGITS = {
@@ -20,6 +20,7 @@ DIGITS = {
     **dict.fromkeys(("value", "low", "high", "spread", "delta", "delta_low", "delta_high"), 4),
 }
 MINI_WARNING = "mini ranks do not predict full ranks"
+IDENTICAL = "(every score the same)"
 LEGEND = "Intervals are 95 %; vs dense is paired"
 GENERATED = "<!-- Made by `vlbench leaderboard` from leaderboards/results; do not edit. -->"
 
@@ -61,6 +62,12 @@ def estimate(value: float | None, low: float | None, high: float | None, digits:
     text = fixed(value, digits)
     text = f"{sign}{text}" if float(text) > 0 else text
     return text if low is None or high is None else f"{text} [{fixed(low, digits)}, {fixed(high, digits)}]"
+
+
+def difference(delta: float | None, low: float | None, high: float | None, digits: int) -> str:
+    """ "+1.2 [0.3, 2.1]"; of models that score the same on every sample, that they do: there is no interval of it."""
+    text = estimate(delta, low, high, digits, "+")
+    return f"{fixed(0.0, digits)} {IDENTICAL}" if delta == low == high == 0 else text
 
 
 def count(number: int | None) -> str:
@@ -113,7 +120,7 @@ def _markdown_table(rows: Sequence[Row]) -> list[str]:
             *(name(row), percent(row.sparsity)),
             *(reduced(row.nonzero, row.model_reduction), reduced(row.macs, row.macs_reduction)),
             estimate(row.value, row.low, row.high, 2),
-            estimate(row.delta, row.delta_low, row.delta_high, 2, sign="+"),
+            difference(row.delta, row.delta_low, row.delta_high, 2),
             "" if row.p is None else "<0.001" if row.p < 0.001 else fixed(row.p, 3),
             seeds(row, 2),
             *((str(row.steps), *_training(row)) if trained else ()),

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from .metric import titled, verdict
+from .metric import verdict
 from .rows import Row
-from .tables import LEGEND, MINI_WARNING, count, estimate, facts, name, percent, reduced, seeds, subject
+from .scales import titled
+from .tables import LEGEND, MINI_WARNING, count, difference, estimate, facts, name, percent, reduced, seeds, subject
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,7 +59,7 @@ class Table:
             _Column("params", lambda row: reduced(row.nonzero, row.model_reduction, short), leaves=4),
             _Column("MACs", lambda row: reduced(row.macs, row.macs_reduction, short), leaves=3),
             _Column(metric, lambda row: estimate(row.value, row.low, row.high, 1)),
-            _Column("vs dense", lambda row: estimate(row.delta, row.delta_low, row.delta_high, 1, "+"), _verdict),
+            _Column("vs dense", lambda row: difference(row.delta, row.delta_low, row.delta_high, 1), _verdict),
             _Column("seeds", lambda row: seeds(row, 1), leaves=2),
             *([_Column("seen", lambda row: count(row.samples_seen) if row.trained else "", leaves=1)] * trained),
         ]

@@ -10,16 +10,18 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any
 
-from ..leaderboard.metric import higher, titled, verdict
+from ..leaderboard.metric import higher, verdict
 from ..leaderboard.points import Size, Spot, measured, published
 from ..leaderboard.published import Published
 from ..leaderboard.rows import Row, other_metrics
+from ..leaderboard.scales import titled
 from ..leaderboard.tables import (
     GENERATED,
     LEGEND,
     MINI_WARNING,
     count,
     csv_text,
+    difference,
     estimate,
     facts,
     fixed,
@@ -62,9 +64,9 @@ SHOWN = (
     _Column("macs", "MACs", "of one sample, and their reduction",
             lambda r: reduced(r.macs, r.macs_reduction), lambda r: r.macs, spare="narrow"),
     _Column("value", "", "the primary metric with its 95 % interval",
-            lambda r: _estimate(r.value, r.low, r.high), lambda r: r.value, best=True),
+            lambda r: _unbroken(estimate(r.value, r.low, r.high, 2)), lambda r: r.value, best=True),
     _Column("delta", "vs dense", "paired difference to the dense model with its 95 % interval",
-            lambda r: _estimate(r.delta, r.delta_low, r.delta_high, "+"), lambda r: r.delta, best=True),
+            lambda r: _unbroken(difference(r.delta, r.delta_low, r.delta_high, 2)), lambda r: r.delta, best=True),
     _Column("seeds", "seeds", "number of seeds, and the spread over them",
             lambda r: str(r.seeds) if r.spread is None else f"{r.seeds} \u00b1{fixed(r.spread, 2)}", lambda r: r.seeds,
             spare="narrow"),
@@ -203,9 +205,9 @@ def _pattern(row: Row) -> str:
     return f"{row.pattern}, trained" if row.trained else row.pattern
 
 
-def _estimate(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:
+def _unbroken(text: str) -> str:
     """An interval stays on one line, which in a narrow window is one below its value."""
-    return estimate(value, low, high, 2, sign).replace(", ", ",\u00a0")
+    return text.replace(", ", ",\u00a0")
 
 
 def _by_seed(records: Sequence[Record]) -> str:

@@ -12,8 +12,8 @@ from ..capability import capability_of
 from ..disk.storage import write_text
 from ..errors import UserError
 from ..images.maps import LabelMap, read_map
-from ..leaderboard.metric import titled
-from ..leaderboard.tables import count, estimate, fixed, reduced
+from ..leaderboard.scales import titled
+from ..leaderboard.tables import count, difference, estimate, fixed, reduced
 from ..plots.runs import Run, open_run
 from ..records.record import Record
 from .curves import curve
@@ -67,7 +67,7 @@ def _result(record: Record) -> str:
     saved = 1 - record.macs / record.macs_dense if record.macs is not None and record.macs_dense else None
     facts = {
         titled(record.task, record.metric): estimate(spread.value, spread.low, spread.high, 2),
-        "vs dense (paired)": "" if versus is None else estimate(versus.delta, versus.low, versus.high, 2, sign="+"),
+        "vs dense (paired)": "" if versus is None else difference(versus.delta, versus.low, versus.high, 2),
         "p": "" if versus is None else f"{versus.p:.4g}",
         **{
             titled(record.task, name): fixed(value, 2)

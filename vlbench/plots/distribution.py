@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..leaderboard.metric import titled
 from ..leaderboard.rows import Row
+from ..leaderboard.scales import titled
 from ..leaderboard.tables import MINI_WARNING
 from .canvas import COLOURS, GREY, MARKERS, figure, save
 from .spread import ISO_PARAMETER, SIDES, Grid, Point

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..disk.storage import canonical, digest
 from ..leaderboard.filters import Found
-from ..leaderboard.metric import titled
 from ..leaderboard.rows import Row
+from ..leaderboard.scales import titled
 from ..leaderboard.tables import MINI_WARNING
 from ..records.record import Record
 from .canvas import COLOURS, GREY, figure, save

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..leaderboard.metric import titled
 from ..leaderboard.points import Spot, measured, published
 from ..leaderboard.published import load_published
 from ..leaderboard.rows import Row
+from ..leaderboard.scales import titled
 from ..leaderboard.tables import MINI_WARNING
 from .canvas import COLOURS, GREY, MARKERS, figure, save
 

@@ -13,7 +13,7 @@ from .cards import read_cards
 from .entry import Entry
 from .kinds import DECORATORS, REQUIRED, RESERVED, Kind
 
-TOLD_BY_CLASS = ("metrics", "titles", "bounds")
+OF_METRICS = ("metrics", "titles", "bounds")
 LONGEST = 64  # characters of a name: those of task, model and methods are one folder's name together
 
 
@@ -33,14 +33,12 @@ def _literals(node: ast.ClassDef) -> dict[str, Any]:
     """What a task's class says in literals of its metrics: boards ask it of tasks whose file they do not import."""
     literals: dict[str, Any] = {}
     for line in node.body:
-        targets = (
-            line.targets if isinstance(line, ast.Assign) else [line.target] if isinstance(line, ast.AnnAssign) else []
-        )
-        value = line.value if isinstance(line, ast.Assign | ast.AnnAssign) else None
-        for target in targets:
-            if isinstance(target, ast.Name) and target.id in TOLD_BY_CLASS and value is not None:
+        if not isinstance(line, ast.Assign | ast.AnnAssign) or line.value is None:
+            continue
+        for target in line.targets if isinstance(line, ast.Assign) else [line.target]:
+            if isinstance(target, ast.Name) and target.id in OF_METRICS:
                 with contextlib.suppress(ValueError, TypeError):
-                    literals[target.id] = ast.literal_eval(value)
+                    literals[target.id] = ast.literal_eval(line.value)
     return literals
 
 

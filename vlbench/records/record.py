@@ -23,7 +23,7 @@ SCHEMA_VERSION = 2
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda data: data}
 
 
-# A name that becomes a file's or a folder's: no path leads out of it.
+# A cell is an id, which becomes a file's and a folder's name: no path leads out of it.
 NAME, LONGEST = r"^\w[\w.+-]*$", 250
 
 
@@ -86,8 +86,8 @@ class Record(_Part):
 
     schema_version: Literal[2] = 2
     cell: str = Field(pattern=NAME, max_length=LONGEST)
-    suite: str = Field(pattern=NAME, max_length=LONGEST)
-    task: str = Field(pattern=NAME, max_length=LONGEST)
+    suite: str
+    task: str
     task_version: int
     split: str
     split_digest: str

@@ -7,8 +7,9 @@ sandwich (Liang & Zeger, Biometrika 1986) with t(G-1) for G clusters (Cameron & 
 Where a standard error cannot be estimated nothing is made up:
 * one cluster: se = 0 and low = high = value; `clusters` = 1 says that this is no interval, and tables print
   none;
-* all clusters agree: se = 0 and low = high = value, but for a value at the end of its scale (`bounded`). The t statistic of a difference is then 0/0 or infinite,
-  and p is that of the exact sign-flip test (Fisher 1935): 1 for no difference, else 2^(1-G).
+* all clusters agree: se = 0 and low = high = value, but for a value at the end of its scale (`bounded`).
+  The t statistic of a difference is then 0/0 or infinite, and p is that of the exact sign-flip test
+  (Fisher 1935): 1 for no difference, else 2^(1-G).
 """
 
 from __future__ import annotations
