@@ -44,12 +44,13 @@ class L0Options(PruneOptions, MomentumOptions):
     beta2: float = 0.95
     clip: float = 1.0
     units: str = Field(
-        "site", description="what has gates, with commas: site (heads and neurons), block (layers), width (dimensions)"
+        "site",
+        description="what has gates, like site+block+width: heads and neurons, layers, dimensions of the streams",
     )
     target: Literal["shape", "size"] = Field(
         "shape", description="shape: every site, tower and stream keeps the same share; size: a target on all entries"
     )
-    shares: str = Field("", description="target=shape: shares that stay, like width:0.75,block:0.5; others follow")
+    shares: str = Field("", description="target=shape: shares that stay, like width:0.75+block:0.5; others follow")
     mask_lr: float = Field(0.1, gt=0, description="learning rate of the gates' parameters")
     multiplier_lr: float = Field(0.1, gt=0, description="learning rate of the multipliers, which ascend")
     target_warmup: float = Field(0.2, ge=0, le=1, description="part of the steps over which the target grows from 0")
@@ -59,26 +60,26 @@ class L0Options(PruneOptions, MomentumOptions):
     @field_validator("units")
     @classmethod
     def _units(cls, value: str) -> str:
-        names = value.split(",")
+        names = value.replace(",", "+").split("+")
         if len(set(names)) != len(names) or not set(names) <= set(KINDS):
-            raise ValueError(f"{value} should be some of {', '.join(KINDS)}, with commas")
-        return value
+            raise ValueError(f"{value} should be some of {', '.join(KINDS)}, joined by +")
+        return "+".join(kind for kind in KINDS if kind in names)
 
     @field_validator("shares")
     @classmethod
     def _shares(cls, value: str) -> str:
         parse_shares(value)
-        return value
+        return value.replace(",", "+")
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        return tuple(self.units.split(","))
+        return tuple(self.units.split("+"))
 
 
 def parse_shares(text: str) -> dict[str, float]:
-    """ "width:0.75,block:0.5" -> {"width": 0.75, "block": 0.5}. Raises ValueError for anything else."""
+    """ "width:0.75+block:0.5" -> {"width": 0.75, "block": 0.5}. Raises ValueError for anything else."""
     shares: dict[str, float] = {}
-    for part in filter(None, text.split(",")):
+    for part in filter(None, text.replace(",", "+").split("+")):
         name, _, value = part.partition(":")
         try:
             share = float(value)

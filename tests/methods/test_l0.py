@@ -25,7 +25,7 @@ l0 = importlib.import_module("vlbench.methods.l0")
 def search_of(name: str, **options: object) -> tuple[object, torch.nn.Module, Search, object]:
     kind = MODELS[name]
     net = kind.adopt(kind.build())
-    method = l0.L0(l0.L0Options(**{"units": "site,block,width", "sparsity": 0.6, **options}))
+    method = l0.L0(l0.L0Options(**{"units": "site+block+width", "sparsity": 0.6, **options}))
     structure = method.units(kind.structure(net))
     counts, sizes = method.counts(structure), method.sizes(structure)
     search = Search(net, structure, method.options, sizes, counts, seed=0)
@@ -87,7 +87,7 @@ def test_the_cut_model_is_the_gated_one(name: str) -> None:
 
 
 def test_a_run_keeps_an_even_shape(lab: Lab) -> None:
-    words = ("method=sheared", "sparsity=0.5", "units=site,block,width", "l0.steps=4", "finetune.steps=2")
+    words = ("method=sheared", "sparsity=0.5", "units=site+block+width", "l0.steps=4", "finetune.steps=2")
     told = lab.run(*words, "l0.batch_size=4", "finetune.batch_size=4")
     assert told.code == 0, told.err
     folder = next(p.parent for p in lab.folder.rglob("result.json") if "sheared" in str(p))
@@ -104,7 +104,7 @@ def test_a_run_keeps_an_even_shape(lab: Lab) -> None:
 def test_shares_that_are_given_stay() -> None:
     kind = MODELS["deit"]
     structure = kind.structure(kind.adopt(kind.build()))
-    method = l0.L0(l0.L0Options(units="site,width", sparsity=0.5, shares="width:0.75"))
+    method = l0.L0(l0.L0Options(units="site+width", sparsity=0.5, shares="width:0.75"))
     counts = method.counts(method.units(structure))
     assert counts["vision.width"] == 18
     with pytest.raises(UserError, match="units=site has none"):
@@ -116,4 +116,4 @@ def test_shares_that_are_given_stay() -> None:
 def test_width_is_refused_where_it_cannot_go() -> None:
     kind = MODELS["t5"]
     with pytest.raises(UserError, match="cannot be narrowed"):
-        l0.L0(l0.L0Options(units="site,width")).check(kind.structure(kind.adopt(kind.build())))
+        l0.L0(l0.L0Options(units="site+width")).check(kind.structure(kind.adopt(kind.build())))
