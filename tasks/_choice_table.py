@@ -73,8 +73,8 @@ class ChoiceTable(Asked):
     def choice(self, row: Row, place: str) -> Choice:
         """Raises UserError for a row without options or image, and an answer outside its options."""
         place = f"{place}, row {self.number(row, place)}"
-        options = _options(row, place)
-        answer = _answer(row.get("answer"), options, place)
+        options = options_of(row, place)
+        answer = answer_in(row.get("answer"), options, place)
         if "question" not in row:
             raise UserError(f"{place} has no question: correct the table.")
         if not row["images"]:
@@ -124,7 +124,7 @@ def question_of(row: Row, place: str) -> str:
     return row["question"]
 
 
-def _options(row: Row, place: str) -> Options:
+def options_of(row: Row, place: str) -> Options:
     """Letter -> text, of columns A, B ..., or choice_a, choice_b ..., or of a list. Two at least, without a gap."""
     by_letter = {
         letter: row[column] for letter in LETTERS for column in (letter, f"choice_{letter.lower()}") if column in row
@@ -140,7 +140,7 @@ def _options(row: Row, place: str) -> Options:
     return texts
 
 
-def _answer(given: Any, options: Options, place: str) -> str:
+def answer_in(given: Any, options: Options, place: str) -> str:
     """The letter of a letter in any case, or of a number from 0 on."""
     text = "" if given is None else str(given).strip()
     letter = LETTERS[int(text)] if text.isdigit() and int(text) < len(LETTERS) else text.upper()

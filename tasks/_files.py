@@ -88,6 +88,15 @@ def refuse_special(path: Path) -> None:
         raise UserError(f"{path} is no file: put the benchmark's own there.")
 
 
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, a byte order mark left out. Raises UserError where it is none."""
+    refuse_special(path)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from None
+
+
 def refuse(ids: Iterable[str], problem: str) -> None:
     """Raise if there are such ids, naming the first few."""
     listed = sorted(ids, key=lambda text: (len(text), text))

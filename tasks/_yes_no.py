@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ._vqa_accuracy import without_punctuation
 
+REQUEST = " Please answer yes or no."  # that ends the questions of MME, and of tables made of others
 PREFIX = 4  # characters of an answer that MME's rules look at
 
 

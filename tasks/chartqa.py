@@ -6,7 +6,7 @@ The metric is relaxed accuracy (see _short.py) over both halves, which have 1,25
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -16,8 +16,10 @@ from vlbench.errors import UserError
 from vlbench.task import Role, Sample, task
 
 from . import _short
-from ._asked import Asked, AskedOptions, directions, lacking, located
+from ._asked import AskedOptions, directions, lacking, located
 from ._files import answer_of, inside, read_json, text_of
+from ._packed import Row, listed
+from ._tabled import Tabled, cell, image_of
 
 HALVES = ("human", "augmented")
 RULES: Mapping[str, Callable[[str, str], bool]] = {
@@ -43,9 +45,10 @@ class ChartQAOptions(AskedOptions):
 
 
 @task("chartqa", title="ChartQA, relaxed accuracy", capability="answer", metric="accuracy", version=1)
-class ChartQA(Asked):
+class ChartQA(Tabled):
     """`root` holds SPLIT/SPLIT_human.json, SPLIT/SPLIT_augmented.json and SPLIT/png/ of train, val and test (or has
-    them in "ChartQA Dataset/")."""
+    them in "ChartQA Dataset/"). In place of them, for test: ChartQA_TEST.tsv (VLMEvalKit's), or lmms-eval's
+    data/test-*.parquet."""
 
     Options: ClassVar[type[AskedOptions]] = ChartQAOptions
     asked: ClassVar[str] = "{}\nAnswer the question with a single word."
@@ -54,14 +57,24 @@ class ChartQA(Asked):
     titles: ClassVar[Mapping[str, str]] = {"accuracy": "relaxed accuracy"}
     splits: ClassVar[tuple[str, ...]] = ("test", "val")
     learned: ClassVar[Mapping[Role, str]] = {"train": "train", "select": "val"}
+    tables: ClassVar[Mapping[str, Sequence[str]]] = {"test": ("ChartQA_TEST.tsv", "data/test-*.parquet")}
     options: ChartQAOptions
 
-    def missing(self, split: str) -> list[str]:
+    def lacks(self, split: str) -> list[str]:
         files = {self._file(split, half): f"the {half} questions of {split}" for half in HALVES}
         return lacking({**files, self._folder(split) / "png": "the charts"})
 
-    def rows(self, split: str) -> Mapping[str, Question]:
+    def released(self, split: str) -> Mapping[str, Question]:
         return dict(pair for half in HALVES for pair in self._half(split, half))
+
+    def from_table(self, row: Row, number: int, place: str) -> tuple[str, Question]:
+        kind = cell(row, "type", "split", place=place)
+        half = next((half for half in HALVES if half in kind), None)
+        if half is None:
+            raise UserError(f"{place} is of {kind!r}, which says neither human nor augmented: correct the table.")
+        (answer, *_) = listed(row, "answer", place) or [""]
+        question = Question(half, image_of(row, place), cell(row, "question", place=place), str(answer))
+        return f"{half}/{row.get('index', number)}", question
 
     def _half(self, split: str, half: str) -> Iterator[tuple[str, Question]]:
         """(id, question): a question has no id in the files, and is known here by its half and place, and by its split

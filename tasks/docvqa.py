@@ -17,8 +17,10 @@ from vlbench.errors import UserError
 from vlbench.task import Role, Sample, held_out, task
 
 from . import _short
-from ._asked import Asked, AskedOptions, directions, lacking, located, unique
+from ._asked import AskedOptions, directions, lacking, located, unique
 from ._files import identifier_of, inside, read_json, text_of, texts_of, whole_number
+from ._packed import Row, listed
+from ._tabled import Tabled, cell, image_of
 
 SELECT_PERCENT = 5  # of the training documents
 UPLOAD = "docvqa_results.json"
@@ -44,24 +46,28 @@ class DocVQAOptions(AskedOptions):
 
 
 @task("docvqa", title="DocVQA, ANLS", capability="answer", metric="anls", version=1)
-class DocVQA(Asked):
+class DocVQA(Tabled):
     """`root` holds {train,val,test}_v1.0.json (or *_v1.0_withQT.json) and the pages in documents/ (or, as the later
-    release has them, in spdocvqa_images/)."""
+    release has them, in spdocvqa_images/). In place of them, for val and test: DocVQA_VAL.tsv and DocVQA_TEST.tsv
+    (VLMEvalKit's), or lmms-eval's DocVQA/validation-*.parquet and test-*.parquet."""
 
     Options: ClassVar[type[AskedOptions]] = DocVQAOptions
     metrics: ClassVar[Mapping[str, Literal["higher", "lower"]]] = directions("anls")
     titles: ClassVar[Mapping[str, str]] = {"anls": "ANLS"}
     splits: ClassVar[tuple[str, ...]] = ("val", "test", "select")
     learned: ClassVar[Mapping[Role, str]] = {"train": "train", "select": "select"}
+    tables: ClassVar[Mapping[str, Sequence[str]]] = {
+        "val": ("DocVQA_VAL.tsv", "DocVQA/validation-*.parquet"), "test": ("DocVQA_TEST.tsv", "DocVQA/test-*.parquet"),
+    }  # fmt: skip
     options: DocVQAOptions
 
     def labelled(self, split: str) -> bool:
         return split != "test"
 
-    def missing(self, split: str) -> list[str]:
+    def lacks(self, split: str) -> list[str]:
         return lacking({self._file(split): f"the questions of {split}", self._pages: "the pages"})
 
-    def rows(self, split: str) -> Mapping[str, Question]:
+    def released(self, split: str) -> Mapping[str, Question]:
         path = self._file(split)
         content = read_json(path)
         if not isinstance(content, dict) or not isinstance(content.get("data"), list):
@@ -82,6 +88,13 @@ class DocVQA(Asked):
         if self.labelled(split) and not answers:
             raise UserError(f"{path}: question {number} has no answers.")
         return number, Question(self._pages / name, text, answers, document)
+
+    def from_table(self, row: Row, number: int, place: str) -> tuple[str, Question]:
+        image = image_of(row, place)
+        answers = tuple(str(answer) for answer in listed(row, "answers" if "answers" in row else "answer", place))
+        document = str(row.get("ucsf_document_id", image.stem))
+        text = cell(row, "question", place=place)
+        return cell(row, "questionId", "index", place=place), Question(image, text, answers, document)
 
     def sample(self, number: str, row: Question) -> Sample:
         target = dict.fromkeys(row.answers, 1 / len(row.answers)) if row.answers else None

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vlbench.errors import UserError
-from vlbench.task import Sample, Score, task
+from vlbench.task import Role, Sample, Score, task
 
 from . import _choice
 from ._asked import UNPARSED, AskedOptions, directions
@@ -33,6 +33,7 @@ ABILITIES = {
     "finegrained_perception (cross-instance)": "fp-c", "logic_reasoning": "lr", "relation_reasoning": "rr",
     "attribute_reasoning": "ar",
 }  # fmt: skip
+TRAIN = "MMBench_TRAIN_EN.tsv"
 UPLOAD = "mmbench_predictions.tsv"
 HIT, QUESTION, VANILLA, MISSED, ROW = range(5)  # of a score
 FIELDS = ("index", "question", "A", "B", "C", "D", "prediction")
@@ -52,15 +53,18 @@ class MMBenchOptions(ChoiceOptions):
 @task("mmbench", title="MMBench, circular", capability="answer", metric="accuracy", version=1)
 class MMBench(ChoiceTable):
     """`root` holds MMBench_DEV_EN.tsv, MMBench_DEV_EN_V11.tsv, MMBench_TEST_EN.tsv or MMBench_TEST_EN_V11.tsv
-    (VLMEvalKit's), or lmms-eval's en/dev-*.parquet and en/test-*.parquet."""
+    (VLMEvalKit's), or lmms-eval's en/dev-*.parquet and en/test-*.parquet. MMBench has no questions to learn from: for
+    methods that want some, MMBench_TRAIN_EN.tsv is a table of your own in the same form."""
 
     Options: ClassVar[type[AskedOptions]] = MMBenchOptions
     asked: ClassVar[str] = "{}"
     tables: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "dev": ("MMBench_DEV_EN.tsv", "en/dev-*.parquet"), "dev_v11": ("MMBench_DEV_EN_V11.tsv",),
         "test": ("MMBench_TEST_EN.tsv", "en/test-*.parquet"), "test_v11": ("MMBench_TEST_EN_V11.tsv",),
+        "train": (TRAIN,),
     }  # fmt: skip
-    splits: ClassVar[tuple[str, ...]] = tuple(tables)
+    splits: ClassVar[tuple[str, ...]] = ("dev", "dev_v11", "test", "test_v11")
+    learned: ClassVar[Mapping[Role, str]] = {"train": "train"}
     rules: ClassVar[Mapping[str, Rule]] = {"vlmevalkit": _choice.vlmevalkit, "lmms": _choice.lmms_mmbench}
     columns: ClassVar[tuple[str, ...]] = ("l2-category", "L2-category")
     named: ClassVar[Mapping[str, str]] = ABILITIES
@@ -70,6 +74,16 @@ class MMBench(ChoiceTable):
     }  # fmt: skip
     titles: ClassVar[Mapping[str, str]] = {"accuracy": "circular accuracy", "vanilla": "first rotation"}
     corpus: ClassVar[bool] = True
+
+    def missing(self, split: str) -> list[str]:
+        sentences = super().missing(split)
+        if split != "train" or self.table(split).sources or not sentences:
+            return sentences
+        return [
+            f"MMBench has no training data: {self.root / TRAIN} would be a table of your own in its form; or name a "
+            "task or a file of captions with calibration=TASK or calibration=FILE, or take a method that learns from "
+            "nothing."
+        ]
 
     def labelled(self, split: str) -> bool:
         return not split.startswith("test")

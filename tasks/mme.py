@@ -22,8 +22,10 @@ from vlbench.errors import UserError
 from vlbench.task import Sample, Score, task
 
 from . import _yes_no
-from ._asked import UNPARSED, Asked, AskedOptions, unique
-from ._files import IMAGE_SUFFIXES, refuse_special
+from ._asked import UNPARSED, AskedOptions, unique
+from ._files import IMAGE_SUFFIXES, read_text
+from ._packed import Row
+from ._tabled import Tabled, cell, image_of, said_yes
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
@@ -32,7 +34,6 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 SUBTASKS = (*PERCEPTION, *COGNITION)
 RIGHT, ASKED, PAIRS, IMAGES = range(4)  # statistics of each subtask
 COUNTS = 4
-INSTRUCTION = " Please answer yes or no."
 RULES: Mapping[str, Callable[[str], str]] = {
     "official": _yes_no.mme_official, "lmms": _yes_no.mme_lmms, "vlmevalkit": _yes_no.one_word,
 }  # fmt: skip
@@ -60,9 +61,10 @@ class MMEOptions(AskedOptions):
 
 
 @task("mme", title="MME, perception and cognition", capability="answer", metric="perception", version=1)
-class MME(Asked):
+class MME(Tabled):
     """`root` holds a folder a subtask: NAME.txt with two lines "question<tab>Yes" beside NAME.jpg or NAME.png, or the
-    pictures in images/ and the texts in questions_answers_YN/."""
+    pictures in images/ and the texts in questions_answers_YN/. In place of the folders: MME.tsv (VLMEvalKit's), or
+    lmms-eval's data/test-*.parquet."""
 
     Options: ClassVar[type[AskedOptions]] = MMEOptions
     metrics: ClassVar[Mapping[str, Literal["higher", "lower"]]] = {
@@ -72,16 +74,24 @@ class MME(Asked):
     corpus: ClassVar[bool] = True
     bounds: ClassVar[tuple[float, float]] = (0.0, 2000.0)
     splits: ClassVar[tuple[str, ...]] = ("test",)
+    tables: ClassVar[Mapping[str, Sequence[str]]] = {"test": ("MME.tsv", "data/test-*.parquet")}
     options: MMEOptions
 
-    def missing(self, split: str) -> list[str]:
+    def lacks(self, split: str) -> list[str]:
         return [f"{self.root / name} should hold the subtask {name}." for name in SUBTASKS if not self._has(name)]
 
-    def rows(self, split: str) -> Mapping[str, Question]:
+    def released(self, split: str) -> Mapping[str, Question]:
         return unique((pair for name in SUBTASKS for pair in self._subtask(name)), str(self.root))
 
+    def from_table(self, row: Row, number: int, place: str) -> tuple[str, Question]:
+        subtask, image = cell(row, "category", place=place), image_of(row, place)
+        if subtask not in SUBTASKS:
+            raise UserError(f"{place} has the category {subtask!r}, which is no subtask of MME.")
+        text = cell(row, "question", place=place).strip()
+        return f"{subtask}/{image.stem}/{number}", Question(subtask, image, text, said_yes(row, place))
+
     def sample(self, number: str, row: Question) -> Sample:
-        text = row.text.replace(INSTRUCTION, "")
+        text = row.text.replace(_yes_no.REQUEST, "")
         cluster = f"{row.subtask}/{row.image.stem}"
         return Sample(number, (row.image,), text, {"yes" if row.yes else "no": 1.0}, cluster, candidates=("yes", "no"))
 
@@ -131,7 +141,7 @@ class MME(Asked):
             image = next((p for end in IMAGE_SUFFIXES if (p := pictures / f"{path.stem}{end}").is_file()), None)
             if image is None:
                 raise UserError(f"{pictures} has no picture for {path.name}: put {path.stem}.jpg there.")
-            lines = [line for line in _text(path).splitlines() if line.strip()]
+            lines = [line for line in read_text(path).splitlines() if line.strip()]
             if len(lines) != 2:
                 raise UserError(f"{path} should have two questions, and has {len(lines)}.")
             for number, line in enumerate(lines):
@@ -140,14 +150,6 @@ class MME(Asked):
                     raise UserError(f"{path}, line {number + 1}, should be a question, a tab, and Yes or No.")
                 yes = answer.strip().lower() == "yes"
                 yield f"{subtask}/{path.stem}/{number}", Question(subtask, image, text.strip(), yes)
-
-
-def _text(path: Path) -> str:
-    refuse_special(path)
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from None
 
 
 def _by_subtask(sums: Array) -> Array:

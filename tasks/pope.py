@@ -16,14 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from vlbench.disk.storage import cannot_write, write_text
 from vlbench.errors import UserError
-from vlbench.task import Sample, Score, task
+from vlbench.task import Role, Sample, Score, task
 
-from . import _yes_no
-from ._asked import UNPARSED, Asked, AskedOptions, lacking, located, unique
-from ._files import inside, refuse_special, text_of, whole_number
+from . import _pope_lists, _yes_no
+from ._asked import UNPARSED, AskedOptions, lacking, located, unique
+from ._files import inside, read_text, text_of, whole_number
+from ._packed import Row
+from ._tabled import Tabled, cell, image_of, said_yes
 
 SUBSETS = ("random", "popular", "adversarial")
+INSTANCES = "instances_train2014.json"
+SELECTED, TRAINED = 500, 5000  # images that the lists of select and train are about
 COUNTS = 5  # of each subset: TP, FP, TN, FN, and answers that count for none of these
 RATES = ("accuracy", "f1", "precision", "recall", "yes")
 RULES: Mapping[str, Callable[[str], str]] = {
@@ -54,9 +59,12 @@ class PopeOptions(AskedOptions):
 
 
 @task("pope", title="POPE, object hallucination", capability="answer", metric="f1", version=1, chance=66.67)
-class POPE(Asked):
+class POPE(Tabled):
     """`root` holds coco_pope_random.json, coco_pope_popular.json and coco_pope_adversarial.json (JSON lines; or has
-    them in coco/ or output/coco/), and the images of COCO val2014 in val2014/ or images/."""
+    them in coco/ or output/coco/), and the images of COCO val2014 in val2014/ or images/. POPE has nothing to choose on
+    or to learn from: `vlbench data prepare task=pope` makes such lists, in select/ and train/, of what COCO's
+    instances_train2014.json says of the images in train2014/. In place of the three lists: POPE.tsv (VLMEvalKit's), or
+    lmms-eval's data/test-*.parquet."""
 
     Options: ClassVar[type[AskedOptions]] = PopeOptions
     metrics: ClassVar[Mapping[str, Literal["higher", "lower"]]] = {
@@ -66,14 +74,46 @@ class POPE(Asked):
     titles: ClassVar[Mapping[str, str]] = {"f1": "mean F1", "accuracy": "mean accuracy", "yes": "yes ratio"}
     corpus: ClassVar[bool] = True
     splits: ClassVar[tuple[str, ...]] = ("test", *SUBSETS)
+    learned: ClassVar[Mapping[Role, str]] = {"train": "train", "select": "select"}
+    tables: ClassVar[Mapping[str, Sequence[str]]] = {"test": ("POPE.tsv", "data/test-*.parquet")}
     options: PopeOptions
 
-    def missing(self, split: str) -> list[str]:
-        files = {self._list(subset): f"the {subset} questions" for subset in self._subsets(split)}
-        return lacking({**files, self._images: "the images of COCO val2014"})
+    def lacks(self, split: str) -> list[str]:
+        files = {self._list(split, subset): f"the {subset} questions" for subset in self._subsets(split)}
+        absent = lacking({**files, self._images(split): f"the images of COCO {self._year(split)}"})
+        if absent and self._is_built(split):
+            return [
+                *absent,
+                f"(POPE has no {split} questions: vlbench data prepare task=pope makes them of {INSTANCES}.)",
+            ]
+        return absent
 
-    def rows(self, split: str) -> Mapping[str, Question]:
-        return unique((pair for subset in self._subsets(split) for pair in self._lines(subset)), f"{self.root}")
+    def prepare(self, split: str, say: Callable[[str], None]) -> None:
+        """Build the lists of select and train, unless they are there or COCO's annotations are not."""
+        source = located(self.root, f"annotations/{INSTANCES}", INSTANCES)
+        super().prepare(split, say)
+        if not self._is_built(split) or not source.is_file() or not self.missing(split):
+            return
+        say(f"{source.name}: what each image shows")
+        shown = _pope_lists.coco_objects(source)
+        images = list(_pope_lists.chosen_images(shown))
+        chosen = images[:SELECTED] if split == "select" else images[SELECTED : SELECTED + TRAINED]
+        try:
+            for subset, text in _pope_lists.lists(shown, chosen).items():
+                write_text(self.root / split / f"coco_pope_{subset}.json", text)
+        except OSError as error:
+            raise cannot_write(self.root / split, error) from error
+
+    def released(self, split: str) -> Mapping[str, Question]:
+        return unique((pair for subset in self._subsets(split) for pair in self._lines(split, subset)), f"{self.root}")
+
+    def from_table(self, row: Row, number: int, place: str) -> tuple[str, Question]:
+        subset = cell(row, "category", place=place).strip().lower()
+        if subset not in SUBSETS:
+            raise UserError(f"{place} has the category {subset!r}, which should be {', '.join(SUBSETS)}.")
+        text = cell(row, "question", place=place).removesuffix(_yes_no.REQUEST)
+        key = f"{subset}/{cell(row, 'question_id', 'index', 'id', place=place)}"
+        return key, Question(subset, image_of(row, place), text, said_yes(row, place))
 
     def sample(self, number: str, row: Question) -> Sample:
         answer = {"yes" if row.yes else "no": 1.0}
@@ -103,40 +143,42 @@ class POPE(Asked):
         return {metric: metrics[metric] for metric in self.metrics if metric in metrics}
 
     def _subsets(self, split: str) -> tuple[str, ...]:
-        return SUBSETS if split == "test" else (split,)
+        return (split,) if split in SUBSETS else SUBSETS
 
-    def _list(self, subset: str) -> Path:
+    def _is_built(self, split: str) -> bool:
+        """Whether the split is none of POPE's own."""
+        return split in self.learned.values()
+
+    def _list(self, split: str, subset: str) -> Path:
         name = f"coco_pope_{subset}.json"
+        if self._is_built(split):
+            return self.root / split / name
         return located(self.root, name, f"coco/{name}", f"output/coco/{name}")
 
-    @property
-    def _images(self) -> Path:
-        return located(self.root, "val2014", "images", "images/val2014")
+    def _year(self, split: str) -> str:
+        return "train2014" if self._is_built(split) else "val2014"
 
-    def _lines(self, subset: str) -> Iterator[tuple[str, Question]]:
+    def _images(self, split: str) -> Path:
+        year = self._year(split)
+        return located(self.root, year, f"images/{year}" if self._is_built(split) else "images", f"images/{year}")
+
+    def _lines(self, split: str, subset: str) -> Iterator[tuple[str, Question]]:
         """(id, question) of a list. Ids start again in each list, and have the subset's name before them here."""
-        path, images = self._list(subset), self._images
-        for number, line in enumerate(_text(path).splitlines(), 1):
+        path, images = self._list(split, subset), self._images(split)
+        begin = f"{split}/{subset}" if self._is_built(split) else subset
+        for number, line in enumerate(read_text(path).splitlines(), 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
                 name, text, label = text_of(row["image"]), text_of(row["text"]), text_of(row["label"]).strip().lower()
-                key = f"{subset}/{whole_number(row['question_id'])}"
+                key = f"{begin}/{whole_number(row['question_id'])}"
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}, line {number}, is no question of POPE: {error!r}.") from None
             if label not in ("yes", "no"):
                 raise UserError(f"{path}, line {number}: the label should be yes or no, not {row['label']!r}.")
             inside(name, path)
             yield key, Question(subset, images / name, text, label == "yes")
-
-
-def _text(path: Path) -> str:
-    refuse_special(path)
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from None
 
 
 def _place(said: str, truth: bool, rule: str) -> int:

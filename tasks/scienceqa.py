@@ -8,7 +8,7 @@ LLaVA's, whose numbers the field compares with. train, minival and their images 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -18,9 +18,12 @@ from vlbench.errors import UserError
 from vlbench.task import Role, Sample, task
 
 from . import _choice
-from ._asked import LETTER, Asked, AskedOptions, directions, lacking, located
+from ._asked import LETTER, AskedOptions, directions, lacking, located
 from ._choice import LETTERS, Options
+from ._choice_table import answer_in, options_of
 from ._files import identifier_of, inside, read_json, refuse, text_of, texts_of, whole_number
+from ._packed import Row
+from ._tabled import Tabled, cell, image_of
 
 SUBJECTS = {"natural science": "nat", "social science": "soc", "language science": "lan"}
 FOLDER = {"minival": "val", "minitest": "test", "minitrain": "train"}  # split -> the one whose images it shows
@@ -52,9 +55,10 @@ class ScienceQAOptions(AskedOptions):
 
 
 @task("scienceqa", title="ScienceQA, questions with an image", capability="answer", metric="accuracy", version=1)
-class ScienceQA(Asked):
+class ScienceQA(Tabled):
     """`root` holds problems.json and pid_splits.json (or has them in data/scienceqa/), and images/SPLIT/ID/image.png
-    (or SPLIT/ID/image.png)."""
+    (or SPLIT/ID/image.png). In place of them, for test and val: ScienceQA_TEST.tsv and ScienceQA_VAL.tsv (of
+    VLMEvalKit), or lmms-eval's ScienceQA-IMG/test-*.parquet and validation-*.parquet."""
 
     Options: ClassVar[type[AskedOptions]] = ScienceQAOptions
     asked: ClassVar[str] = LETTER
@@ -62,14 +66,18 @@ class ScienceQA(Asked):
     metrics: ClassVar[Mapping[str, Literal["higher", "lower"]]] = directions("accuracy", kinds)
     splits: ClassVar[tuple[str, ...]] = ("test", "val", "minitest", "minival")
     learned: ClassVar[Mapping[Role, str]] = {"train": "train", "select": "minival"}
+    tables: ClassVar[Mapping[str, Sequence[str]]] = {
+        "test": ("ScienceQA_TEST.tsv", "ScienceQA-IMG/test-*.parquet"),
+        "val": ("ScienceQA_VAL.tsv", "ScienceQA-IMG/validation-*.parquet"),
+    }
     options: ScienceQAOptions
 
-    def missing(self, split: str) -> list[str]:
+    def lacks(self, split: str) -> list[str]:
         images = f"the images of {FOLDER.get(split, split)}, as ID/image.png"
         names = {self._file("problems.json"): "the problems", self._file("pid_splits.json"): "the ids of each split"}
         return lacking({**names, self._images(split): images})
 
-    def rows(self, split: str) -> Mapping[str, Problem]:
+    def released(self, split: str) -> Mapping[str, Problem]:
         path = self._file("pid_splits.json")
         ids, problems = read_json(path), read_json(self._file("problems.json"))
         if not isinstance(ids, dict) or not isinstance(ids.get(split), list) or not isinstance(problems, dict):
@@ -83,6 +91,15 @@ class ScienceQA(Asked):
         odd = [i for i in wanted if not isinstance(problems[i], dict)]
         refuse(odd, f"{self._file('problems.json')} has problems of {split} that are no objects")
         return {i: self._problem(i, problems[i], self._images(split)) for i in wanted if problems[i].get("image")}
+
+    def from_table(self, row: Row, number: int, place: str) -> tuple[str, Problem]:
+        options, answer = options_of(row, place), answer_in(row.get("answer"), options_of(row, place), place)
+        subject = SUBJECTS.get(str(row.get("subject", row.get("category"))), "")
+        cluster = str(row.get("skill") or row.get("topic") or "")
+        hint, question = str(row.get("hint", "")), cell(row, "question", place=place)
+        return str(row.get("index", number)), Problem(
+            image_of(row, place), hint, question, options, answer, subject, cluster
+        )
 
     def _problem(self, number: str, row: Mapping[str, Any], images: Path) -> Problem:
         place = f"{self._file('problems.json')}: problem {number}"

@@ -20,8 +20,10 @@ from vlbench.errors import UserError
 from vlbench.task import Role, Sample, held_out, task
 
 from . import _vqa_accuracy
-from ._asked import Asked, AskedOptions, directions, lacking, located, unique
+from ._asked import AskedOptions, directions, lacking, located, unique
 from ._files import inside, read_json, refuse, text_of, texts_of, whole_number
+from ._packed import Row, listed
+from ._tabled import Tabled, cell, image_of
 
 SELECT_PERCENT = 5  # of the training images
 VERSION = "TextVQA_0.5.1"
@@ -53,25 +55,27 @@ class TextVQAOptions(AskedOptions):
 
 
 @task("textvqa", title="TextVQA, reading in photographs", capability="answer", metric="accuracy", version=1)
-class TextVQA(Asked):
+class TextVQA(Tabled):
     """`root` holds TextVQA_0.5.1_{train,val,test}.json, the images in train_images/ and test_images/, and, for
-    ocr=true, TextVQA_Rosetta_OCR_v0.2_{train,val,test}.json."""
+    ocr=true, TextVQA_Rosetta_OCR_v0.2_{train,val,test}.json. In place of them, for val: TextVQA_VAL.tsv (VLMEvalKit's),
+    or lmms-eval's data/validation-*.parquet."""
 
     Options: ClassVar[type[AskedOptions]] = TextVQAOptions
     metrics: ClassVar[Mapping[str, Literal["higher", "lower"]]] = directions("accuracy")
     splits: ClassVar[tuple[str, ...]] = ("val", "test", "select")
     learned: ClassVar[Mapping[Role, str]] = {"train": "train", "select": "select"}
+    tables: ClassVar[Mapping[str, Sequence[str]]] = {"val": ("TextVQA_VAL.tsv", "data/validation-*.parquet")}
     options: TextVQAOptions
 
     def labelled(self, split: str) -> bool:
         return split != "test"
 
-    def missing(self, split: str) -> list[str]:
+    def lacks(self, split: str) -> list[str]:
         files = {self._file(VERSION, split): f"the questions of {split}", self._images(split): "the images"}
         words = {self._file(OCR, split): "the words that Rosetta read, or leave ocr=true out"}
         return lacking({**files, **(words if self.options.ocr else {})})
 
-    def rows(self, split: str) -> Mapping[str, Question]:
+    def released(self, split: str) -> Mapping[str, Question]:
         path, images = self._file(VERSION, split), self._images(split)
         words = self._words(split) if self.options.ocr else None
         content = read_json(path)
@@ -97,12 +101,23 @@ class TextVQA(Asked):
         inside(image, path)
         if "test" not in path.name and not answers:
             raise UserError(f"{path}: question {number} has no answers.")
-        if self.options.rule == "lmms":
-            text = text.capitalize()
         if words is not None:
             refuse([] if image in words else [image], f"{self._file(OCR, 'val').name} lacks images")
-            text += f"\nReference OCR token: {', '.join(words[image])}"
+        text = self._asked_as(text, None if words is None else words[image])
         return number, Question(images / f"{image}.jpg", text, answers)
+
+    def from_table(self, row: Row, number: int, place: str) -> tuple[str, Question]:
+        answers = tuple(str(answer) for answer in listed(row, "answers" if "answers" in row else "answer", place))
+        if self.options.ocr and "ocr_tokens" not in row:
+            raise UserError(f"{place} has no ocr_tokens, as lmms-eval's table has them: leave ocr=true out.")
+        words = [str(word) for word in listed(row, "ocr_tokens", place)] if self.options.ocr else None
+        text = self._asked_as(cell(row, "question", place=place), words)
+        return cell(row, "question_id", "index", place=place), Question(image_of(row, place), text, answers)
+
+    def _asked_as(self, text: str, words: Sequence[str] | None) -> str:
+        """The question as the rule's evaluator writes it, with the words that were read, if any."""
+        asked = text.capitalize() if self.options.rule == "lmms" else text
+        return asked if words is None else f"{asked}\nReference OCR token: {', '.join(words)}"
 
     def sample(self, number: str, row: Question) -> Sample:
         target = {a: n / len(row.answers) for a, n in Counter(row.answers).items()} or None

@@ -30,7 +30,7 @@ COARSE_NOISE, FINE_NOISE = 16, 5  # amplitudes in grey levels
 
 def render(scene: Scene) -> UInt8Array:
     """The picture of a scene, shape (64, 64, 3)."""
-    canvas = _paint_ground(scene.ground)
+    canvas = paint_ground(scene.ground)
     for thing in scene.objects:
         window = canvas[_window(thing)]
         coverage = _stencil(thing.shape, thing.radius, thing.tilt)[..., None]
@@ -63,7 +63,7 @@ def _window(thing: Thing) -> tuple[slice, slice]:
     return slice(thing.y - half, thing.y + half + 1), slice(thing.x - half, thing.x + half + 1)
 
 
-def _paint_ground(ground: Ground) -> Int16Array:
+def paint_ground(ground: Ground) -> Int16Array:
     """A tint, smooth blotches and a fine grain, the last two alike in the three channels."""
     cells = (GRID + 1) ** 2
     noise = Draws(*ground.key).raw_bytes(cells + IMAGE_SIZE**2).astype(np.int32)

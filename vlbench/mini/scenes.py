@@ -126,7 +126,7 @@ def scene(split: str, index: int, stream: int = SCENE) -> Scene:
     radii = [draws.pick(RADII[size]) for size in sizes]
     centres = _place(draws, radii, closeness=95)
     looks = zip(shapes, colors, sizes, radii, centres, strict=True)
-    return Scene(tuple(_thing(draws, *look) for look in looks), _ground(draws, *key))
+    return Scene(tuple(_thing(draws, *look) for look in looks), ground(draws, *key))
 
 
 def salient_scene(split: str, index: int, shape: str, color: str) -> Scene:
@@ -144,7 +144,7 @@ def salient_scene(split: str, index: int, shape: str, color: str) -> Scene:
     centres = _place(draws, radii, closeness=85)
     placed = zip(looks, radii, centres, strict=True)
     objects = tuple(_thing(draws, *look, radius, centre) for look, radius, centre in placed)
-    return Scene(objects, _ground(draws, SALIENT, *key))
+    return Scene(objects, ground(draws, SALIENT, *key))
 
 
 def _place(draws: Draws, radii: Sequence[int], closeness: int) -> list[tuple[int, int]]:
@@ -188,7 +188,7 @@ def _thing(draws: Draws, shape: str, color: str, size: str, radius: int, centre:
     return Thing(shape, color, size, *centre, radius, tilt, (red, green, blue))
 
 
-def _ground(draws: Draws, *key: int) -> Ground:
+def ground(draws: Draws, *key: int) -> Ground:
     grey = draws.between(96, 144)
     red, green, blue = (grey + draws.between(-16, 16) for _ in range(3))
     return Ground((red, green, blue), (GROUND, *key))

@@ -28,6 +28,10 @@ class Writer:
     def image(self, path: str, pixels: UInt8Array) -> None:
         """A picture: PNG if its name says so, else JPEG."""
         self._save(path, pixels)
+        self.drawn()
+
+    def drawn(self) -> None:
+        """A picture more is there. `image` says so itself; who writes pictures into a text calls it for each."""
         self._done += 1
         if self._progress and (self._done % PROGRESS_STEP == 0 or self._done == self._total):
             self._progress(self._done, self._total)

@@ -17,8 +17,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..capability import capability_of
-from ..cell.cell import open_cell
-from ..cell.resolve import resolve
 from ..compression.saved import distinct_tensors
 from ..disk.storage import digest, read_json, write_text
 from ..evaluation.loop import Evaluator
@@ -28,12 +26,15 @@ from ..machine.ui import Screen
 from ..mini.world import cache_folder
 from ..model import Model, read_config
 from ..plugins.table import table
-from ..task import Task
+from ..task import Sample, Task
 from ..tensors.checkpoint import CheckpointStore
 from ..tensors.reading import load_into, read_weights, save_tensors
 from ..training.batches import Batches
 from ..training.loop import Loop, Schedule
+from .lessons import lessons, opened
 from .pretrain import pretrain_vision, tokens_of
+
+OF_WORDS = ("word_embeddings.weight", "embed_tokens.weight", "lm_head.weight")  # parameters with a row for each word
 
 
 class Recipe(Schedule):
@@ -49,7 +50,7 @@ class Recipe(Schedule):
     of a model that makes its own views of an image; 0: the grid is all tokens but the first.
     """
 
-    task: str
+    task: str  # A, or A+B for the train splits of several
     seed: int = 0
     per_image: int = Field(4, ge=1)
     init_std: float = Field(0.1, gt=0)
@@ -80,19 +81,23 @@ def train(name: str, screen: Screen) -> Path:
     initialise(model.net, recipe.init_std)
     _take_over(model, folder, recipe)
     _pretrain(model, recipe, screen)
-    cell = open_cell(resolve({"task": recipe.task, "model": name, "checkpoint": str(folder)}))
+    tasks = [opened(one) for one in recipe.task.split("+")]
+    samples = list(lessons(recipe.task.split("+"))) if len(tasks) > 1 else tasks[0].samples(tasks[0].split_for("train"))
     store = ImageStore(card.image, model.views)
     if recipe.frozen_steps:
         names = frozenset(n for n in encoder_parameters(model) if n.startswith(recipe.frozen_part))
         frozen = recipe.model_copy(update={"steps": recipe.frozen_steps, "lr": recipe.frozen_lr, "decay": "constant"})
-        _stage(f"{name}-frozen", model, cell.task, store, frozen, screen, frozen=names)
-    losses = _stage(name, model, cell.task, store, recipe, screen)
+        _stage(f"{name}-frozen", model, samples, store, frozen, screen, frozen=names)
+    losses = _stage(name, model, samples, store, recipe, screen)
     save_tensors(
         folder / "model.safetensors",
         {k: v.half() if v.is_floating_point() else v for k, v in distinct_tensors(model.net).items()},
     )
     load_into(model.net, read_weights(folder))  # what is measured is what is stored: rounded to fp16
-    metrics = evaluate(model, cell.task, store)
+    metrics: dict[str, float] = {}
+    for task in tasks:
+        values = evaluate(model, task, store)
+        metrics |= {f"{task.name} {key}": value for key, value in values.items()} if len(tasks) > 1 else values
     write_text(folder / "README.md", readme(name, model, recipe, losses, metrics))
     for stage in (name, f"{name}-frozen"):
         CheckpointStore(cache_folder() / "train_mini" / stage, {}).clear()
@@ -102,7 +107,7 @@ def train(name: str, screen: Screen) -> Path:
 def _stage(
     stage: str,
     model: Model,
-    task: Task,
+    samples: Sequence[Sample],
     store: ImageStore,
     recipe: Recipe,
     screen: Screen,
@@ -111,13 +116,12 @@ def _stage(
     """One training loop over the train split, resumable; parameters in `frozen` stay as they are."""
     for key, parameter in model.net.named_parameters():
         parameter.requires_grad_(key not in frozen)
-    samples = task.samples(task.roles()["train"])
     batches = Batches(samples, store, size=recipe.batch_size, seed=recipe.seed, per_image=recipe.per_image)
     identity = {"config": digest(model.config), "recipe": recipe.model_dump()}
     state = CheckpointStore(cache_folder() / "train_mini" / stage, identity, every_seconds=60)
     loop = Loop(
         model.net,
-        lambda batch: capability_of(task.capability).loss(model, batch),
+        lambda batch: capability_of(model.card.capabilities[0]).loss(model, batch),
         batches,
         recipe,
         seed=recipe.seed,
@@ -149,8 +153,10 @@ def _take_over(model: Model, folder: Path, recipe: Recipe) -> None:
             if not key.startswith(recipe.start_part):
                 continue
             for name in _renamed(key, recipe.rename):
-                if name.endswith("word_embeddings.weight") and name in parameters:
+                if name.endswith(OF_WORDS) and name in parameters and parameters[name].shape[1:] == value.shape[1:]:
                     _take_words(parameters[name], value, _words(folder), _words(source))
+                    if name.endswith("word_embeddings.weight"):  # BLIP's two special words come last
+                        parameters[name][-2:] = value[-2:]
                 elif name in parameters and parameters[name].shape == value.shape:
                     parameters[name].copy_(value)
 
@@ -170,10 +176,10 @@ def _words(folder: Path) -> dict[str, int]:
 
 
 def _take_words(own: nn.Parameter, theirs: Tensor, words: Mapping[str, int], known: Mapping[str, int]) -> None:
-    """The rows of the words that both have, and of BLIP's two special ones, which come last."""
-    for word in words.keys() & known.keys():
-        own[words[word]] = theirs[known[word]]
-    own[-2:] = theirs[-2:]
+    """The rows of the words that both have; words with capitals begin as those without."""
+    for word, number in words.items():
+        if (row := known.get(word, known.get(word.lower()))) is not None:
+            own[number] = theirs[row]
 
 
 def _pretrain(model: Model, recipe: Recipe, screen: Screen) -> None:
@@ -203,8 +209,10 @@ def initialise(net: nn.Module, std: float) -> None:
 
 
 def evaluate(model: Model, task: Task, store: ImageStore) -> dict[str, float]:
-    """Metrics on the select split (nothing is tuned on report)."""
-    split = task.roles()["select"]
+    """Metrics on the select split (nothing is tuned on report); none where the task has no such split."""
+    split = task.roles().get("select")
+    if split is None:
+        return {}
     samples, settings = task.samples(split), {**task.settings(split), "labelled": True}
     file = cache_folder() / "train_mini" / f"{model.card.name}-{os.getpid()}.jsonl"
     lines = Evaluator(model, task, store, settings=settings, batch_size=256).run(samples, Predictions(file))
@@ -216,11 +224,12 @@ def evaluate(model: Model, task: Task, store: ImageStore) -> dict[str, float]:
 def readme(name: str, model: Model, recipe: Recipe, losses: list[float], metrics: dict[str, float]) -> str:
     """The weights' card."""
     size = sum(p.numel() for p in model.net.parameters())
+    tasks = recipe.task.replace("+", ", ")
     table = "\n".join(f"| {k} | {v:.2f} |" for k, v in metrics.items())
     return f"""# {name}
 
 {model.card.title}. {size:,} parameters, fp16, Apache-2.0.
-Trained on the train split of the mini world's {recipe.task} by `python -m vlbench.mini_models.train {name}`:
+Trained on the train split of the mini world's {tasks} by `python -m vlbench.mini_models.train {name}`:
 {_stages(recipe)}{recipe.steps} steps of {recipe.batch_size} samples
 (AdamW, peak learning rate {recipe.lr}, seed {recipe.seed}; last loss {losses[-1]:.3f}).
 For learning, testing and debugging methods: its ranks do not predict those of full-size models.
