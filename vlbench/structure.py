@@ -235,13 +235,9 @@ def attention_site(
     """
     refusals = dict(refusals or {})
     kv_heads = kv_heads or heads
-    value_weight = module.get_parameter(value.path + ".weight")
-    used = {r.path: 0 for r in (query, key, value)}
-    fused = len(used) == 1
-    width = int(value_weight.shape[0]) // ((3 if fused else 1) * kv_heads)
     if rope:
         refusals.setdefault("dim", "rotary position embedding turns dimensions i and i + d/2 together")
-    layer = _Attention(module, query, key, value, output, heads, kv_heads, width)
+    layer = _Attention(module, query, key, value, output, heads, kv_heads)
     sites: list[Site] = []
     if ("rope pair" not in refusals and "dim" not in refusals) or rope:
         unit, slices = ("rope pair" if rope else "dim"), layer.dims(rope)
@@ -267,7 +263,13 @@ class _Attention:
     output: str
     heads: int
     kv_heads: int
-    width: int
+
+    @property
+    def width(self) -> int:
+        """Of a head: of its values, which a fused projection has beside queries and keys."""
+        fused = len({rows.path for rows in (self.query, self.key, self.value)}) == 1
+        rows = int(self.module.get_parameter(f"{self.value.path}.weight").shape[0])
+        return rows // ((3 if fused else 1) * self.kv_heads)
 
     def dims(self, rope: bool) -> tuple[Slice, ...]:
         """Of every head the same dimension; rope: the pair of dimensions that rotate together."""

@@ -47,8 +47,8 @@ def refuse_other_world(world: World, folder: Path) -> None:
     digests = contents().digests(files.values())
     here = digest([world.digest, {name: digests[path] for name, path in files.items()}])
     if here not in _SOUND:
-        found = compared(world, folder)
-        refuse_other_files(world, folder, sorted({*found.missing, *found.differing, *found.strays}))
+        changes = compared(world, folder)
+        refuse_other_files(world, folder, sorted({*changes.missing, *changes.differing, *changes.strays}))
         _SOUND.add(here)
 
 

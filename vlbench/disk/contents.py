@@ -120,14 +120,14 @@ def _key(folder: Path) -> str:
 def _state(path: Path) -> State | None:
     """None where there is no such file."""
     try:
-        found = os.stat(path)  # noqa: PTH116 - of 50,000 files: pathlib doubles the time
+        status = os.stat(path)  # noqa: PTH116 - of 50,000 files: pathlib doubles the time
     except (OSError, ValueError):
         return None
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         return None
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path} is no regular file (a fifo, a socket or a device): take it out of the data.")
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def _read(path: Path) -> tuple[str, State | None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,11 +82,8 @@ def beam_search(
     copies = beams  # of each row that the caller's cache holds
     length = start.shape[1]
     while True:
-        score = logits.float().log_softmax(-1)
-        if length < min_length:
-            score[:, end] = float("-inf")
-        vocabulary = score.shape[1]
-        best = (score + total.view(-1, 1)).view(count, -1).topk(2 * beams, dim=1)
+        vocabulary = logits.shape[1]
+        best = _best(logits, total, 2 * beams, end if length < min_length else None)
         totals, flat = _heard(best.values, best.indices)
         if any(math.isnan(total) for row in totals for total in row):  # topk puts it before all others
             raise ValueError("the score of a beam is not finite")
@@ -105,6 +103,15 @@ def beam_search(
         sentence.close([sums[rank] for rank in kept])
     best_of = [sentence.finished[0] for sentence in sentences]
     return [torch.tensor(tokens) for _, tokens in best_of], [score for score, _ in best_of]
+
+
+def _best(logits: Tensor, total: Tensor, count: int, banned: int | None) -> Any:
+    """The `count` best continuations of each sentence: values and numbers beam * vocabulary + token, (sentences,
+    count). logits: (rows, vocabulary); total: (sentences, beams) sums; banned: a token that may not come."""
+    score = logits.float().log_softmax(-1)
+    if banned is not None:
+        score[:, banned] = float("-inf")
+    return (score + total.view(-1, 1)).view(len(total), -1).topk(count, dim=1)
 
 
 def _heard(values: Tensor, indices: Tensor) -> tuple[list[list[float]], list[list[int]]]:

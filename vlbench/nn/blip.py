@@ -7,7 +7,7 @@ mask it is given, as the Salesforce code does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -212,30 +212,7 @@ def text_tower(module: nn.Module, prefix: str, name: str, read_by: Sequence[str]
     stream cannot be narrowed."""
     blocks = []
     for index, path, block in blocks_named(module, prefix):
-        at = f"{name}.{index}"
-        sites = [
-            _text_attention(
-                module, f"{at}.self", "language", f"{path}.attention.self", f"{path}.attention.output.dense"
-            )
-        ]
-        cross = getattr(block, "crossattention", None)
-        if isinstance(cross, TwinCrossAttention):
-            for i in (0, 1):
-                inside = f"{path}.crossattention"
-                sites.append(
-                    _text_attention(module, f"{at}.cross{i}", "cross", f"{inside}.self{i}", f"{inside}.output.dense{i}")
-                )
-        elif cross is not None:
-            inside = f"{path}.crossattention"
-            sites.append(_text_attention(module, f"{at}.cross", "cross", f"{inside}.self", f"{inside}.output.dense"))
-        act = ACT2FN[block.config.hidden_act]  # type: ignore[union-attr]
-        sites.append(
-            ffn_site(
-                module, f"{at}.ffn", modality="language", up=f"{path}.intermediate.dense", down=f"{path}.output.dense",
-                activation=act,
-            )
-        )  # fmt: skip
-        blocks.append(Block(path, tuple(sites), masks=TEXT_MASKS))
+        blocks.append(Block(path, tuple(_text_sites(module, f"{name}.{index}", path, block)), masks=TEXT_MASKS))
     tower = Tower(name, tuple(blocks))
     if read_by is None:
         return tower
@@ -247,6 +224,19 @@ def text_tower(module: nn.Module, prefix: str, name: str, read_by: Sequence[str]
         writes=[f"{inside}word_embeddings", f"{inside}position_embeddings", f"{words}.transform.dense"],
         norms=[f"{inside}LayerNorm", f"{words}.transform.LayerNorm"],
         reads=[f"{words}.transform.dense", f"{words}.decoder", *read_by],
+    )  # fmt: skip
+
+
+def _text_sites(module: nn.Module, at: str, path: str, block: Any) -> Iterator[Site]:
+    """Of one block: self-attention, its cross-attentions, and the feed-forward part."""
+    yield _text_attention(module, f"{at}.self", "language", f"{path}.attention.self", f"{path}.attention.output.dense")
+    cross, inside = getattr(block, "crossattention", None), f"{path}.crossattention"
+    if cross is not None:
+        for i in ("0", "1") if isinstance(cross, TwinCrossAttention) else ("",):
+            yield _text_attention(module, f"{at}.cross{i}", "cross", f"{inside}.self{i}", f"{inside}.output.dense{i}")
+    yield ffn_site(
+        module, f"{at}.ffn", modality="language", up=f"{path}.intermediate.dense", down=f"{path}.output.dense",
+        activation=ACT2FN[block.config.hidden_act],
     )  # fmt: skip
 
 

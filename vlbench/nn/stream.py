@@ -10,7 +10,7 @@ can run over some of the entries, or where a block has a part that nothing here 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -47,19 +47,16 @@ def with_stream(
     """
     width = _width(module, tower)
     collect = _Parts(module, width)
+    takes: tuple[tuple[Callable[[str], None], Sequence[str]], ...] = (
+        (collect.writer, writes), (collect.reader, reads), (collect.norm, norms), (collect.table, tables),
+        (collect.product, products),
+    )  # fmt: skip
     try:
         for block in (*tower.blocks, *unread):
             collect.block(block)
-        for path in writes:
-            collect.writer(path)
-        for path in reads:
-            collect.reader(path)
-        for path in norms:
-            collect.norm(path)
-        for path in tables:
-            collect.table(path)
-        for path in products:
-            collect.product(path)
+        for take, paths in takes:
+            for path in paths:
+                take(path)
         if root is not None:
             after = [] if beyond is None else [beyond]
             collect.refuse_others(root, [*after, *(block.path for block in (*tower.blocks, *unread))])
