@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import RunFailed
-from .common import RUNS, Json, Runs, resumable
+from .common import RUNS, Device, Json, Runs, resumable
 
 
 def list_(
@@ -47,6 +47,15 @@ def cost(
     from ..cost.report import print_costs
 
     print_costs(parse(words or []), json=json)
+
+
+def doctor(runs: Runs = RUNS, device: Device = "", json: Json = False) -> None:
+    """What this machine has: device, versions, extras, folders, and what is missing for which task."""
+    from ..checks.doctor import print_report
+    from ..machine.device import ask_for
+
+    ask_for(device)
+    print_report(runs, json=json)
 
 
 def where(json: Json = False) -> None:
