@@ -16,6 +16,7 @@ from vlbench.mini.world import mini_root
 from vlbench.model import Card
 from vlbench.plugins.table import table
 from vlbench.plugins.worlds import worlds
+from vlbench.records.flags import Stated
 from vlbench.structure import check_structure
 from vlbench.task import held_out, refuse_report_ids
 from vlbench.tensors.locate import locate
@@ -40,10 +41,13 @@ def test_card(name: str) -> None:
     for task in card.default_for:
         assert table("tasks").get(task).facts["capability"] in card.capabilities
     for key in card.published:
-        task, split, metric = key.split("/", 2)
-        assert task in TASKS
-        assert split
-        assert metric.split("/")[0] in table("tasks").get(task).load().metrics
+        stated = Stated.of(key)
+        cls = table("tasks").get(stated.task).load()
+        assert stated.split in cls.report_splits() or not stated.settings
+        assert stated.metric.split("/")[0] in cls.metrics
+        options = cls.Options.model_validate(dict(stated.settings))
+        assert stated.is_of(options.recorded())
+        assert ("rule" in cls.Options.model_fields) is ("rule" in dict(stated.settings)), "whose number is it?"
 
 
 def test_one_default_model_for_every_task_and_suite() -> None:

@@ -38,7 +38,8 @@ class Card:
 
     checkpoint: a hub id, or "mini:NAME" for weights in the package. trained_on: task/split pairs the weights have
     seen; selected_on: those that this checkpoint was chosen by, among others of its training. published:
-    "task/split/metric" -> number of the paper, what `vlbench check model=NAME` compares with.
+    "task/split/metric" -> number of the paper, what `vlbench check model=NAME` compares with; of tasks whose evaluators
+    differ "task/split/metric?rule=official", with the evaluator's settings.
     default_for: tasks for which this is the suite's model when none is named. prunable: the prunable set in words.
     architecture: the configuration that `Model.build` takes, for families whose cards are data (see `family`).
     training: publication -> what it sets where it trains this model, for recipes that ask (`vlbench.method.Context`).

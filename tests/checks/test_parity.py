@@ -13,6 +13,7 @@ from tests.lab import Lab, workspace
 from vlbench.checks import parity
 from vlbench.checks.parity import Comparison
 from vlbench.plugins.table import table
+from vlbench.records.flags import Stated
 from vlbench.records.record import Interval, Record, pack_scores
 
 
@@ -102,7 +103,8 @@ def test_every_card_names_what_can_be_compared() -> None:
     """task/split/metric of every built-in card, where the task is there."""
     for entry in table("models").entries.values():
         for key in entry.facts.get("published") or {}:
-            task, split, metric = key.split("/", 2)
+            stated = Stated.of(key)
+            task, split, metric = stated.task, stated.split, stated.metric
             if task in table("tasks").entries:
                 cls = table("tasks").get(task).load()
                 assert split in cls.report_splits(), (entry.name, key)

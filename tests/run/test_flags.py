@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.lab import Lab, workspace
-from vlbench.records.flags import agrees
+from vlbench.records.flags import Stated, agrees
 from vlbench.records.record import Parameters, Record
 from vlbench.run.flags import flags_of
 
@@ -101,3 +101,17 @@ def test_a_row_on_the_split_that_its_settings_were_chosen_on(split: str, n_tuned
     facts: Any = SimpleNamespace(trained_on=(), selected_on=())
     counts = Parameters(dense=9, total=9, nonzero=9, prunable=9, removed=0, towers={"vision": 0.0})
     assert flags_of(cell, facts, [], counts, n_tuned) == flags
+
+
+def test_a_number_of_other_settings_is_not_compared_with(lab: Lab) -> None:
+    """Of an option that an evaluator had: here imagenet's classes=."""
+    card(lab, published={"imagenet/val/top1?classes=index": 150.0})
+    assert run(lab).flags == []
+    card(lab, published={"imagenet/val/top1?classes=index": 150.0, "imagenet/val/top1?classes=named": 160.0})
+    (flag,) = run(lab, "precision=bf16").flags
+    assert flag.endswith("published 160")
+    stated = Stated.of("textvqa/val/accuracy?rule=official&ocr=true")
+    assert stated.settings == (("rule", "official"), ("ocr", "true"))
+    assert stated.is_of({"rule": "official", "ocr": True})
+    assert not stated.is_of({"rule": "official", "ocr": False})
+    assert not stated.is_of({"rule": "lmms", "ocr": True})

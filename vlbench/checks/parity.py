@@ -15,12 +15,13 @@ from ..errors import UserError, did_you_mean
 from ..machine.ui import Screen
 from ..plugins.entry import Entry
 from ..plugins.table import table
-from ..records.flags import agrees
+from ..records.flags import Stated, agrees
 from ..records.record import Interval, Record, unpack_scores
 from ..records.statistics import interval
 from ..run.runner import Runner
 
 KEYS = ("model", "limit", "precision", "batch_size", "checkpoint")
+Settings = tuple[tuple[str, str], ...]
 SAME = 1e-6  # percent points between a metric and the mean of a column of scores
 
 
@@ -61,11 +62,12 @@ def check_model(given: Mapping[str, str], runs: Path, screen: Screen) -> Iterato
         yield f"{entry.name} has no published numbers{_why_none(entry)}: there is nothing to compare with.", True
         return
     refuse_unwritable(runs)
-    for (task, split), numbers in _by_split(published).items():
+    for (task, split, settings), numbers in _by_cell(published).items():
         if reason := _not_here(task, split):
             yield f"{task}/{split}: {reason}", True
             continue
-        words = {**given, "task": task, "split": split, "suite": str(entry.facts.get("suite", "full"))}
+        suite = str(entry.facts.get("suite", "full"))
+        words = {**given, "task": task, "split": split, "suite": suite, **dict(settings)}
         record = Runner(runs, screen).run(words)
         if not record.complete:
             yield f"{task}/{split}: incomplete ({', '.join(record.flags)}): mend the data first", False
@@ -85,13 +87,13 @@ def _why_none(entry: Entry) -> str:
     return " (it is of the mini suite, whose weights were trained here)" if entry.facts.get("suite") == "mini" else ""
 
 
-def _by_split(published: Mapping[str, float]) -> dict[tuple[str, str], dict[str, float]]:
-    """{"task/split/metric": number} -> (task, split) -> metric -> number. A metric's name may have slashes."""
-    by_split: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+def _by_cell(published: Mapping[str, float]) -> dict[tuple[str, str, Settings], dict[str, float]]:
+    """Published numbers as a card has them -> (task, split, settings) -> metric -> number."""
+    by_cell: dict[tuple[str, str, Settings], dict[str, float]] = defaultdict(dict)
     for key, number in published.items():
-        task, split, metric = key.split("/", 2)
-        by_split[task, split][metric] = number
-    return by_split
+        stated = Stated.of(key)
+        by_cell[stated.task, stated.split, stated.settings][stated.metric] = number
+    return by_cell
 
 
 def _not_here(task: str, split: str) -> str:

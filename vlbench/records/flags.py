@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 ROUNDING = 0.15  # percent points: published numbers have one decimal, and other libraries resize images
 
@@ -24,6 +26,28 @@ def meanings(flags: Iterable[str]) -> list[tuple[str, str]]:
     present = set(flags)
     kinds = ((kind, meaning) for kind, meaning in MEANINGS.items() if any(flag.startswith(kind) for flag in present))
     return [(kind.rstrip(":"), meaning) for kind, meaning in kinds]
+
+
+@dataclass(frozen=True)
+class Stated:
+    """A key of a card's published numbers: "task/split/metric", or "task/split/metric?rule=official&ocr=true", where
+    evaluators differ: the settings whose number it is."""
+
+    task: str
+    split: str
+    metric: str
+    settings: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, key: str) -> Stated:
+        names, _, words = key.partition("?")
+        task, split, metric = names.split("/", 2)  # a metric's name may have slashes
+        pairs = (word.partition("=") for word in words.split("&") if word)
+        return cls(task, split, metric, tuple((name, value) for name, _, value in pairs))
+
+    def is_of(self, evaluation: Mapping[str, Any]) -> bool:
+        """Whether a cell was evaluated so."""
+        return all(str(evaluation.get(name)).lower() == value for name, value in self.settings)
 
 
 def agrees(published: float, low: float, high: float) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..records.flags import PARITY, agrees
+from ..records.flags import PARITY, Stated, agrees
 
 if TYPE_CHECKING:
     from ..cell.cell import Cell
@@ -40,7 +40,12 @@ def parity_flags(cell: Cell, card: Card, metric: str, spread: Interval, dense: R
         return [flag for flag in dense.flags if flag.startswith(PARITY)]
     if not cell.is_dense or cell.spec.words.limit or cell.spec.words.label or cell.spec.words.checkpoint:
         return []
-    number = card.published.get(f"{cell.spec.task.name}/{cell.split}/{metric}")
-    if number is None or agrees(number, spread.low, spread.high):
-        return []
-    return [f"{PARITY} {metric} {spread.value:.2f}, published {number:g}"]
+    of = (cell.spec.task.name, cell.split, metric)
+    settings = {**cell.spec.task_options.model_dump(mode="json"), **cell.evaluation}
+    stated = ((Stated.of(key), number) for key, number in card.published.items())
+    numbers = [n for key, n in stated if (key.task, key.split, key.metric) == of and key.is_of(settings)]
+    return [
+        f"{PARITY} {metric} {spread.value:.2f}, published {number:g}"
+        for number in numbers
+        if not agrees(number, spread.low, spread.high)
+    ]
