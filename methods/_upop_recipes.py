@@ -81,6 +81,7 @@ def code(context: Context) -> dict[str, Any]:
         "finetune.decayed": decayed,
         **(_loss(context) if context.suite == "mini" else paper(context)),
         "upop_search.budget": "code",
+        "upop_search.ramp": "sine-code",
         "upop_search.unit_cost": "36:1" if context.texts else "12:1",
         "upop_search.update_at_zero": context.texts,
         "upop_search.softmax_scale": "kept",

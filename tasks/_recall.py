@@ -1,7 +1,8 @@
 """Recall at 1, 5 and 10 in both directions of retrieval, in percent (as itm_eval of BLIP and ALBEF has it).
 
 tr: an image is the query and its texts are right, the best of them counts. ir: a text is the query, and the image it
-was listed with is right. Ranks are pessimistic (vlbench.evaluation.ranks), so that ties are never luck.
+was listed with is right. Ranks are pessimistic (vlbench.evaluation.ranks), so that ties are never luck, unless
+ties=original.
 """
 
 from __future__ import annotations

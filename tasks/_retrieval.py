@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from vlbench.options import later
 from vlbench.task import Role, Sample, Score, Task, TaskOptions
 
 from . import _recall
@@ -23,6 +24,12 @@ class RetrievalOptions(TaskOptions):
     k_test: int = Field(ge=0, description=CANDIDATES)
     captions_per_image: int | None = Field(
         None, ge=1, description="texts of each image that are evaluated, the first ones (left out: all; CLIP takes 5)"
+    )
+    ties: Literal["pessimistic", "original"] = later(
+        "pessimistic",
+        description="candidates of the right one's score: pessimistic: all stand before it, so that a tie is never "
+        "luck; original: in the order that BLIP's itm_eval gives them, a reversed argsort, in which those that were "
+        "not re-ranked all have one score",
     )
 
 
@@ -61,7 +68,8 @@ class Retrieval(Task):
         return [Sample(e.image_id, (e.image,), target=e.image_id, texts=tuple(e.captions[:most])) for e in images]
 
     def settings(self, split: str) -> dict[str, Any]:
-        return {"k_test": self.options.k_test}
+        told = {"ties": self.options.ties} if self.options.ties != "pessimistic" else {}
+        return {"k_test": self.options.k_test, **told}
 
     def score(self, sample: Sample, prediction: Mapping[str, Any]) -> Score:
         """The eight statistics of _recall.hits."""

@@ -219,7 +219,19 @@ def test_uniform_allocation_takes_the_same_fraction_of_every_site() -> None:
     } != {0.75}
 
 
-@pytest.mark.parametrize(("ramp", "part"), [("sine", lambda x: math.sin(math.pi * x / 2)), ("linear", lambda x: x)])
+def test_the_codes_ramp_is_the_codes_to_the_last_bit() -> None:
+    """Oracle: p_t of the published code, which multiplies before it divides, for p = .5, T = 20, t = 10."""
+    assert 0.5 * upop.RAMP["sine-code"](10 + 1, 20) == 0.3802029828000154
+    assert 0.5 * upop.RAMP["sine"](10 + 1, 20) == 0.38020298280001547  # what committed results were made with
+    assert resolve({"task": "imagenet", "method": "upop", "recipe": "upop-code"}).links[0].options.ramp == "sine-code"
+
+
+HALF_SINE = (lambda x: math.sin(math.pi * x / 2),) * 2
+
+
+@pytest.mark.parametrize(
+    ("ramp", "part"), [*zip(("sine", "sine-code"), HALF_SINE, strict=True), ("linear", lambda x: x)]
+)
 def test_the_ratio_grows_along_the_ramp(ramp: str, part: Any) -> None:
     done = run(ramp=ramp, sparsity=0.4)
     for step, ratio in done.search.updates:
@@ -398,7 +410,8 @@ def test_the_codes_recipe_has_the_published_numbers_and_rules(
     task: str, sparsity: str, epochs: int, interval: int, lr: float
 ) -> None:
     found, paper = (options_of(recipe, task, sparsity=sparsity) for recipe in ("upop-code", "paper"))
-    rules = {"budget": "code", "unit_cost": "36:1", "update_at_zero": True, "softmax_scale": "kept", "decayed": "all"}
+    rules = {"budget": "code", "unit_cost": "36:1", "update_at_zero": True, "softmax_scale": "kept", "decayed": "all",
+             "ramp": "sine-code"}  # fmt: skip
     assert found == {**paper, **{f"upop_search.{k}": v for k, v in rules.items()}, "finetune.decayed": "all"}
     assert found["upop_search.steps"] == found["finetune.steps"]
     assert found["upop_search.steps"] % epochs == 0
@@ -407,5 +420,6 @@ def test_the_codes_recipe_has_the_published_numbers_and_rules(
 
 def test_the_codes_recipe_keeps_the_mini_worlds_lengths() -> None:
     links = resolve({"task": "imagenet", "method": "upop", "recipe": "upop-code"}).links
-    rules = {"budget": "code", "unit_cost": "12:1", "softmax_scale": "kept", "decayed": "timm"}
+    rules = {"budget": "code", "unit_cost": "12:1", "softmax_scale": "kept", "decayed": "timm",
+             "ramp": "sine-code"}  # fmt: skip
     assert links[0].options.recorded() == {**upop.SearchOptions().recorded(), **rules}

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from vlbench.evaluation.ranks import ranks
+from vlbench.evaluation.ranks import original_ranks, ranks
+from vlbench.plugins.table import table
 
 recall = importlib.import_module("vlbench.tasks._recall")
 
@@ -97,6 +98,27 @@ def test_no_processors_order_of_ties_is_below_ours(shared: Path, case: str, proc
     assert all(found[metric] <= told[theirs] + 1e-9 for metric, theirs in THEIRS.items())
     if case == "continuous":
         assert found == pytest.approx({m: told[theirs] for m, theirs in THEIRS.items()}, abs=1e-9)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_originals_order_of_ties_is_one_of_those_recorded(shared: Path, case: str) -> None:
+    """Oracle: BLIP's itm_eval itself, on three kinds of processor and with a stable sort."""
+    forward, backward, oracle = case_of(shared, case)
+    variants = json.loads((shared / "oracles/metrics/retrieval/argsort_cpu_variants_a.json").read_text())
+    recorded = [*(variants[kind][case] for kind in ("avx512", "avx2", "no_avx2")), oracle["blip_itm_eval_stable_sort"]]
+    ours = metrics(*original_ranks(forward, backward, owners()))
+    assert any(ours == pytest.approx({m: told[old] for m, old in THEIRS.items()}, abs=1e-9) for told in recorded)
+    floor = metrics(*ranks(forward, backward, owners()))
+    assert all(floor[metric] <= ours[metric] + 1e-9 for metric in ours)
+
+
+def test_ties_enter_the_identity_where_they_are_not_the_default(tmp_path: Path) -> None:
+    cls = table("tasks").get("coco_retrieval").load()
+    plain, original = (cls(tmp_path, cls.Options(k_test=4, **more)) for more in ({}, {"ties": "original"}))
+    assert plain.settings("test") == {"k_test": 4}
+    assert original.settings("test") == {"k_test": 4, "ties": "original"}
+    assert "ties" not in plain.options.recorded()
+    assert original.options.recorded()["ties"] == "original"
 
 
 def plain_ranks(forward: Any, backward: Any, owner: list[int]) -> tuple[list[int], list[int]]:

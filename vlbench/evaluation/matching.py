@@ -18,7 +18,7 @@ from torch import Tensor
 from ..capability import Evaluation, Pass
 from ..task import Sample
 from .predictions import Line, Predictions
-from .ranks import ranks
+from .ranks import original_ranks, ranks
 
 Matrix = NDArray[np.float32]
 UNRANKED = -100.0  # the score of a pair that was not re-ranked (BLIP's itm_eval)
@@ -39,7 +39,8 @@ def matched(evaluator: Evaluation, samples: Sequence[Sample], predictions: Predi
         if evaluator.model.reranks and k:
             image, text, failed = _reranked(evaluator, shown, image, k, pairs)
             lines = [failed.get(line["id"], line) for line in lines]
-        for i, prediction in zip(good, _predictions(shown, image, text), strict=True):
+        original = evaluator.settings.get("ties") == "original"
+        for i, prediction in zip(good, _predictions(shown, image, text, original=original), strict=True):
             if lines[i]["status"] == "ok":
                 lines[i] = {**lines[i], "prediction": prediction}
         predictions.world.barrier("all pairs are ranked")
@@ -108,10 +109,14 @@ def _only(scores: Matrix, similarity: Matrix, k: int, axis: int) -> Matrix:
     return kept
 
 
-def _predictions(samples: Sequence[Sample], image: Matrix, text: Matrix) -> list[dict[str, Any]]:
-    """Ranks from 0, pessimistic: a wrong candidate of the same score goes before the right one."""
+def _predictions(
+    samples: Sequence[Sample], image: Matrix, text: Matrix, *, original: bool = False
+) -> list[dict[str, Any]]:
+    """Ranks from 0, pessimistic: a wrong candidate of the same score goes before the right one. original: where
+    BLIP's itm_eval has them."""
     counts = [len(s.texts) for s in samples]
-    of_images, of_texts = ranks(image, text, np.repeat(np.arange(len(samples)), counts))
+    rank = original_ranks if original else ranks
+    of_images, of_texts = rank(image, text, np.repeat(np.arange(len(samples)), counts))
     per_text = np.split(of_texts, np.cumsum(counts)[:-1])
     return [
         {"text_rank": int(rank), "image_ranks": [int(r) for r in row]}

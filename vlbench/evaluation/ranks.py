@@ -45,6 +45,24 @@ def ranks(image_to_text: Any, text_to_image: Any, owner: ArrayLike | Tensor) -> 
     return (wrong - below).cpu().numpy(), (images - 1 - behind).cpu().numpy()
 
 
+def original_ranks(image_to_text: Any, text_to_image: Any, owner: ArrayLike) -> tuple[Ranks, Ranks]:
+    """As `ranks`, by the rule of BLIP's and ALBEF's itm_eval: np.argsort(scores)[::-1] of each query, in which equal
+    candidates stand in whatever order numpy's default sort leaves them, reversed, which is another on another kind of
+    processor. With many equal scores (candidates that were not re-ranked) this is luck, and part of the published
+    numbers."""
+    forward, backward = np.asarray(image_to_text), np.asarray(text_to_image)
+    image = np.asarray(owner, dtype=np.int64)
+    of_images = np.full(forward.shape[0], forward.shape[1], dtype=np.int64)
+    for row, scores in enumerate(forward):
+        right = np.flatnonzero(image[np.argsort(scores)[::-1]] == row)
+        of_images[row] = right[0] if len(right) else forward.shape[1]
+    of_texts = np.array(
+        [np.flatnonzero(np.argsort(scores)[::-1] == row)[0] for scores, row in zip(backward.T, image, strict=True)],
+        dtype=np.int64,
+    )
+    return of_images, of_texts
+
+
 def _of_pairs(scores: Tensor, image: Tensor) -> Tensor:
     """(texts,) the score of each text with its image."""
     return scores[image, torch.arange(len(image), device=image.device)]

@@ -37,8 +37,10 @@ class SearchOptions(PruneOptions, Schedule):
         "sum",
         description="z-score per kind of unit: of the summed gradients (code), of every step's (paper), or none",
     )
-    ramp: Literal["sine", "linear"] = Field(
-        "sine", description="how the pruned ratio grows: p sin(pi t / 2T), which the paper calls cosine, or p t / T"
+    ramp: Literal["sine", "sine-code", "linear"] = Field(
+        "sine",
+        description="how the pruned ratio grows: p sin(pi t / 2T), which the paper calls cosine; sine-code: as the code "
+        "has it to the last bit, which multiplies pi by t before it divides by T; linear: p t / T",
     )
     unit_cost: str = Field(
         "params", description="what a unit costs: params (matrix entries), macs, or attention:ffn like 36:1"
@@ -132,8 +134,8 @@ class GateSearch(Hook):
         """Site -> (units,), large: prune. From `total`."""
         raise NotImplementedError
 
-    def ramp(self, done: float) -> float:
-        """Part of the search that is done, in (0, 1] -> part of the target that is pruned, 1 at 1."""
+    def ramp(self, done: int, steps: int) -> float:
+        """Steps that are done, and all there are -> part of the target that is pruned, 1 at the end."""
         raise NotImplementedError
 
     def leaves(self) -> list[Tensor]:
@@ -156,7 +158,7 @@ class GateSearch(Hook):
         if not last and (options.pruning == "once" or step % options.interval or early):
             return
         target = options.fraction
-        ratio = target if last else target * self.ramp((step + 1) / options.steps)
+        ratio = target if last else target * self.ramp(step + 1, options.steps)
         self.kept = self._chosen(ratio, last=last)
         selected = 0.0 if last or options.pruning == "iterative" else 1 - ratio / target
         self.gates.set({n: self._gate(n, selected) for n in self.total})
