@@ -62,11 +62,11 @@ def paper(context: Context) -> dict[str, Any]:
     both: dict[str, Any] = {"lr": published.lr, "batch_size": published.batch, "weight_decay": published.weight_decay}
     both |= {"optimiser": published.optimiser} if published.optimiser else {}
     search = {
-        **both, "steps": epochs * steps,
+        "steps": epochs * steps, **both,
         "interval": interval[_nearest(interval, target)] if isinstance(interval, Mapping) else interval,
     }  # fmt: skip
     finetune = {
-        **both, "steps": (published.finetune_epochs or epochs) * steps, "warmup": 0, "min_lr": published.min_lr,
+        "steps": (published.finetune_epochs or epochs) * steps, **both, "warmup": 0, "min_lr": published.min_lr,
         **({"decay": published.decay} if published.decay else {}),
     }  # fmt: skip
     return {**_of("upop_search", search), **_of("finetune", finetune), **_loss(context)}
