@@ -54,6 +54,19 @@ def test_one_plug_in_of_another_user_is_refused(box: Path, monkeypatch: pytest.M
         table("methods")
 
 
+@pytest.mark.parametrize("name", ["_helper.py", "cards.json", "inner/deep.py"])
+def test_a_helper_or_a_file_of_cards_of_another_user_is_refused(
+    name: str, box: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plug-in of the user's own imports or reads it."""
+    theirs, real = box / "methods" / name, Path.lstat
+    theirs.parent.mkdir(exist_ok=True)
+    theirs.write_text("")
+    monkeypatch.setattr(Path, "lstat", lambda self: SimpleNamespace(st_uid=61234) if self == theirs else real(self))
+    with pytest.raises(UserError, match=f"{theirs.name} belongs to another user"):
+        table("methods")
+
+
 def test_allowing_a_folder_without_a_workspace_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no vlbench"):
         spaces.allow(tmp_path / "nowhere")

@@ -98,8 +98,13 @@ def _files(kind: Kind, broken: dict[str, str]) -> Iterator[tuple[Path, str, bool
     for name in (FOLDERS[k] for k in (kind, *ALSO_IN.get(kind, ()))):
         own = space.folder / name
         if space.present and own.is_dir() and own.resolve() != package_folder(name).resolve():
-            refuse_foreign(space.folder, own, *_plain_files(own))
+            refuse_foreign(space.folder, own, *_read_files(own))
             yield from ((file, f"{WORKSPACE_MODULES}.{name}.{file.stem}", False) for file in _plain_files(own))
+
+
+def _read_files(folder: Path) -> list[Path]:
+    """What is run or read of a folder of plug-ins: their files, the helpers that they import, and files of cards."""
+    return sorted(file for ending in ("*.py", "*.json", "*/*.py") for file in folder.glob(ending) if file.is_file())
 
 
 def _plain_files(folder: Path) -> list[Path]:

@@ -39,8 +39,8 @@ class SearchOptions(PruneOptions, Schedule):
     )
     ramp: Literal["sine", "sine-code", "linear"] = Field(
         "sine",
-        description="how the pruned ratio grows: p sin(pi t / 2T), which the paper calls cosine; sine-code: as the code "
-        "has it to the last bit, which multiplies pi by t before it divides by T; linear: p t / T",
+        description="how the pruned ratio grows: p sin(pi t / 2T), the paper's cosine; sine-code: as the published "
+        "code has it to the last bit, which multiplies pi by t before it divides by T; linear: p t / T",
     )
     unit_cost: str = Field(
         "params", description="what a unit costs: params (matrix entries), macs, or attention:ffn like 36:1"
