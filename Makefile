@@ -9,7 +9,7 @@ QUICK := $(addprefix --ignore=tests/,faults benchmarks sweep pages plots methods
 STAMP := $(VENV)/.vlbench-installed
 BIN := $(VENV)/bin
 
-.PHONY: help demo test quick lint rooms types board gpu-check clean
+.PHONY: help demo test quick lint rooms types board docs gpu-check clean
 
 help:
 	@echo "make demo    UPop's row beside the dense model's, on VQAv2 of the mini world"
@@ -17,6 +17,7 @@ help:
 	@echo "make quick   the part of it that runs no command: under two minutes on two cores"
 	@echo "make rooms   every room of vlbench/ imports only rooms below it"
 	@echo "make lint    ruff, make types: mypy --strict, make board: leaderboards against their results"
+	@echo "make docs    the documentation as a site, in build/site"
 	@echo "make gpu-check  what only a machine with a GPU can tell: one table, some minutes (ARGS='--only oom,bf16')"
 	@echo "make clean   remove .venv, build outputs and tool caches (runs/ stays)"
 	@echo "PYTHON=python3.12 chooses the interpreter, VENV=DIR the environment that vlbench is installed into"
@@ -43,6 +44,11 @@ types: $(STAMP)
 
 board: $(STAMP)
 	@$(BIN)/vlbench leaderboard --check
+
+# Strict: a link that leads nowhere is an error.
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
 
 gpu-check: $(STAMP)
 	@$(BIN)/python -m tests.benchmarks.gpu_check $(ARGS)

@@ -1,4 +1,4 @@
-"""Oracles: `git ls-files` for what travels, pyproject.toml for what is declared, the README for what must work."""
+"""Oracles: `git ls-files` for what travels, pyproject.toml for what is declared."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import importlib.metadata
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterator
 from email.message import Message
 from email.parser import Parser
 from pathlib import Path
@@ -21,14 +19,10 @@ from typing import Any
 
 import pytest
 
-from vlbench.cell.resolve import resolve
-from vlbench.cell.words import parse
-from vlbench.plugins import scaffold
 from vlbench.plugins import table as plugins
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Folder of the checkout -> where it is installed.
 INSTALLED = {"vlbench": "vlbench", **{f: f"vlbench/{f}" for f in ("registry", "tasks", "methods", "leaderboards")}}
 RUNTIME_EXTRAS = {"parquet", "onnx", "openvino", "gguf", "segmentation", "peft", "ray", "slurm", "plots", "large"}
@@ -133,7 +127,7 @@ def test_the_python_version_is_said_the_same_everywhere() -> None:
 
 
 def test_extras(metadata: Message) -> None:
-    assert set(metadata.get_all("Provides-Extra", [])) == {*RUNTIME_EXTRAS, "dev", "all"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {*RUNTIME_EXTRAS, "dev", "docs", "all"}
     (everything,) = PROJECT["project"]["optional-dependencies"]["all"]
     assert set(re.findall(r"\w+", everything.partition("[")[2])) == RUNTIME_EXTRAS
 
@@ -177,28 +171,3 @@ print("heavy:", sorted({{"torch", "transformers", "timm", "numpy", "pandas", "sc
 """
     told = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert told.splitlines()[-1] == "heavy: []"
-
-
-@pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A new workspace with the method of the README."""
-    monkeypatch.chdir(tmp_path)
-    plugins.forget()
-    scaffold.create("method", "mine")
-    plugins.forget()
-    yield tmp_path / "methods" / "mine.py"
-    monkeypatch.undo()
-    plugins.forget()
-
-
-def test_the_readme_shows_the_file_that_the_scaffold_writes(mine: Path) -> None:
-    assert f"```python\n{mine.read_text(encoding='utf-8')}```" in README
-
-
-def test_the_cells_of_the_readme_resolve(mine: Path) -> None:
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
-    cells = [shlex.split(part, comments=True) for line in lines for part in line.split("&&") if " run " in f" {part}"]
-    assert len(cells) > 5
-    for words in cells:
-        resolve(parse(word for word in words[2:] if not word.startswith("--")))

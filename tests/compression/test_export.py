@@ -157,12 +157,6 @@ def test_the_file_shrinks_by_the_claimed_ratio(tmp_path: Path, kept: float) -> N
     assert after / before < kept + 0.1
 
 
-def test_the_readme_shows_a_loader_as_it_is() -> None:
-    """Of a checkout: the file itself, letter by letter."""
-    loader = HERE.parent / "registry" / "loaders" / "deit.py"
-    assert f"```python\n{loader.read_text()}```" in (HERE.parent / "README.md").read_text()
-
-
 def test_a_loader_refuses_other_weights(opened: tuple[Path, dict[str, list[object]]], tmp_path: Path) -> None:
     for name in minis.names():
         folder = shutil.copytree(opened[0] / f"{name}@cut", tmp_path / name)

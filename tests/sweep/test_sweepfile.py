@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from vlbench.errors import UserError
-from vlbench.sweep.sweepfile import Line, lines_of
+from vlbench.plugins.workspace import boards_folder
+from vlbench.sweep.sweepfile import Line, lines_of, shipped
 
 
 def test_a_line_is_the_product_of_its_lists() -> None:
@@ -51,3 +52,14 @@ def test_a_file_without_words_and_a_missing_one_are_refused(tmp_path: Path) -> N
     file.write_text("# nothing\n")
     with pytest.raises(UserError, match="holds no sweep"):
         lines_of([], file)
+
+
+def test_what_ships_is_known_by_its_name_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file itself, unless one of that name is here."""
+    monkeypatch.chdir(tmp_path)
+    assert shipped(Path("mini")) == shipped(Path("mini.sweep")) == boards_folder() / "mini.sweep"
+    assert shipped(Path("upop")) == boards_folder() / "paper" / "upop.sweep"
+    with pytest.raises(UserError, match=r"minni is no file here, and no sweep that ships\. Did you mean 'mini'"):
+        lines_of([], Path("minni"))
+    Path("mini").write_text("task=x")
+    assert [dict(line.words) for line in lines_of([], Path("mini"))] == [{"task": "x"}]

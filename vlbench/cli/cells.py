@@ -100,7 +100,9 @@ def sweep(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE[,VALUE]", help="as for run; a comma separates values, all are combined"),
     ] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="a sweep file: such words, one sweep a line")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="a file of such words, a sweep a line; or one that ships: mini")
+    ] = None,
     runs: Runs = RUNS,
     plan: Annotated[bool, typer.Option("--plan", help="print the cells and what is done; run nothing")] = False,
     jobs: Annotated[

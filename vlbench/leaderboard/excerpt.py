@@ -86,8 +86,10 @@ class Excerpt:
         if row.dense or dense is None or not dense.value:
             text = f"{name(row)}: {metric} {estimate(row.value, row.low, row.high, 1)}"
         else:
-            kept = f"keeps {fixed(100 * row.value / dense.value, 1)} % of" if higher(row) else "changes"
-            text = f"{name(row)} {kept} {metric} at {fixed(100 * row.sparsity, 1)} % sparsity"
+            kept = f"keeps {fixed(100 * row.value / dense.value, 1)} % of {metric}"
+            if not higher(row) or row.value > dense.value:
+                kept = f"has {metric} {fixed(row.value, 1)} ({fixed(dense.value, 1)} dense)"
+            text = f"{name(row)} {kept} at {fixed(100 * row.sparsity, 1)} % sparsity"
             gone = round(100 * (row.macs_reduction or 0))
             text += f", {-gone:+d} % MACs" if gone else ", no fewer MACs"
         more = len(self.board) - shown

@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..cell.words import parse
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
+from ..plugins.workspace import boards_folder
+
+SUFFIX = ".sweep"
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,17 @@ def _values(key: str, text: str) -> list[str]:
     return list(dict.fromkeys(values))
 
 
+def shipped(file: Path) -> Path:
+    """The file itself, or, where there is none of that name, the sweep file of the leaderboards that is called so:
+    --file mini, from anywhere. Raises UserError, which names those that ship, where a bare name is none of them."""
+    if file.is_file() or len(file.parts) != 1 or file.suffix not in ("", SUFFIX):
+        return file
+    files = {path.stem: path for path in sorted(boards_folder().glob(f"**/*{SUFFIX}"))}
+    if file.stem in files:
+        return files[file.stem]
+    raise UserError(f"{file} is no file here, and no sweep that ships. {did_you_mean(file.stem, files)}")
+
+
 def lines_of(words: Sequence[str], file: Path | None) -> list[Line]:
     """The sweep that the command line asks for. Raises UserError with a line for every mistake."""
     given = parse(words)
@@ -52,6 +66,7 @@ def lines_of(words: Sequence[str], file: Path | None) -> list[Line]:
         return [Line(given)]
     lines_read: list[Line] = []
     errors: list[str] = []
+    file = shipped(file)
     for number, text in enumerate(_read(file), start=1):
         place = f"{file}, line {number}"
         try:
