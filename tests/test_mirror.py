@@ -43,6 +43,7 @@ ELSEWHERE = {
     "vlbench/disk/digests.py": "tests/tensors/test_reading.py",
     "vlbench/disk/paths.py": "tests/test_security.py",
     "vlbench/evaluation/ranks.py": "tests/tasks/test_recall.py",
+    "vlbench/images/files.py": "tests/disk/test_foreign.py",
     "vlbench/images/maps.py": "tests/tasks/test_ade20k.py",
     "vlbench/images/spec.py": "tests/images/test_pipeline.py",
     "vlbench/images/view.py": "tests/registry/test_families.py",

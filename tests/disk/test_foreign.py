@@ -13,7 +13,8 @@ from PIL import Image
 from tests.lab import Lab
 from vlbench.disk.storage import new_folder, read_json, refuse_link, sweep, write_text
 from vlbench.errors import UserError
-from vlbench.images.pipeline import Undecodable, decode
+from vlbench.images.files import Undecodable
+from vlbench.images.pipeline import decode
 from vlbench.records.record import read_record
 from vlbench.sweep.state import brief
 from vlbench.tensors.locate import locate

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from vlbench.errors import RunFailed
-from vlbench.images.pipeline import ImageStore, Undecodable, decode, normalise, preprocess
+from vlbench.images.files import Undecodable
+from vlbench.images.pipeline import ImageStore, decode, normalise, preprocess
 from vlbench.images.spec import ImageSpec
 
 

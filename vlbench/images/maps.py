@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .pipeline import Undecodable, refuse_special
+from .files import Undecodable, refuse_special
 
 IGNORED = 255  # the class of pixels that count neither for nor against
 

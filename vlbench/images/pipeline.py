@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,14 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import RunFailed
 from ..machine.device import pinned
+from .files import Undecodable, refuse_special
 from .spec import ImageSpec
 from .view import View
-
-
-class Undecodable(RunFailed, OSError):  # noqa: N818 - it reads as what the image is
-    """An image that cannot be used, by name. Evaluation marks its samples; training, which cannot do without, ends."""
 
 
 class ImageStore:
@@ -95,16 +90,6 @@ def decode(path: Path) -> Tensor:
     except Exception as error:  # Pillow's readers raise what they come across: struct.error, DecompressionBombError
         raise Undecodable(f"{path} does not decode: {_short(error)}") from None
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
-
-
-def refuse_special(path: Path) -> None:
-    """Raise Undecodable for a pipe, a socket or a device, which would be waited for without end."""
-    try:
-        mode = path.stat().st_mode
-    except OSError:
-        return  # told by who opens it
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise Undecodable(f"{path} is no file but a pipe, a socket or a device")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

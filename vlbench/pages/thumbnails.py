@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..images.files import Undecodable
 from ..images.maps import IGNORED, Map
-from ..images.pipeline import Undecodable
 from .document import escaped
 
 SIDE = 224  # pixels of the longer side
