@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..images.folder import folder_image
 from ..model import Model
 from ..plugins.table import table
-from ..records.record import Record, read_record
+from ..records.record import Record, read_local
 from .accelerated import accelerated, line, refuse_pattern
 from .sample import stated
 from .timing import How, measure
@@ -60,7 +60,7 @@ def time_runs(folders: Sequence[Path], how: How, screen: Screen, *, json: bool, 
 def _record(folder: Path) -> Record:
     if not (folder / "result.json").is_file():
         raise UserError(f"{folder} is no finished run (`vlbench list runs` shows them): costs are of a model it made.")
-    return read_record(folder / "result.json")
+    return read_local(folder)
 
 
 def open_run(folder: Path, record: Record) -> Model:

@@ -51,6 +51,16 @@ def check(cell: Path, name: str) -> None:
         )
 
 
+def wrong(cell: Path) -> str:
+    """A sentence about the first of the finished files that is not what was noted; empty where all are."""
+    try:
+        for name in _read(cell):
+            check(cell, name)
+    except (UserError, OSError) as error:
+        return str(error)
+    return ""
+
+
 def _file(path: Path) -> Path:
     """What stands for `path`: of a model folder its manifest, which has the digests of its files."""
     present = standing(path)

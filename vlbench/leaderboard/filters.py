@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import UserError, did_you_mean
 from ..plugins.workspace import boards_folder
-from ..records.record import Record, read_record
+from ..records.record import Record, read_local
 from .local import readable
 from .rows import Row, load_results, merge, ranked, rows_of
 from .tables import fixed, name
@@ -99,7 +99,7 @@ def _cell_of_run(text: str, runs: Path) -> str:
     """The cell of a run's folder or name; empty where there is none."""
     for folder in (Path(text), runs / text):
         if (folder / "result.json").is_file():
-            record = read_record(folder / "result.json")
+            record = read_local(folder)
             if not ranked(record):
                 raise UserError(f"{folder} is no row of a board: {', '.join(record.flags)}.")
             return record.cell

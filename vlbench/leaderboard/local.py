@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..disk.storage import write_text
 from ..errors import UserError
 from ..plugins.workspace import boards_folder
-from ..records.record import Record, read_record
+from ..records.record import Record, read_local
 from .excerpt import Excerpt, others_line
 from .rows import Row, load_results, merge, ranked, row_alone, rows
 from .scales import titled
@@ -99,7 +99,7 @@ def readable(runs: Path) -> list[Record]:
             )
             continue
         try:
-            lines.append(read_record(file))
+            lines.append(read_local(file.parent))
         except UserError as error:
             print(f"vlbench: left out of the table: {error}", file=sys.stderr)
     return lines

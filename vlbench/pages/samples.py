@@ -10,9 +10,10 @@ from typing import Literal
 import numpy as np
 
 from ..cell.again import dense_cell
+from ..disk import checksums
 from ..evaluation.predictions import Line, read_predictions
 from ..leaderboard.local import comparable
-from ..records.record import Record, read_record
+from ..records.record import Record, read_local
 from ..task import Sample, Score, Task
 
 MOST = 50  # samples of a page
@@ -45,10 +46,12 @@ def all_samples(folder: Path, record: Record) -> tuple[Task, list[Shown]]:
     cell = dense_cell(folder, record)
     samples = cell.samples
     ids = [sample.id for sample in samples]
+    checksums.check(folder, "predictions.jsonl")
     lines = read_predictions(folder / "predictions.jsonl", ids)
     other = _dense_run(folder, record) if record.vs_dense is not None else None
     theirs: Sequence[Line | None] = [None] * len(ids)
     if other is not None:
+        checksums.check(other, "predictions.jsonl")
         theirs = read_predictions(other / "predictions.jsonl", ids)
     task = cell.task
     entries = []
@@ -62,7 +65,7 @@ def all_samples(folder: Path, record: Record) -> tuple[Task, list[Shown]]:
 def _dense_run(folder: Path, record: Record) -> Path | None:
     """The finished dense run beside this one that it may be compared with."""
     for file in sorted(folder.parent.glob("*dense*/result.json")):
-        other = read_record(file)
+        other = read_local(file.parent)
         if other.method == "dense" and comparable(other, record):
             return file.parent
     return None

@@ -10,7 +10,7 @@ from typing import Any
 from ..disk.storage import digest, read_sealed, standing
 from ..errors import UserError
 from ..leaderboard.rows import OWN_COLUMN
-from ..records.record import Record, read_record
+from ..records.record import Record, read_local
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def open_run(folder: Path) -> Run:
         raise UserError(f"{folder} is no finished run (`vlbench list runs` shows them).")
     manifest = standing(folder / "model") / MANIFEST
     log = read_sealed(manifest)["log"] if manifest.is_file() else {}
-    return Run(folder, read_record(folder / "result.json"), log)
+    return Run(folder, read_local(folder), log)
 
 
 def series(runs: Iterable[Run]) -> list[Series]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..disk import checksums
 from ..disk.storage import read_json, write_json
 from ..errors import UserError
 
@@ -265,6 +266,13 @@ def unpack_clusters(text: str) -> list[str]:
     return [f"{number:09d}" for number in unpack_cluster_numbers(text)]
 
 
+def read_local(folder: Path) -> Record:
+    """The record of a cell that was finished on this machine. Raises UserError where it is damaged, or is not what the
+    run has noted that it wrote (`disk.checksums`)."""
+    checksums.check(folder, "result.json")
+    return read_record(folder / "result.json")
+
+
 def finished(folder: Path) -> Record | None:
     """The record of a finished cell, or None. Raises UserError where it is damaged."""
-    return read_record(folder / "result.json") if (folder / "result.json").is_file() else None
+    return read_local(folder) if (folder / "result.json").is_file() else None

@@ -19,7 +19,7 @@ from ..disk.storage import new_folder, write_json
 from ..errors import RunFailed, UserError
 from ..machine.device import computing_device, product
 from ..plugins.table import table
-from ..records.record import Record, read_record
+from ..records.record import Record, read_local
 from ..runtime import Runtime, Served
 from .proof import proved, proved_by_itself, wanted
 
@@ -49,7 +49,7 @@ def finished(folder: Path) -> Record:
         raise UserError(
             f"{folder} is no finished run (`vlbench list runs` shows them), and the proof needs the samples of one."
         )
-    return read_record(folder / "result.json")
+    return read_local(folder)
 
 
 def opened(folder: Path, record: Record) -> Served:

@@ -63,18 +63,26 @@ def _opener(name: str, flags: int) -> int:
 @dataclass
 class Runs:
     """The folder of runs, read once. results: of the cells that have one; begun: the cells that have a folder at all;
-    logs: those that have a log."""
+    logs: those that have a log; damaged: what is wrong with results that cannot be read, where that is asked for."""
 
     folder: Path
     results: dict[str, Brief] = field(default_factory=dict)
     begun: set[str] = field(default_factory=set)
     logs: set[str] = field(default_factory=set)
+    damaged: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folder: Path) -> Runs:
+    def read(cls, folder: Path, *, telling: bool = False) -> Runs:
+        """Raises UserError for a result that is damaged; telling: it is noted in `damaged` instead."""
         runs = cls(folder)
         for name in _names(folder):
-            summary = brief(f"{folder}/{name}")
+            try:
+                summary = brief(f"{folder}/{name}")
+            except UserError as error:
+                if not telling:
+                    raise
+                runs.damaged[name] = str(error)
+                continue
             if summary is not None:
                 runs.results[name] = summary
             elif name != "logs":
@@ -83,7 +91,9 @@ class Runs:
         return runs
 
     def state(self, cell: str) -> str:
-        """done, incomplete, running, failed, started or to do."""
+        """done, incomplete, damaged, running, failed, started or to do."""
+        if cell in self.damaged:
+            return "damaged"
         if cell in self.results:
             return "done" if self.results[cell].complete else "incomplete"
         if cell in self.begun and lease.held(self.folder / cell):
@@ -104,7 +114,9 @@ class Runs:
 
     def cells(self) -> list[str]:
         """All that is there, by name: also those that failed before they wrote anything but a log."""
-        return sorted(self.results.keys() | {c for c in self.begun | self.logs if self.state(c) != "to do"})
+        return sorted(
+            self.results.keys() | self.damaged.keys() | {c for c in self.begun | self.logs if self.state(c) != "to do"}
+        )
 
 
 def _names(folder: Path) -> Iterator[str]:

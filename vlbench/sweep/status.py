@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..disk import lease
+from ..disk import checksums, lease
 from .executor import log_file
 from .state import Runs, Times
+
+LOOKED_INTO = 1000  # finished cells up to which the digests of all their files are compared: 4 MB each are read
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class Row:
 
 def rows_of(cells: Sequence[str] | None, folder: Path) -> list[Row]:
     """Of the cells that are named, or of all in the folder."""
-    runs = Runs.read(folder)
+    runs = Runs.read(folder, telling=True)
+    if len(runs.results) <= LOOKED_INTO:
+        runs.damaged.update({cell: why for cell in runs.results if (why := checksums.wrong(folder / cell))})
     times = Times(runs)
     return [_row(cell, runs, times) for cell in (runs.cells() if cells is None else cells)]
 
@@ -39,6 +43,8 @@ def _row(cell: str, runs: Runs, times: Times) -> Row:
     state, log = runs.state(cell), log_file(runs.folder, cell)
     if state == "done":
         return Row(cell, state, 0.0)
+    if state == "damaged":
+        return Row(cell, state, times.seconds(cell), reason=runs.damaged[cell])
     log_path = str(log) if cell in runs.logs else ""
     if state == "incomplete":
         return Row(cell, state, 0.0, reason=f"{runs.folder / cell / 'predictions.jsonl'} names what failed")
@@ -83,8 +89,8 @@ def _notes(row: Row) -> list[str]:
 
 
 def _open(rows: Sequence[Row]) -> list[Row]:
-    """Cells that the same sweep would run, or runs now; an incomplete one waits for a person."""
-    return [row for row in rows if row.state not in ("done", "incomplete")]
+    """Cells that the same sweep would run, or runs now; an incomplete or damaged one waits for a person."""
+    return [row for row in rows if row.state not in ("done", "incomplete", "damaged")]
 
 
 def _time_left(rows: Sequence[Row]) -> dict[str, float | int]:
