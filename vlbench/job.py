@@ -31,7 +31,7 @@ from .evaluation.predictions import Predictions
 from .images.pipeline import ImageStore
 from .machine.workers import ALONE, World
 from .model import Model
-from .task import Task
+from .task import Task, for_learning
 from .tensors.checkpoint import CheckpointStore
 from .training.loop import Hook, Loop, Schedule
 from .training.memory import recomputed
@@ -88,7 +88,7 @@ class Job:
         dense: Callable[[], Model] | None = None,
         source: Source | None = None,
     ) -> None:
-        self.model, self.task, self.here = model, task, here
+        self.model, self.task, self.here = model, for_learning(task), here
         self.data = LearningData(model, task, images, here.seed, source)
         self.changes = Changes(model, state)
         self._dense = dense

@@ -14,6 +14,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
@@ -222,6 +223,23 @@ def task(
         return cls
 
     return register
+
+
+def for_learning(task: Task) -> Task:
+    """The task as a method is given it: it gives the samples of train and select, and of no other split. (A method that
+    reads the files of the report split by hand is found by those who review it, not here.)"""
+    view, splits = copy(task), [split for role, split in task.roles().items() if role != "report"]
+
+    def samples(split: str) -> list[Sample]:
+        if split not in splits:
+            raise UserError(
+                f"a method asked for the split {split} of {task.name}: it may learn from "
+                f"{' and '.join(splits) or 'no split of it'} alone. What is reported is read by nothing else."
+            )
+        return task.samples(split)
+
+    vars(view)["samples"] = samples
+    return view
 
 
 def held_out(sample_id: str, percent: int) -> bool:

@@ -21,17 +21,17 @@ class LearningData:
     """Samples of one task, for one model and seed. source: what calibration looks at in the place of train."""
 
     def __init__(self, model: Model, task: Task, images: ImageStore, seed: int, source: Source | None = None) -> None:
-        self.model, self.task, self.images, self.seed, self.source = model, task, images, seed, source
+        self.model, self._task, self.images, self.seed, self.source = model, task, images, seed, source
         self._samples: dict[Role, Sequence[Sample]] = {}
 
     def samples(self, role: Literal["train", "select"]) -> Sequence[Sample]:
         """Samples a method may learn from. Raises UserError where one of them is in the report split."""
         if role not in self._samples:
-            split = self.task.split_for(role)
-            samples = self.task.samples(split)
+            split = self._task.split_for(role)
+            samples = self._task.samples(split)
             if not samples:
-                raise UserError(f"the split {split} of {self.task.name} is empty, and this method needs it.")
-            refuse_report_ids(self.task, samples)
+                raise UserError(f"the split {split} of {self._task.name} is empty, and this method needs it.")
+            refuse_report_ids(self._task, samples)
             self._samples[role] = samples
         return self._samples[role]
 
@@ -39,7 +39,7 @@ class LearningData:
         """Shuffled training batches of `size` samples, a function of (seed, step)."""
         return Batches(
             self.samples("train"), self.images, size=size, seed=self.seed, per_image=per_image,
-            device=self.model.device, options=self.task.taught(),
+            device=self.model.device, options=self._task.taught(),
         )  # fmt: skip
 
     def calibration(self, count: int, batch_size: int = 32) -> list[Batch]:
@@ -49,10 +49,10 @@ class LearningData:
         refuse_few(samples, count, "train" if self.source is None else f"calibration={self.source.text}")
         chosen = Batches(samples, self.images, size=count, seed=self.seed, per_image=1).chosen(0)[:count]
         parts = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
-        return [collate(part, self.images, self.model.device, self.task.taught()) for part in parts]
+        return [collate(part, self.images, self.model.device, self._task.taught()) for part in parts]
 
     def of(self, model: Model) -> LearningData:
         """The same samples, parsed once, for a copy of the model."""
-        copy = LearningData(model, self.task, self.images, self.seed, self.source)
+        copy = LearningData(model, self._task, self.images, self.seed, self.source)
         copy._samples = self._samples
         return copy

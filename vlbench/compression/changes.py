@@ -49,11 +49,20 @@ class Changes:
         structured = self.state.pattern == "structured"
         self.state.pattern = f"structured+{pattern}" if structured else pattern
 
+    def update(self, weights: Mapping[str, Tensor]) -> None:
+        """Give parameters the values that a formula has for them (SparseGPT's update of the weights that stay). What is
+        learnt by descent is trained with job.train(), which the record tells."""
+        with torch.no_grad():
+            for name, value in weights.items():
+                self.model.net.get_parameter(name).copy_(value)
+        self.state.updated.update(weights)
+
     def remask(self, name: str, keep: Tensor) -> None:
         """Put another mask in the place of a matrix's own; what it keeps has the value that the matrix has now."""
         if name not in self.state.masks:
             raise UserError(f"{name} has no mask that another could take the place of: prune it first.")
         self.state.masks[name] = keep.cpu()
+        self.state.updated.add(name)
         apply_masks(self.model.net, {name: keep})
 
     def add_biases(self, biases: Mapping[str, Tensor]) -> None:
@@ -66,6 +75,7 @@ class Changes:
                 self.state.biases.append(path)
             with torch.no_grad():
                 layer.bias += value.to(layer.bias)
+            self.state.updated.add(f"{path}.bias")
 
     def at_run_time(self, method: str, state: Any) -> None:
         """Declare what `method` does when the model runs (a reducer's dropped tokens): JSON, from which its

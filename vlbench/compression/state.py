@@ -29,6 +29,8 @@ class Compression:
 
     # Linears that were given a bias and had none in the architecture
     biases: list[str] = field(default_factory=list)
+    # Parameters that a formula has changed without training (SparseGPT's update); of this link, and not saved
+    updated: set[str] = field(default_factory=set)
 
     @property
     def n_tuned(self) -> int:

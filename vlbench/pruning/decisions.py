@@ -123,8 +123,7 @@ class MaskDecisions(Decisions):
 
     def _show(self, what: str, name: str, tensor: Tensor) -> None:
         if what == "weight":
-            with torch.no_grad():
-                self.net.get_parameter(name).copy_(tensor)
+            self.job.changes.update({name: tensor})
         elif what == "mask":
             apply_masks(self.net, {name: tensor})
 

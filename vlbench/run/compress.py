@@ -27,6 +27,7 @@ from ..job import Job, Progress, Surroundings
 from ..machine.workers import ALONE, World
 from ..model import Model
 from .agreement import outputs_of, refuse_other
+from .moved import Witness
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,12 @@ class Compressor:
         """Apply one link, save what it says it did, and go on from what was saved, killed or not. Raises RunFailed
         where the model that was saved is not the model that the link left."""
         leads, name, capability = self.world.leads, self._name(stage), self.cell.task.capability
+        witness = Witness(model, state) if leads and not state.trained else None
         if leads or link.method.parallel:
             self._apply(link, model, state)
+        if witness is not None:
+            witness.refuse_moved(model, state, link.entry.name)
+            del witness
         before = outputs_of(model, capability) if leads else []
         if leads:
             checksums.forget(self.folder, name)
