@@ -228,9 +228,10 @@ def task(
 def for_learning(task: Task) -> Task:
     """The task as a method is given it: it gives the samples of train and select, and of no other split. (A method that
     reads the files of the report split by hand is found by those who review it, not here.)"""
-    view, splits = copy(task), [split for role, split in task.roles().items() if role != "report"]
+    view = copy(task)
 
     def samples(split: str) -> list[Sample]:
+        splits = [name for role, name in task.roles().items() if role != "report"]
         if split not in splits:
             raise UserError(
                 f"a method asked for the split {split} of {task.name}: it may learn from "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -192,12 +193,13 @@ def test_the_teacher_is_made_once_and_frozen() -> None:
         return made[-1]
 
     nothing: Any = None
+    task: Any = SimpleNamespace()
     model = open_model("deit-mini")
-    job = Job(model, nothing, nothing, Surroundings(0, nothing), dense=dense)
+    job = Job(model, task, nothing, Surroundings(0, nothing), dense=dense)
     assert job.teacher() is job.teacher() is made[0]
     assert len(made) == 1
     assert not made[0].net.training
     assert not any(p.requires_grad for p in made[0].net.parameters())
     assert all(p.requires_grad for p in model.net.parameters())
     with pytest.raises(UserError, match="no dense model to distil from"):
-        Job(model, nothing, nothing, Surroundings(0, nothing)).teacher()
+        Job(model, task, nothing, Surroundings(0, nothing)).teacher()

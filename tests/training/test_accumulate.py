@@ -41,7 +41,7 @@ class One:
 
 def trained(model: Any, accumulate: int) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of one step of the loop."""
-    task: Any = type("Task", (), {"capability": capability(model)})
+    task: Any = type("Task", (), {"capability": capability(model)})()
     job = Job(model, task, cast(Any, None), Surroundings(0, cast(Any, None)))
     schedule = Schedule(steps=1, lr=1e-3, accumulate=accumulate)
     taken = Taken(model.net)
@@ -75,7 +75,7 @@ def test_parts_without_a_label_are_left_out_and_a_batch_without_one_is_told() ->
     model_loss = loss(model, batch)
     assert not torch.isfinite(model_loss)
     batch.maps[4, 0, 0] = 1
-    task: Any = type("Task", (), {"capability": "segment"})
+    task: Any = type("Task", (), {"capability": "segment"})()
     job = Job(model, task, cast(Any, None), Surroundings(0, cast(Any, None)))
     schedule = Schedule(steps=1, lr=1e-3, accumulate=6)
     loop = Loop(model.net, lambda b: loss(model, b), cast(Batches, One(batch)), schedule, seed=0, terms=job._terms)

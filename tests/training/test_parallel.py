@@ -67,7 +67,7 @@ def test_the_workers_gradients_are_those_of_the_whole_batch(name: str, size: int
     model.net.double()
     set_dropout(model.net, 0.0)
     copies = [deepcopy(model) for _ in range(size)]
-    task: Any = type("Task", (), {"capability": capability(model)})
+    task: Any = type("Task", (), {"capability": capability(model)})()
 
     def work(world: World, accumulate: int = 1) -> tuple[list[float], dict[str, Tensor]]:
         own = copies[world.rank] if world.size > 1 else model
