@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -20,6 +20,9 @@ from ._asked import AskedOptions, directions, lacking, located
 from ._files import answer_of, inside, read_json, text_of
 from ._packed import Row, listed
 from ._tabled import Tabled, cell, image_of
+
+if TYPE_CHECKING:
+    from vlbench.mini.world import World
 
 HALVES = ("human", "augmented")
 RULES: Mapping[str, Callable[[str, str], bool]] = {
@@ -59,6 +62,12 @@ class ChartQA(Tabled):
     learned: ClassVar[Mapping[Role, str]] = {"train": "train", "select": "val"}
     tables: ClassVar[Mapping[str, Sequence[str]]] = {"test": ("ChartQA_TEST.tsv", "data/test-*.parquet")}
     options: ChartQAOptions
+
+    @classmethod
+    def mini_world(cls) -> World:
+        from ._worlds.chartqa import WORLD
+
+        return WORLD
 
     def lacks(self, split: str) -> list[str]:
         files = {self._file(split, half): f"the {half} questions of {split}" for half in HALVES}

@@ -12,7 +12,7 @@ import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from ._asked import UNPARSED, AskedOptions, directions
 from ._choice_table import Choice, ChoiceOptions, ChoiceTable, Rule
 from ._files import whole_number
 from ._packed import Row
+
+if TYPE_CHECKING:
+    from vlbench.mini.world import World
 
 ROTATION = 1_000_000  # the index of a question's k-th rotation is its own plus k times this
 ABILITIES = {
@@ -84,6 +87,12 @@ class MMBench(ChoiceTable):
             "task or a file of captions with calibration=TASK or calibration=FILE, or take a method that learns from "
             "nothing."
         ]
+
+    @classmethod
+    def mini_world(cls) -> World:
+        from ._worlds.mmbench import WORLD
+
+        return WORLD
 
     def labelled(self, split: str) -> bool:
         return not split.startswith("test")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from ._asked import UNPARSED, AskedOptions, lacking, located, unique
 from ._files import inside, read_text, text_of, whole_number
 from ._packed import Row
 from ._tabled import Tabled, cell, image_of, said_yes
+
+if TYPE_CHECKING:
+    from vlbench.mini.world import World
 
 SUBSETS = ("random", "popular", "adversarial")
 INSTANCES = "instances_train2014.json"
@@ -77,6 +80,12 @@ class POPE(Tabled):
     learned: ClassVar[Mapping[Role, str]] = {"train": "train", "select": "select"}
     tables: ClassVar[Mapping[str, Sequence[str]]] = {"test": ("POPE.tsv", "data/test-*.parquet")}
     options: PopeOptions
+
+    @classmethod
+    def mini_world(cls) -> World:
+        from ._worlds.pope import WORLD
+
+        return WORLD
 
     def lacks(self, split: str) -> list[str]:
         files = {self._list(split, subset): f"the {subset} questions" for subset in self._subsets(split)}

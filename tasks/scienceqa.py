@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -24,6 +24,9 @@ from ._choice_table import answer_in, options_of
 from ._files import identifier_of, inside, read_json, refuse, text_of, texts_of, whole_number
 from ._packed import Row
 from ._tabled import Tabled, cell, image_of
+
+if TYPE_CHECKING:
+    from vlbench.mini.world import World
 
 SUBJECTS = {"natural science": "nat", "social science": "soc", "language science": "lan"}
 FOLDER = {"minival": "val", "minitest": "test", "minitrain": "train"}  # split -> the one whose images it shows
@@ -71,6 +74,12 @@ class ScienceQA(Tabled):
         "val": ("ScienceQA_VAL.tsv", "ScienceQA-IMG/validation-*.parquet"),
     }
     options: ScienceQAOptions
+
+    @classmethod
+    def mini_world(cls) -> World:
+        from ._worlds.scienceqa import WORLD
+
+        return WORLD
 
     def lacks(self, split: str) -> list[str]:
         images = f"the images of {FOLDER.get(split, split)}, as ID/image.png"

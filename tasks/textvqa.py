@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -24,6 +24,9 @@ from ._asked import AskedOptions, directions, lacking, located, unique
 from ._files import inside, read_json, refuse, text_of, texts_of, whole_number
 from ._packed import Row, listed
 from ._tabled import Tabled, cell, image_of
+
+if TYPE_CHECKING:
+    from vlbench.mini.world import World
 
 SELECT_PERCENT = 5  # of the training images
 VERSION = "TextVQA_0.5.1"
@@ -66,6 +69,12 @@ class TextVQA(Tabled):
     learned: ClassVar[Mapping[Role, str]] = {"train": "train", "select": "select"}
     tables: ClassVar[Mapping[str, Sequence[str]]] = {"val": ("TextVQA_VAL.tsv", "data/validation-*.parquet")}
     options: TextVQAOptions
+
+    @classmethod
+    def mini_world(cls) -> World:
+        from ._worlds.textvqa import WORLD
+
+        return WORLD
 
     def labelled(self, split: str) -> bool:
         return split != "test"

@@ -19,6 +19,8 @@ from vlbench.evaluation.loop import Evaluator
 from vlbench.evaluation.predictions import Predictions
 from vlbench.images.pipeline import ImageStore
 from vlbench.model import Model
+from vlbench.plugins.table import table
+from vlbench.tensors.locate import locate
 
 SUBSETS = ("random", "popular", "adversarial")
 
@@ -128,3 +130,31 @@ def test_the_official_lists_are_read_whole_and_an_image_is_encoded_once(tmp_path
     assert found["accuracy"] == 50
     assert found["f1"] == pytest.approx(200 / 3)
     assert found["yes"] == found["recall"] == 100
+
+
+@pope_here
+def test_real_photographs_through_the_real_reader_and_a_tiny_model(tmp_path: Path) -> None:
+    """The official lines about the four photographs that are here: llava-mini, which never saw a photograph, answers
+    each of the 72 questions, and its sums are those of its own answers, counted by hand."""
+    photos = POPE.parent / "coco_val2017_mini" / "images"
+    (tmp_path / "val2014").mkdir()
+    for subset in SUBSETS:
+        shutil.copy(POPE / f"coco_pope_{subset}_local.json", tmp_path / f"coco_pope_{subset}.json")
+        for line in (POPE / f"coco_pope_{subset}_local.json").read_text().splitlines():
+            name = json.loads(line)["image"]
+            shutil.copy(photos / name.removeprefix("COCO_val2014_"), tmp_path / "val2014" / name)
+    task = make("pope", tmp_path)
+    samples = task.samples("test")
+    cls = table("models").get("llava-mini").load()
+    card = next(card for card in cls.cards if card.name == "llava-mini")
+    model = cls.open(card, locate(card.checkpoint, card.revision, {}))
+    settings = {**task.settings("test"), "labelled": True, "max_length": 4}
+    run = Evaluator(model, task, ImageStore(card.image), settings=settings, batch_size=32)
+    lines = run.run(samples, Predictions(tmp_path / "predictions.jsonl"))
+    assert (len(samples), len({s.images for s in samples})) == (72, 4)
+    assert all(line["status"] == "ok" for line in lines)
+    found = task.aggregate(samples, [line["score"] for line in lines])
+    said = [not {"no", "not", "No"} & set(line["prediction"]["answer"].split()) for line in lines]
+    right = [yes is ("yes" in s.target) for yes, s in zip(said, samples, strict=True)]
+    assert found["accuracy"] == pytest.approx(100 * sum(right) / 72)
+    assert found["yes"] == pytest.approx(100 * sum(said) / 72)
