@@ -7,6 +7,8 @@ ARGS ?=
 QUICK := $(addprefix --ignore=tests/,faults benchmarks sweep pages plots methods restoring runtimes)
 
 STAMP := $(VENV)/.vlbench-installed
+# What a run needs, and no more: `make demo` installs this alone.
+SMALL := $(VENV)/.vlbench-run
 BIN := $(VENV)/bin
 
 .PHONY: help demo test quick lint rooms types board docs gpu-check clean
@@ -22,7 +24,7 @@ help:
 	@echo "make clean   remove .venv, build outputs and tool caches (runs/ stays)"
 	@echo "PYTHON=python3.12 chooses the interpreter, VENV=DIR the environment that vlbench is installed into"
 
-demo: $(STAMP)
+demo: $(SMALL)
 	@$(BIN)/vlbench run method=upop task=vqav2
 
 # One thread a worker: the models are tiny, and threads of two workers would fight for the cores.
@@ -53,12 +55,17 @@ docs: $(STAMP)
 gpu-check: $(STAMP)
 	@$(BIN)/python -m tests.benchmarks.gpu_check $(ARGS)
 
-$(STAMP): pyproject.toml
+$(SMALL): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "vlbench needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) \
 		|| { echo "$(PYTHON) -m venv failed (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
-	@echo "Installing vlbench and torch into $(VENV): a few minutes, about 6 GB."
+	@echo "Installing vlbench and torch into $(VENV): a few minutes, about 6 GB (1 GB without CUDA: see docs/start.md)."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(STAMP): $(SMALL)
+	@echo "Installing what tests, types and the documentation need into $(VENV): a minute or two."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 

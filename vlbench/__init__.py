@@ -13,7 +13,7 @@ if _TYPE_CHECKING:
 
     from .model import Model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The plug-in folders stand at the top of the checkout because contributors work there, and are installed as
 # vlbench.registry, vlbench.tasks, vlbench.methods and vlbench.leaderboards. In a bare checkout (no install, or a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -53,6 +54,18 @@ def test_the_readme_quotes_what_a_run_prints() -> None:
     excerpt.show(Console(file=stream, width=200))
     printed = [line.rstrip() for line in stream.getvalue().splitlines()]
     assert "\n".join(printed) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_links_to_what_is_there() -> None:
+    """mkdocs looks at the pages of docs/ alone."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert len(links) > 20
+    for link in links:
+        file, _, anchor = link.partition("#")
+        assert (ROOT / file).is_file(), link
+        heads = re.findall(r"^#+ (.+)$", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in [re.sub(r"[^\w-]", "", head.lower().replace(" ", "-")) for head in heads], link
 
 
 def test_pages_that_no_one_named_are_in_the_navigation(site: ModuleType) -> None:
