@@ -82,6 +82,7 @@ class Blip2Folder(Model):
         config = read_kind(home, cls.model_type)
         config.setdefault("vision_config", {})["image_size"] = card.image.size
         model = unfilled(cls.build, card, config, home)
+        _tie(model.net)  # again: unfilled() ties as the library does
         if POSITIONS in weights:
             count = model.net.state_dict()[POSITIONS].shape[1]
             weights[POSITIONS] = blip.resized_positions(weights[POSITIONS], count)

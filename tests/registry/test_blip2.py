@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tests import minis
 from tests.calibration.pruned import calibrate
 from tests.calibration.test_calibrate import one_by_one
 from tests.nn.test_kinds import close_gates, random_keep
@@ -27,6 +28,7 @@ from vlbench.compression.masks import apply_masks, keep_fraction
 from vlbench.errors import UserError
 from vlbench.structure import check_structure
 from vlbench.task import Sample
+from vlbench.tensors.reading import read_weights
 
 IMAGE = prompted.VOCABULARY  # stands where an image token goes, in the oracle: a word more
 CLOSE = 1e-5  # the libraries' RMS norms compute in float32, whatever they are given
@@ -533,3 +535,13 @@ def test_a_folder_without_its_configuration_is_told(tmp_path: Path, name: str, t
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=sentence):
         type(model).open(model.card, tmp_path)
+
+
+def test_a_head_that_is_not_tied_stays_apart_when_a_folder_is_opened() -> None:
+    """Against the file: FlanT5's lm_head is another matrix than its word embeddings, though the library ties them."""
+    model = minis.opened("blip2-mini")
+    stored = read_weights(minis.MINI / "blip2-mini")
+    language = model.net.language_model
+    assert language.lm_head.weight is not language.shared.weight
+    assert torch.equal(language.lm_head.weight, stored["language_model.lm_head.weight"].to(language.lm_head.weight))
+    assert torch.equal(language.shared.weight, stored["language_model.shared.weight"].to(language.shared.weight))
