@@ -68,8 +68,8 @@ class Retrieval(Task):
         return [Sample(e.image_id, (e.image,), target=e.image_id, texts=tuple(e.captions[:most])) for e in images]
 
     def settings(self, split: str) -> dict[str, Any]:
-        told = {"ties": self.options.ties} if self.options.ties != "pessimistic" else {}
-        return {"k_test": self.options.k_test, **told}
+        ties = {"ties": self.options.ties} if self.options.ties != "pessimistic" else {}
+        return {"k_test": self.options.k_test, **ties}
 
     def score(self, sample: Sample, prediction: Mapping[str, Any]) -> Score:
         """The eight statistics of _recall.hits."""

@@ -16,6 +16,9 @@ from ..machine.device import ask_for
 from .common import RUNS, WORDS, Device, Json, Runs, cells_of, resumable, stop
 
 if TYPE_CHECKING:
+    from ..cell.spec import Spec
+    from ..machine.ui import Screen
+    from ..machine.workers import World
     from ..records.record import Record
     from ..sweep.engines import Engine
     from ..sweep.sweep import Sweep
@@ -52,24 +55,32 @@ def run(
             from .plan import print_plan
 
             return print_plan(spec, runs, screen, json=json)
-        from ..cell.cell import identified, open_cell
-        from ..disk.storage import refuse_unwritable
-        from ..machine.device import refuse_precision
-        from ..run.runner import Runner, Uploaded
-
-        refuse_precision(spec.words.precision)
-        # With what its identity is made of: what is wrong with the data is told before anything is written.
-        cell = workers.first("open the cell", lambda: identified(open_cell(spec, screen.building, screen.digesting)))
-        if workers.leads:
-            refuse_unwritable(runs)
-        try:
-            record = Runner(runs, screen, checkpoint_seconds=checkpoint_every, world=workers).cell(cell)
-        except Uploaded as told:
-            return _say_uploaded(told.file, json=json) if workers.leads else None
+        done = _run(spec, runs, screen, workers, checkpoint_every)
     leave()
     if workers.leads:
-        _finish(record, runs, json=json, board=board, metrics=metrics)
+        if isinstance(done, Path):
+            _say_uploaded(done, json=json)
+        else:
+            _finish(done, runs, json=json, board=board, metrics=metrics)
     return None
+
+
+def _run(spec: Spec, runs: Path, screen: Screen, workers: World, checkpoint_every: float) -> Record | Path:
+    """The cell's record, or the file for the server of a split whose answers are not here."""
+    from ..cell.cell import identified, open_cell
+    from ..disk.storage import refuse_unwritable
+    from ..machine.device import refuse_precision
+    from ..run.runner import Runner, Uploaded
+
+    refuse_precision(spec.words.precision)
+    # With what its identity is made of: what is wrong with the data is told before anything is written.
+    cell = workers.first("open the cell", lambda: identified(open_cell(spec, screen.building, screen.digesting)))
+    if workers.leads:
+        refuse_unwritable(runs)
+    try:
+        return Runner(runs, screen, checkpoint_seconds=checkpoint_every, world=workers).cell(cell)
+    except Uploaded as upload:
+        return upload.file
 
 
 def _say_uploaded(file: Path, *, json: bool) -> None:
@@ -95,33 +106,40 @@ def _finish(record: Record, runs: Path, *, json: bool, board: bool, metrics: boo
         )
 
 
+SweepFile = Annotated[
+    Path | None, typer.Option("--file", help="a file of such words, a sweep a line; or one that ships: mini")
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", min=1, help="cells at a time; by default one a GPU or one, or what the cluster holds"),
+]
+Address = Annotated[
+    str, typer.Option("--address", help="ray: a standing cluster, auto or HOST:PORT; by default this machine alone")
+]
+GpusPerCell = Annotated[
+    float | None,
+    typer.Option("--gpus-per-cell", min=0, help="ray: 1 where there are GPUs; 0.5 lets two cells share one"),
+]
+SlurmOptions = Annotated[
+    list[str] | None,
+    typer.Option("--slurm", metavar="KEY=VALUE", help="slurm: an option of sbatch, like partition=gpu; repeat it"),
+]
+
+
 def sweep(
     words: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE[,VALUE]", help="as for run; a comma separates values, all are combined"),
     ] = None,
-    file: Annotated[
-        Path | None, typer.Option("--file", help="a file of such words, a sweep a line; or one that ships: mini")
-    ] = None,
+    file: SweepFile = None,
     runs: Runs = RUNS,
     plan: Annotated[bool, typer.Option("--plan", help="print the cells and what is done; run nothing")] = False,
-    jobs: Annotated[
-        int | None,
-        typer.Option("--jobs", min=1, help="cells at a time; by default one a GPU or one, or what the cluster holds"),
-    ] = None,
+    jobs: Jobs = None,
     device: Device = "",
     engine: Annotated[str, typer.Option("--engine", help="local: this machine; ray or slurm: a cluster")] = "local",
-    address: Annotated[
-        str, typer.Option("--address", help="ray: a standing cluster, auto or HOST:PORT; by default this machine alone")
-    ] = "",
-    gpus_per_cell: Annotated[
-        float | None,
-        typer.Option("--gpus-per-cell", min=0, help="ray: 1 where there are GPUs; 0.5 lets two cells share one"),
-    ] = None,
-    slurm: Annotated[
-        list[str] | None,
-        typer.Option("--slurm", metavar="KEY=VALUE", help="slurm: an option of sbatch, like partition=gpu; repeat it"),
-    ] = None,
+    address: Address = "",
+    gpus_per_cell: GpusPerCell = None,
+    slurm: SlurmOptions = None,
     json: Json = False,
 ) -> None:
     """Run every combination: vlbench sweep method=upop task=vqav2 sparsity=0.5,0.75 seed=0,1,2."""

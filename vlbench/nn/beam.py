@@ -85,12 +85,8 @@ def beam_search(
         vocabulary = logits.shape[1]
         best = _best(logits, total, 2 * beams, end if length < min_length else None)
         totals, flat = _heard(best.values, best.indices)
-        if any(math.isnan(total) for row in totals for total in row):  # topk puts it before all others
-            raise ValueError("the score of a beam is not finite")
-        ranks = [
-            sentence.choose(sums, places, vocabulary, end)
-            for sentence, sums, places in zip(sentences, totals, flat, strict=True)
-        ]
+        heard = zip(sentences, totals, flat, strict=True)
+        ranks = [sentence.choose(sums, places, vocabulary, end) for sentence, sums, places in heard]
         length += 1
         if all(one.closed for one in sentences) or length >= max_length:
             break
@@ -115,8 +111,11 @@ def _best(logits: Tensor, total: Tensor, count: int, banned: int | None) -> Any:
 
 
 def _heard(values: Tensor, indices: Tensor) -> tuple[list[list[float]], list[list[int]]]:
-    """float32 values and int64 indices on the host, in one copy: the values' bits travel as integers."""
+    """float32 values and int64 indices on the host, in one copy: the values' bits travel as integers.
+    Raises ValueError where a value is no number."""
     both = torch.stack([values.contiguous().view(torch.int32).long(), indices]).cpu()
     numbers: list[list[float]] = both[0].int().view(torch.float32).tolist()
     places: list[list[int]] = both[1].tolist()
+    if any(math.isnan(number) for row in numbers for number in row):  # topk puts it before all others
+        raise ValueError("the score of a beam is not finite")
     return numbers, places
