@@ -60,7 +60,7 @@ $(SMALL): pyproject.toml
 		|| { echo "vlbench needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) \
 		|| { echo "$(PYTHON) -m venv failed (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
-	@echo "Installing vlbench and torch into $(VENV): a few minutes, about 6 GB (1 GB without CUDA: see docs/start.md)."
+	@echo "Installing vlbench and torch into $(VENV): a few minutes, about 6 GB (much less without CUDA: see docs/start.md)."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
