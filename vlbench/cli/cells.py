@@ -153,9 +153,8 @@ def sweep(
         raise UserError("vlbench sweep takes words like task=vqav2 method=upop,uniform, or --file PATH.")
     ask_for(device)
     chosen = Engine(engine, jobs, address, gpus_per_cell, slurm or ())
-    lines = lines_of(words or [], file)
     with resumable(), Screen(quiet=json) as screen:
-        planned = planning(lines, screen.building, screen.digesting)
+        planned = planning(lines_of(words or [], file), screen.building, screen.digesting)
         if plan:
             chosen.refuse_unfit()
             return sweeping.print_plan(planned, runs, json=json)

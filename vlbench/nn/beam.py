@@ -79,8 +79,7 @@ def beam_search(
     total[:, 0] = 0.0  # all beams of a sentence start equal: only one may speak
     logits = step(start, None).repeat_interleave(beams, 0, output_size=count * beams)
     first = torch.arange(count, device=start.device)[:, None] * beams  # row of each sentence's first beam
-    copies = beams  # of each row that the caller's cache holds
-    length = start.shape[1]
+    copies, length = beams, start.shape[1]  # copies: of each row that the caller's cache holds
     while True:
         vocabulary = logits.shape[1]
         best = _best(logits, total, 2 * beams, end if length < min_length else None)
