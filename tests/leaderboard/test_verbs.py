@@ -141,7 +141,7 @@ def test_a_sweeps_rows_alone(place: Place) -> None:
     code, _, err = place("table", "--file", "x.sweep")
     assert (code, "none of the sweep's 1 cells has a result" in err) == (2, True)
     code, _, err = place("table", "--file", "y.sweep")
-    assert (code, "y.sweep cannot be read" in err) == (2, True)
+    assert (code, "y.sweep is no file here" in err) == (2, True)
     code, _, err = place("plot")
     assert (code, "vlbench plot takes runs, words of a board like task=nlvr2, or --file PATH" in err) == (2, True)
 
