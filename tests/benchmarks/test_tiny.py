@@ -1,0 +1,66 @@
+"""The benchmarks that need no other data or programs run in tiny form and print their figures: they cannot rot."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.benchmarks import adapters, boards, calibration, metrics
+from vlbench.cost import timing
+
+
+def words(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> Any:
+    """The benchmark, about to read these words from the command line."""
+    monkeypatch.setattr(sys, "argv", [name, *text.split()])
+    return importlib.import_module(f"tests.benchmarks.{name}")
+
+
+def test_adapters(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(adapters, "TOKENS", (16,))
+    monkeypatch.setattr(adapters, "BOUNDS", {(kind, 16): 2.0 for kind in adapters.KINDS})
+    adapters.main(width=64, rounds=1)
+    assert capsys.readouterr().out.count("x LoRA") == len(adapters.KINDS)
+
+
+def test_boards(capsys: pytest.CaptureFixture[str]) -> None:
+    boards.main(6)
+    assert "6 results -> 2 rows in" in capsys.readouterr().out
+
+
+def test_calibration(capsys: pytest.CaptureFixture[str]) -> None:
+    calibration.on_a_matrix(width=64)
+    assert "SparseGPT in float32, 64 x 64" in capsys.readouterr().out
+
+
+def test_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in (("IMAGES", 4), ("DISTINCT", 2), ("SHAPE", (24, 32)), ("GALLERY", (6, 30))):
+        monkeypatch.setattr(metrics, name, value)
+    metrics.segmentation(tmp_path)
+    metrics.retrieval()
+    assert "ranks of (6, 30) scores" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "figure"),
+    [
+        ("cost", "--models deit-mini", "throughput x"),
+        ("cut", "--models deit-small --batch 1 --pairs 1", "deit-small"),
+        ("search", "--model deit-small --batch 1 --pairs 1", "step, s of the CPU"),
+        ("evaluation", "--tiny --slice 1 --tasks imagenet --device cpu", "imagenet"),
+    ],
+)
+def test_by_its_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, text: str, figure: str
+) -> None:
+    module = words(monkeypatch, name, text)
+    for patience in ("WARM", "LATENCY", "BATCH"):
+        monkeypatch.setattr(timing, patience, timing.Patience(1, 2, 0.1))
+    monkeypatch.setattr(timing, "LARGEST", 2)
+    if name == "cut":
+        monkeypatch.setattr(module, "WAYS", dict(list(module.WAYS.items())[:1]))
+    module.main()
+    assert figure in capsys.readouterr().out
