@@ -93,7 +93,7 @@ def test_secondary_metrics_are_told_on_demand():
 
 def test_where_lower_is_better_a_loss_is_good(monkeypatch):
     """Oracle: a perplexity that fell."""
-    monkeypatch.setattr(metric, "_higher", lambda task, metric: False)
+    monkeypatch.setattr(metric, "is_higher", lambda task, metric: False)
     fell = record("upop", sparsity=0.5, accuracy=0.5)
     shown = data_of(made([record(), fell]))["boards"][0]
     assert shown["higher"] is False

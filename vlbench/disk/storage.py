@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -206,11 +207,11 @@ def refuse_link(folder: Path) -> None:
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Raise UserError before any work where `folder` cannot be written."""
+    """Raise UserError before any work where `folder` cannot be written, or not be made. Nothing is left behind: what is
+    asked is the folder, or the nearest one above it that is there."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_text("")
-        probe.unlink()
+        place = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+        with tempfile.TemporaryFile(dir=place):
+            pass
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {error.strerror}. Choose another folder with --runs.") from error
