@@ -102,7 +102,20 @@ def blip2_retrieval(net: Any) -> list[Tensor]:
     return [net.itm_head(seen[:, : queries.shape[1]]), net.text_projection(seen[:, queries.shape[1] :])]
 
 
+def qwen(net: Any) -> list[Tensor]:
+    """Two images of 8 x 8 patches in one row, and logits after each and six words."""
+    pixels = torch.randn(128, 96, generator=torch.Generator().manual_seed(0))
+    features = net.model.get_image_features(pixels, torch.tensor([[1, 8, 8]] * 2), return_dict=True).pooler_output
+    return read_after(net, torch.stack(list(features)))
+
+
+def read_after(net: Any, tokens: Tensor) -> list[Tensor]:
+    embedded = torch.cat([tokens, net.get_input_embeddings()(ids(1, 6))], 1)
+    return [tokens, net.lm_head(net.model.language_model(inputs_embeds=embedded).last_hidden_state)]
+
+
 RUNS = {
+    "qwen-mini": qwen,
     "blip-vqa-mini": vqa,
     "blip-caption-mini": caption,
     "blip-retrieval-mini": retrieval,
