@@ -109,6 +109,10 @@ def qwen(net: Any) -> list[Tensor]:
     return read_after(net, torch.stack(list(features)))
 
 
+def internvl(net: Any) -> list[Tensor]:
+    return read_after(net, net.model.get_image_features(images(0), return_dict=True).pooler_output)
+
+
 def read_after(net: Any, tokens: Tensor) -> list[Tensor]:
     embedded = torch.cat([tokens, net.get_input_embeddings()(ids(1, 6))], 1)
     return [tokens, net.lm_head(net.model.language_model(inputs_embeds=embedded).last_hidden_state)]
@@ -116,6 +120,7 @@ def read_after(net: Any, tokens: Tensor) -> list[Tensor]:
 
 RUNS = {
     "qwen-mini": qwen,
+    "internvl-mini": internvl,
     "blip-vqa-mini": vqa,
     "blip-caption-mini": caption,
     "blip-retrieval-mini": retrieval,

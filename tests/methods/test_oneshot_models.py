@@ -35,7 +35,7 @@ def opened(name: str) -> tuple[Model, Task, ImageStore]:
     tasks = (table("tasks").get(name) for name in sorted(by_task))
     cls = next(e for e in tasks if e.facts["capability"] in card.capabilities).load()
     task = cls(mini_root(by_task[cls.name]), cls.Options.model_validate(dict(cls.mini)))
-    return model, task, ImageStore(card.image)
+    return model, task, ImageStore(card.image, model.views)
 
 
 def prune(job: Job, name: str, words: dict[str, Any]) -> None:
