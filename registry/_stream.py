@@ -161,10 +161,9 @@ class Stream(Causal):
             inputs_embeds=inputs, use_cache=False, **self._where(prefixes, more), **self._deep(prefixes, more),
             **self._seen(prefixes, inputs, read),
         )  # fmt: skip
-        hidden = out.last_hidden_state[:, shown.shape[1] :]
         places = [(n, at) for n, start in enumerate(read) for at in range(start, ids.shape[1])]
         n, at = torch.tensor(places, device=self.device).unbind(1)
-        return self.head(hidden[n, at - 1]), ids[n, at], n
+        return self.head(out.last_hidden_state[n, shown.shape[1] + at - 1]), ids[n, at], n
 
 
 def by_size(prefixes: Sequence[Prefix], used: Sequence[int]) -> list[list[int]]:

@@ -258,6 +258,9 @@ class Pictures:
             Image.fromarray(shown).save(folder / f"{i}.png")
             self.all.append(Sample(str(i), (folder / f"{i}.png",), texts=(TEXTS[i],)))
 
+    def taught(self) -> dict[str, Any]:
+        return {}
+
     def roles(self) -> dict[str, str]:
         return {"train": "train", "select": "select", "report": "report"}
 

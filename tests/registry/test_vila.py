@@ -53,7 +53,10 @@ def folder_of(folder: Path, **config: Any) -> Path:
 
 def opened(folder: Path) -> Any:
     cls = table("models").get("vila1.5-3b").load()
-    return open_checkpoint(cls, cls.cards[0], folder)[0]
+    model = open_checkpoint(cls, cls.cards[0], folder)[0]
+    model.tokenizer = BertTokenizer.from_pretrained(folder / "llm")  # transformers takes Qwen2's, by llm/config.json
+    model.tokenizer.add_tokens([model.mark], special_tokens=True)
+    return model
 
 
 @pytest.fixture(scope="module")
