@@ -207,6 +207,9 @@ def language_of(model: Any) -> Language:
     return Causal(model.model, model.lm_head, config.eos_token_id)
 
 
+PROBED = 5  # words of a tokenizer that are tried
+
+
 def read_tokenizer(folder: Path, vocabulary: int) -> Any:
     """The tokenizer in `folder`, of whatever kind. Raises UserError where there is none, or one with more words than
     the model's `vocabulary`."""
@@ -227,7 +230,20 @@ def read_tokenizer(folder: Path, vocabulary: int) -> Any:
             f"the tokenizer in {folder} has {len(tokenizer)} words, and the model {vocabulary}: put the tokenizer "
             "there that the model was trained with."
         )
+    _refuse_deaf(tokenizer, folder)
     return tokenizer
+
+
+def _refuse_deaf(tokenizer: Any, folder: Path) -> None:
+    """Raise UserError where it reads words of its own vocabulary as nothing. transformers takes the tokenizer of some
+    kinds of model (qwen2) by config.json alone, and another one's tokenizer.json beside it then loses every word."""
+    numbered = tokenizer.get_vocab()
+    words = [word for word in sorted(numbered, key=numbered.get) if word.isascii() and word.isalnum()][:PROBED]
+    if words and not any(tokenizer(word, add_special_tokens=False).input_ids for word in words):
+        raise UserError(
+            f"{type(tokenizer).__name__}, which transformers takes for {folder}, reads words of its vocabulary "
+            f"({', '.join(words)}) as nothing: put the tokenizer files there that the model was trained with."
+        )
 
 
 def of_library(net: Any, attention: Mapping[str, Any]) -> Stock:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import BertTokenizer, SiglipImageProcessor
+from transformers import BertTokenizer, Qwen2Tokenizer, SiglipImageProcessor
 
 from tests.nn.test_kinds import close_gates, random_keep
 from vlbench.capability import Batch
@@ -44,8 +44,15 @@ def folder_of(folder: Path, **config: Any) -> Path:
     shutil.copytree(TINY, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("expected.npz"))
     told = json.loads((folder / "config.json").read_text()) | config
     (folder / "config.json").write_text(json.dumps(told))
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(5, 64))]
-    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)}, eos_token="w63")
+    # By llm/config.json transformers takes Qwen2's tokenizer for this folder: letters, digits and its sign for a blank.
+    words = ["[PAD]", "[UNK]", "w", *"0123456789", "\u0120", *(f"[{i}]" for i in range(14, 63)), "[END]"]
+    tokenizer = Qwen2Tokenizer(
+        vocab={word: i for i, word in enumerate(words)},
+        merges=[],
+        eos_token="[END]",
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+    )
     tokenizer.chat_template = "w5 {% for m in messages %}{{ m['content'] }}{% endfor %} w6"
     tokenizer.save_pretrained(folder / "llm")
     return folder
@@ -53,10 +60,7 @@ def folder_of(folder: Path, **config: Any) -> Path:
 
 def opened(folder: Path) -> Any:
     cls = table("models").get("vila1.5-3b").load()
-    model = open_checkpoint(cls, cls.cards[0], folder)[0]
-    model.tokenizer = BertTokenizer.from_pretrained(folder / "llm")  # transformers takes Qwen2's, by llm/config.json
-    model.tokenizer.add_tokens([model.mark], special_tokens=True)
-    return model
+    return open_checkpoint(cls, cls.cards[0], folder)[0]
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +165,14 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
     shutil.rmtree(folder_of(tmp_path) / "mm_projector")
     with pytest.raises(UserError, match="has no folder mm_projector"):
         opened(tmp_path)
+
+
+def test_a_tokenizer_that_loses_every_word_is_refused(tmp_path: Path) -> None:
+    """A tokenizer of words beside a config.json of qwen2, for which transformers takes Qwen2's without asking."""
+    folder = folder_of(tmp_path / "vila")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(5, 64))]
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(folder / "llm")
+    with pytest.raises(UserError, match=r"Qwen2Tokenizer.*reads words of its vocabulary \(w5, w6.*as nothing"):
+        opened(folder)
