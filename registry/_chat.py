@@ -23,7 +23,7 @@ def chat_of(folder: Path, tokenizer: Any, mark: str) -> dict[str, str]:
     an image, if that is another ("User:<image>", "User: words"). mark: the tokenizer's word for an image. Raises
     UserError where there is no template, or none with a place for both."""
     for name in TEMPLATES:
-        text = _template(folder / name)
+        text = template_in(folder / name)
         if text:
             words = _filled(text, [{"type": "text", "text": TURN}], tokenizer, folder / name)
             both = _filled(text, [{"type": "image"}, {"type": "text", "text": TURN}], tokenizer, folder / name)
@@ -48,7 +48,8 @@ def _shared(a: str, b: str) -> str:
     return a[: next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))]
 
 
-def _template(file: Path) -> str:
+def template_in(file: Path) -> str:
+    """The prompt template of one of TEMPLATES; empty where there is none. Raises UserError where it cannot be read."""
     if not file.is_file():
         return ""
     try:

@@ -26,6 +26,7 @@ from vlbench.tensors.locate import locate
 from vlbench.tensors.reading import load_into, read_weights, refuse_others
 
 from ._chat import TURN, chat_of, image_processor, processor_of
+from ._layout import Patterns, renamed
 from ._prompted import Config, Prompted, constructed, of_library, read_kind, read_tokenizer, unfilled
 from ._stream import ImageState, Prefix, Stream
 
@@ -54,7 +55,7 @@ class Projected(Prompted):
     processor: ClassVar[str]
     words_of_processor: ClassVar[dict[str, Any]] = {}
     mark: ClassVar[str]
-    keys: ClassVar[Sequence[tuple[str, str]]] = ()
+    keys: ClassVar[Patterns] = ()
     dropped: ClassVar[str] = r"position_ids$|rotary_emb\.inv_freq$"
     telling: ClassVar[Sequence[str]]
     vision: ClassVar[str]
@@ -135,11 +136,7 @@ class Projected(Prompted):
     @classmethod
     def renamed(cls, key: str) -> str:
         """Today's name of a key of the files."""
-        for pattern, name in cls.keys:
-            renamed, count = re.subn(pattern, name, key)
-            if count:
-                return renamed
-        return key
+        return renamed(key, cls.keys)
 
     def _check_prompt(self, capability: str) -> None:
         super()._check_prompt(capability)

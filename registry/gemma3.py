@@ -11,6 +11,7 @@ from typing import Any
 from vlbench.model import family
 
 from ._chat import chat_of
+from ._layout import LLAVA
 from ._masks import SeesImages
 from ._projected import Projected
 
@@ -25,12 +26,7 @@ class Gemma3(Projected):
     model_type = "gemma3"
     processor = "Gemma3ImageProcessor"
     mark = "<image_soft_token>"
-    keys = (
-        (r"^language_model\.lm_head\.", "lm_head."),
-        (r"^language_model\.(?:model\.)?", "model.language_model."),
-        (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "model.vision_tower."),
-        (r"^(?:model\.)?multi_modal_projector\.", "model.multi_modal_projector."),
-    )
+    keys = LLAVA
     telling = ("model.multi_modal_projector.mm_input_projection_weight",)
     vision = "model.vision_tower.encoder.layers"
     stream = SeesImages

@@ -6,7 +6,6 @@ They are not computed, and not in the prunable set.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,22 +22,15 @@ from vlbench.nn.stock import Stock
 from vlbench.structure import Structure
 from vlbench.tensors.reading import load_into, read_weights, refuse_others
 
+from ._chat import TEMPLATES, template_in
 from ._language import Causal, Language
+from ._layout import LLAVA, renamed
 from ._prompted import Config, Prompted, constructed, of_library, read_kind, read_tokenizer, unfilled
 
 IMAGE = "<image>"
 SHORT = "\nAnswer the question using a single word or phrase."
 DESCRIBE = "\nProvide a one-sentence caption for the provided image."
 PROMPTS = {"answer": f"USER: {IMAGE}\n{{}}{SHORT} ASSISTANT:", "caption": f"USER: {IMAGE}{DESCRIBE} ASSISTANT:"}
-# Where transformers keeps a prompt template, as {"chat_template": ...} or as the text alone.
-TEMPLATES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
-# Names of the published files -> today's.
-KEYS = (
-    (r"^language_model\.lm_head\.", "lm_head."),
-    (r"^language_model\.(?:model\.)?", "model.language_model."),
-    (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "model.vision_tower."),
-    (r"^multi_modal_projector\.", "model.multi_modal_projector."),
-)
 DROPPED = re.compile(r"position_ids$|rotary_emb\.inv_freq$")
 VISION: Config = {
     "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
@@ -77,7 +69,7 @@ class Llava(Prompted):
         """A folder with config.json, one or more *.safetensors, the tokenizer, and a prompt template (one of TEMPLATES)
         unless config.json has `prompts`."""
         home = folder if folder.is_dir() else folder.parent
-        weights = {_renamed(k): v for k, v in read_weights(folder).items() if not DROPPED.search(k)}
+        weights = {renamed(k, LLAVA): v for k, v in read_weights(folder).items() if not DROPPED.search(k)}
         refuse_others(weights, "a LLaVA", ("model.multi_modal_projector.linear_1.weight",))
         config = read_kind(home, "llava")
         if "prompts" not in config:
@@ -158,7 +150,7 @@ def prompts_of(folder: Path) -> dict[str, str]:
     """Capability -> prompt, from the template in `folder`. Raises UserError where there is none that has an image and
     text."""
     for name in TEMPLATES:
-        text = _template(folder / name)
+        text = template_in(folder / name)
         if text:
             asked = {"answer": f"{{}}{SHORT}", "caption": DESCRIBE.strip()}
             return {capability: _filled(text, words, folder / name) for capability, words in asked.items()}
@@ -166,18 +158,6 @@ def prompts_of(folder: Path) -> dict[str, str]:
         f"{folder} has no prompt template, and without it nothing is known of how the model is asked: put its "
         f'{TEMPLATES[0]} or {TEMPLATES[1]} there, or "prompts" into config.json.'
     )
-
-
-def _template(file: Path) -> str:
-    if not file.is_file():
-        return ""
-    try:
-        text = file.read_text(encoding="utf-8")
-        content = json.loads(text) if file.suffix == ".json" else {"chat_template": text}
-    except (OSError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON
-        raise UserError(f"{file} cannot be read ({error}): put the one of its checkpoint there.") from None
-    template = content.get("chat_template") if isinstance(content, dict) else None
-    return template if isinstance(template, str) else ""
 
 
 def _filled(template: str, words: str, file: Path) -> str:
@@ -194,11 +174,3 @@ def _filled(template: str, words: str, file: Path) -> str:
     if IMAGE not in text or words not in text:
         raise UserError(f"the prompt template in {file} has no place for {IMAGE} and the question: put LLaVA's there.")
     return text.replace("<s>", "").strip()  # the tokenizer begins with it
-
-
-def _renamed(key: str) -> str:
-    for pattern, name in KEYS:
-        renamed, count = re.subn(pattern, name, key)
-        if count:
-            return renamed
-    return key

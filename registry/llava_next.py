@@ -18,6 +18,7 @@ from vlbench.images.view import View
 from vlbench.model import family
 from vlbench.nn import clip_vision
 
+from ._layout import LLAVA
 from ._projected import Projected
 from ._stream import ImageState
 
@@ -30,12 +31,7 @@ class LlavaNext(Projected):
     model_type = "llava_next"
     processor = "LlavaNextImageProcessor"
     mark = "<image>"
-    keys = (
-        (r"^language_model\.lm_head\.", "lm_head."),
-        (r"^language_model\.(?:model\.)?", "model.language_model."),
-        (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "model.vision_tower."),
-        (r"^(?:model\.)?(multi_modal_projector\.|image_newline)", r"model.\1"),
-    )
+    keys = LLAVA
     telling = ("model.image_newline", "model.multi_modal_projector.linear_1.weight")
     vision = "model.vision_tower.encoder.layers"
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from vlbench.images.view import View
 from vlbench.model import family
 
+from ._layout import LLAVA
 from ._projected import Projected
 from ._stream import ImageState
 
@@ -26,12 +27,7 @@ class LlavaOnevision(Projected):
     model_type = "llava_onevision"
     processor = "LlavaOnevisionImageProcessor"
     mark = "<image>"
-    keys = (
-        (r"^language_model\.lm_head\.", "lm_head."),
-        (r"^language_model\.(?:model\.)?", "model.language_model."),
-        (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "model.vision_tower."),
-        (r"^(?:model\.)?(multi_modal_projector\.|image_newline)", r"model.\1"),
-    )
+    keys = LLAVA
     telling = ("model.image_newline", "model.multi_modal_projector.linear_1.weight")
     vision = "model.vision_tower.encoder.layers"
     vision_readers = ("model.multi_modal_projector.linear_1",)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlbench.model import Card, family
 
+from ._layout import LLAVA
 from ._masks import SeesPrompts
 from ._projected import Projected
 from ._prompted import Config
@@ -27,12 +28,7 @@ class PaliGemma(Projected):
     model_type = "paligemma"
     processor = "SiglipImageProcessor"
     mark = "<image>"
-    keys = (
-        (r"^language_model\.lm_head\.", "lm_head."),
-        (r"^language_model\.(?:model\.)?", "model.language_model."),
-        (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "model.vision_tower."),
-        (r"^(?:model\.)?multi_modal_projector\.", "model.multi_modal_projector."),
-    )
+    keys = LLAVA
     telling = ("model.multi_modal_projector.linear.weight",)
     vision = "model.vision_tower.encoder.layers"
     stream = SeesPrompts
