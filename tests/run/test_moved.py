@@ -81,3 +81,10 @@ def test_methods_that_cut_mask_or_update_by_a_formula_pass(lab: Lab, words: str)
     method, *more = words.split()
     told = lab.run(f"method={method}", *more, "--json")
     assert told.code == 0, told.err
+
+
+def test_a_model_that_is_too_large_to_be_compared_is_said(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlbench.run.moved.SHARE", 0.0)
+    told = lab.run("method=magnitude")
+    assert told.code == 0, told.err
+    assert "magnitude: no memory for a second copy of the weights" in told.err

@@ -32,8 +32,8 @@ from .moved import Witness
 
 @dataclass(frozen=True)
 class Compressor:
-    """Applies a cell's chain in its folder. dense: makes the dense model beside the one
-    that a link works on, for links that learn from it."""
+    """Applies a cell's chain in its folder. dense: makes the dense model beside the one that a link works on, for links
+    that learn from it. say: prints a line that the user should know."""
 
     cell: Cell
     folder: Path
@@ -43,6 +43,7 @@ class Compressor:
     checkpoint_seconds: float
     progress: Progress
     dense: Callable[[Model], Model]
+    say: Callable[[str], None]
 
     def applied(self, model: Model, state: Compression) -> tuple[Model, Compression]:
         """The model after every link, resuming after the last one that was finished. All workers do this, and go on
@@ -73,6 +74,10 @@ class Compressor:
         where the model that was saved is not the model that the link left."""
         leads, name, capability = self.world.leads, self._name(stage), self.cell.task.capability
         witness = Witness(model, state) if leads and not state.trained else None
+        if witness is not None and witness.net is None:
+            self.say(
+                f"{link.entry.name}: no memory for a second copy of the weights, so that what moves them is not seen."
+            )
         if leads or link.method.parallel:
             self._apply(link, model, state)
         if witness is not None:

@@ -166,7 +166,7 @@ class Runner:
     ) -> tuple[Model, Compression]:
         return Compressor(
             cell, folder, store, self.runs, self.world, self.checkpoint_seconds, self._progress,
-            dense=partial(self._second, cell),
+            dense=partial(self._second, cell), say=self.screen.say,
         ).applied(model, state)  # fmt: skip
 
     def _evaluate(
