@@ -17,6 +17,7 @@ from ..method import Method, Recipe
 from ..options import MethodOptions, PruneOptions
 from ..plugins.entry import Entry
 from ..plugins.table import Table, table
+from ..plugins.worlds import NO_WORLD, world_of
 from ..task import Task
 from .context import context_of
 from .owners import _all_options, _owners_of
@@ -193,7 +194,10 @@ class _Resolver:
         for entry in sorted(table("models").entries.values(), key=lambda entry: not entry.built_in):
             if _suite(entry) == words.suite and task.name in entry.facts.get("default_for", ()):
                 return entry
-        self.errors.append(f"suite={words.suite} has no default model for task={task.name}: give model=NAME.")
+        if words.suite == "mini" and world_of(task) is None:
+            self.errors.append(NO_WORLD.format(task=task.name))
+        else:
+            self.errors.append(f"suite={words.suite} has no default model for task={task.name}: give model=NAME.")
         return None
 
     def _split(self, words: Words, task_class: type[Task] | None) -> str:

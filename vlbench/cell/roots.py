@@ -51,11 +51,11 @@ def data_root(spec: Spec, progress: BuildProgress | None = None) -> Path:
 
 def mini_world(task: Entry) -> World:
     """The mini world of a task. Raises UserError where it has none."""
-    from ..plugins.worlds import world_of
+    from ..plugins.worlds import NO_WORLD, world_of
 
     world = world_of(task)
     if world is None:
-        raise UserError(f"suite=mini has no data for task={task.name}: write suite=full.")
+        raise UserError(NO_WORLD.format(task=task.name))
     return world
 
 

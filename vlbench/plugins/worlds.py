@@ -15,6 +15,9 @@ LEGAL = r"[A-Za-z0-9][\w-]*"  # names of folders
 PINNED = r"[0-9a-f]{64}|"  # nothing: not pinned yet, and the message of its first build says what to pin
 
 
+NO_WORLD = "suite=mini has no data for task={task}: write suite=full."
+
+
 def world_of(entry: Entry) -> World | None:
     """The mini world of a task, None where it has none. Raises UserError, which names the file, where it is no world.
 
