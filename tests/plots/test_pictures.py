@@ -14,7 +14,7 @@ from tests.plots.finished import finished
 from vlbench.errors import UserError
 from vlbench.leaderboard.points import measured
 from vlbench.leaderboard.rows import rows
-from vlbench.plots import components
+from vlbench.plots import components, tradeoff
 from vlbench.plots.canvas import drawing
 from vlbench.plots.command import plot
 from vlbench.plots.kept import Kept, Panel
@@ -200,3 +200,21 @@ def test_the_committed_board_can_be_drawn(tmp_path):
     files, left = plot(["task=nlvr2"], Path, tmp_path / "runs", tmp_path / "out")
     assert files[0].name == "mini-nlvr2-blip-nlvr-mini-tradeoff.png"
     assert left == []
+
+
+def test_a_long_legend_takes_no_room_from_the_panels(tmp_path):
+    """Of 40 kinds of rows the panels are as high as of two."""
+    heights = []
+    for count in (2, 40):
+        many = [record(f"method{i}", sparsity=0.5, accuracy=0.5 + i / 100) for i in range(count)]
+        with drawing(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tradeoff, "save", lambda drawn, *rest: heights.append(panel_height(drawn)))
+            draw_tradeoff(rows([record(), *many]), tmp_path, "x")
+    few, long = heights
+    assert long == pytest.approx(few, rel=0.15)
+
+
+def panel_height(drawn):
+    """Inches of the first panel, once everything has found its place."""
+    drawn.draw_without_rendering()
+    return drawn.axes[0].get_window_extent().height / drawn.dpi

@@ -14,7 +14,7 @@ from ..leaderboard.filters import FILTERS, Found, described, named, selected
 from ..leaderboard.rows import Row
 from ..leaderboard.scales import titled
 from ..leaderboard.tables import difference as difference_of
-from ..leaderboard.tables import estimate, fixed, name
+from ..leaderboard.tables import estimate, fixed, name, p_value
 from ..plugins.table import table
 from ..records.record import Record, unpack_scores
 from ..task import Task
@@ -173,16 +173,12 @@ def _pair_lines(pair: Pair, letters: Mapping[str, str], margin: float | None) ->
     a, b, change = letters[pair.a.config], letters[pair.b.config], pair.change
     difference = difference_of(change.delta, change.low, change.high, 2)
     ends = "not separated" if pair.verdict == "not separated" else f"{b} is {pair.verdict}"
-    lines = [f"{b} - {a}  {difference}  p {_p(change.p)}, Holm {_p(pair.p)} ({change.test}): {ends}"]
+    lines = [f"{b} - {a}  {difference}  p {p_value(change.p)}, Holm {p_value(pair.p)} ({change.test}): {ends}"]
     if margin is not None and pair.p_worse is not None:
         shown = "is not worse than" if pair.non_inferior else "is not shown to be within the margin of"
         by = f" by {margin:g} or more" if pair.non_inferior else ""
-        lines.append(f"       {b} {shown} {a}{by} (one-sided p {_p(pair.p_worse)}, Holm)")
+        lines.append(f"       {b} {shown} {a}{by} (one-sided p {p_value(pair.p_worse)}, Holm)")
     return lines
-
-
-def _p(value: float) -> str:
-    return "<0.001" if value < 0.001 else fixed(value, 3)
 
 
 def _notes(rows: Sequence[Found], pairs: Sequence[Pair], margin: float | None) -> list[str]:

@@ -55,6 +55,11 @@ def fixed(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
+def p_value(p: float) -> str:
+    """Three digits; below them nothing is said but that it is below."""
+    return "<0.001" if p < 0.001 else fixed(p, 3)
+
+
 def estimate(value: float | None, low: float | None, high: float | None, digits: int, sign: str = "") -> str:
     """ "81.2 [79.9, 82.5]"; the value alone where there is no interval."""
     if value is None:

@@ -13,7 +13,7 @@ from ..disk.storage import write_text
 from ..errors import UserError
 from ..images.maps import LabelMap, read_map
 from ..leaderboard.scales import titled
-from ..leaderboard.tables import count, difference, estimate, fixed, reduced
+from ..leaderboard.tables import count, difference, estimate, fixed, p_value, reduced
 from ..plots.runs import Run, open_run
 from ..records.record import Record
 from .curves import curve
@@ -68,7 +68,7 @@ def _result(record: Record) -> str:
     facts = {
         titled(record.task, record.metric): estimate(spread.value, spread.low, spread.high, 2),
         "vs dense (paired)": "" if versus is None else difference(versus.delta, versus.low, versus.high, 2),
-        "p": "" if versus is None else f"{versus.p:.4g}",
+        "p": "" if versus is None else p_value(versus.p),
         **{
             titled(record.task, name): fixed(value, 2)
             for name, value in record.metrics.items()

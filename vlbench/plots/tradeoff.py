@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,6 +23,7 @@ AXES: tuple[tuple[Axis, str, float, str], ...] = (
     ("macs", "MACs left", 1e9, "billions"),
 )
 WIDE = 140  # letters that fit beside each other in the legend
+PANELS, LINE = 3.6, 0.2  # inches: of the panels with their titles and labels, and of a line of the legend
 LINES = ("-", "--", "-.")  # of the first eight colours, of the next eight ...
 NOTE = "grey: full-size models and other protocols, as fractions of their own dense models"
 
@@ -33,7 +35,7 @@ def draw_tradeoff(rows: Sequence[Row], out: Path, name: str) -> list[Path]:
     ours, theirs = measured(rows), published(rows, load_published())
     if fractions:
         theirs = [spot for spot in theirs if spot.fraction is not None and spot.fraction.value is not None]
-    drawn = figure(9.0, 5.4)
+    drawn = figure(9.0, PANELS)
     axes = drawn.subplots(1, 2, sharey=True)
     for ax, (axis, label, unit, words) in zip(axes, AXES, strict=True):
         _panel(ax, axis, ours, theirs, 0.01 if fractions else unit, fractions)
@@ -43,6 +45,7 @@ def draw_tradeoff(rows: Sequence[Row], out: Path, name: str) -> list[Path]:
     handles, labels = axes[0].get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: labels[i].startswith("published"))  # ours first
     columns = max(1, min(3, WIDE // max(map(len, labels))))
+    drawn.set_figheight(PANELS + LINE * math.ceil(len(labels) / columns))  # the panels keep theirs, however many rows
     drawn.legend(
         [handles[i] for i in order], [labels[i] for i in order], loc="outside lower center", ncols=columns, fontsize=8
     )
