@@ -64,6 +64,7 @@ class RayExecutor:
         )(_attempt)  # fmt: skip
 
     def submit(self, works: Iterable[Work]) -> None:
+        self.runs.mkdir(parents=True, exist_ok=True)  # by it a node sees whether it shares our folders
         self._todo.extend(works)
         self._feed()
 
