@@ -114,6 +114,7 @@ def test_an_edited_workspace_family_makes_another_cell(box: Path) -> None:
 
 
 @pytest.mark.usefixtures("box")
+@pytest.mark.slow
 def test_what_cells_may_share_is_all_but_their_chains() -> None:
     """And of their chains, what they are calibrated on: the digest of its captions."""
     (Path("images")).mkdir()

@@ -14,6 +14,7 @@ from vlbench.machine.ui import Screen
 from vlbench.plugins.table import forget, table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(table("methods").entries))
 def test_a_method_keeps_the_contract(name: str) -> None:
     assert len(list(check_method(name, Screen(quiet=True)))) >= 4

@@ -25,6 +25,8 @@ from vlbench.cost.counts import count_parameters
 from vlbench.errors import UserError
 from vlbench.plugins.table import table
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parents[1]
 LINES = 55  # of a load.py
 TOLERANCE = 1e-6  # of the largest output

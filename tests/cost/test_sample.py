@@ -18,6 +18,8 @@ from vlbench.model import Model
 from vlbench.plugins.entry import Entry
 from vlbench.plugins.table import forget, table
 
+pytestmark = pytest.mark.slow
+
 # Parameters in M and GMACs. Two independent counts: that of ../shared/research/deps.md 5 (FlopCounterMode on the
 # libraries' own models), whose BLIP-VQA decodes one position more; and CLIP's 190.96 G for the image, its text of 77
 # tokens (6.65 G) shortened to ours.

@@ -17,6 +17,8 @@ from vlbench.leaderboard.rows import rows
 from vlbench.machine.ui import Screen
 from vlbench.run.runner import Runner, open_model
 
+pytestmark = pytest.mark.slow
+
 WORDS = {"task": "vqav2", "limit": "24", "evaluation.batch_size": "12"}
 
 

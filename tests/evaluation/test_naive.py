@@ -21,6 +21,8 @@ from vlbench.images.maps import unpack_map
 from vlbench.plugins.table import table
 from vlbench.task import Sample
 
+pytestmark = pytest.mark.slow
+
 MINI = Path(__file__).parents[2] / "registry" / "mini"
 WORDS = ["red", "blue", "circle", "square", "large", "small", "left", "right", "yes", "star"]
 

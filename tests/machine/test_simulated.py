@@ -30,6 +30,8 @@ from vlbench.plugins.table import table
 from vlbench.restoring.momentum import MomentumOptions
 from vlbench.task import Sample
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def counts() -> Iterator[Counts]:

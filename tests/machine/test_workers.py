@@ -17,6 +17,8 @@ from tests.workers import together
 from vlbench.errors import RunFailed, UserError
 from vlbench.machine.workers import ALONE, World, world
 
+pytestmark = pytest.mark.slow
+
 
 def test_all_hear_the_leader() -> None:
     assert together(3, lambda w: [w.share("talk", f"{w.rank}/{i}") for i in range(3)]) == [["0/0", "0/1", "0/2"]] * 3

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -17,6 +18,8 @@ from tests.nn.kinds import KINDS, Kind
 from vlbench.compression.cut import Cut, cut
 from vlbench.compression.saved import distinct_tensors, save_model
 from vlbench.tensors.reading import load_into
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -26,6 +26,8 @@ from vlbench.plugins.table import table
 from vlbench.records.record import Record
 from vlbench.run.runner import Runner
 
+pytestmark = pytest.mark.slow
+
 keys = importlib.import_module("vlbench.registry._blip_keys")
 
 

@@ -17,6 +17,8 @@ from vlbench.serving.export import installed, runtime_named
 from vlbench.serving.measured import stated_parts
 from vlbench.serving.stages import noted, parts_of
 
+pytestmark = pytest.mark.slow
+
 # A runtime of a stranger that computes with the stages themselves, times FACTOR.
 MINE = """
 from vlbench import load
