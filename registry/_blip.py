@@ -180,7 +180,7 @@ class Blip(Model):
 
     def encode(self, images: Tensor) -> Tensor:
         """(I, 3, H, W) -> (I, N, D) image tokens."""
-        states: Tensor = self.net.vision_model(pixel_values=images).last_hidden_state
+        states: Tensor = self.net.vision_model(pixel_values=images).last_hidden_state  # (I, 1 + patches, D)
         return states
 
     def token_ids(self, texts: Sequence[str], limit: int, first: int | None = None) -> list[list[int]]:
@@ -194,7 +194,7 @@ class Blip(Model):
         length = max(map(len, ids))
         pad = self.tokenizer.pad_token_id
         rows = torch.tensor([[*one, *[pad] * (length - len(one))] for one in ids], device=self.device)
-        sizes = torch.tensor([len(one) for one in ids], device=self.device)
+        sizes = torch.tensor([len(one) for one in ids], device=self.device)  # (n,)
         return rows, (torch.arange(length, device=self.device) < sizes[:, None]).long()
 
     def added_mask(self, ids: Sequence[Sequence[int]], mask: Tensor) -> Tensor | None:

@@ -71,14 +71,14 @@ class Language(ABC):
 
     def rank(self, read: Read, candidates: Ids, k: int) -> Tensor:
         """(R, candidates) log-likelihood of the k candidates whose first token is likeliest, -inf elsewhere."""
-        log = read.logits.float().log_softmax(-1)
-        first = log[:, torch.tensor([c[0] for c in candidates], device=log.device)]
-        chosen = first.topk(min(k, len(candidates)), dim=1).indices
+        log = read.logits.float().log_softmax(-1)  # (R, vocabulary)
+        first = log[:, torch.tensor([c[0] for c in candidates], device=log.device)]  # (R, candidates)
+        chosen = first.topk(min(k, len(candidates)), dim=1).indices  # (R, k)
         score = torch.full_like(first, float("-inf"))
         length = torch.tensor([len(c) for c in candidates], device=log.device)
-        ids = padded(candidates, 0, log.device)[0]
+        ids = padded(candidates, 0, log.device)[0]  # (candidates, longest)
         row = torch.arange(len(log), device=log.device)[:, None].expand_as(chosen).flatten()
-        column = chosen.flatten()
+        column = chosen.flatten()  # (R * k,), as row
         # Candidates of one length together: nothing is padded, and no position is computed that is not read.
         for size in length[column].unique().tolist():
             same = length[column] == size
@@ -105,7 +105,7 @@ class Language(ABC):
             read.cache.reorder_cache(rows)
             return self.go_on(tokens, read.cache, read.context)[:, -1]
 
-        start = torch.zeros((len(read.logits), 1), dtype=torch.long, device=read.logits.device)
+        start = torch.zeros((len(read.logits), 1), dtype=torch.long, device=read.logits.device)  # (R, 1)
         best, _ = beam_search(
             step, start, beams=beams, max_length=max_length, min_length=min_length, end=self.end,
             length_penalty=length_penalty,
@@ -124,7 +124,7 @@ class T5(Language):
         states, mask = self.encoded(images, owner, prompts)
         context = Shared(states, torch.arange(len(states), device=states.device), mask)
         cache = DynamicCache()
-        begin = torch.full((len(states), 1), self.start, device=states.device)
+        begin = torch.full((len(states), 1), self.start, device=states.device)  # (R, 1)
         yield list(range(len(prompts))), Read(self.go_on(begin, cache, context)[:, -1], cache, context)
 
     def encoded(self, images: Tensor, owner: Tensor, prompts: Ids) -> tuple[Tensor, Tensor | None]:
@@ -132,7 +132,7 @@ class T5(Language):
         ids, mask = padded(prompts, self.net.config.pad_token_id, self.device)
         if mask is not None:
             mask = torch.cat([mask.new_ones(len(ids), images.shape[1]), mask], 1)
-        inputs = torch.cat([images[owner], self.embed(ids).to(images)], 1)
+        inputs = torch.cat([images[owner], self.embed(ids).to(images)], 1)  # (R, N + L, D)
         states: Tensor = self.net.encoder(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
         return states, mask
 
@@ -154,8 +154,8 @@ class T5(Language):
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for index, ids in by_length(texts, ROWS):
             rows, targets = [row[i] for i in index], ids.to(self.device)
-            begun = torch.cat([torch.full_like(targets[:, :1], self.start), targets[:, :-1]], 1)
-            logits = self.go_on(begun, None, *_context(states, rows, mask))
+            begun = torch.cat([torch.full_like(targets[:, :1], self.start), targets[:, :-1]], 1)  # (n, L)
+            logits = self.go_on(begun, None, *_context(states, rows, mask))  # (n, L, vocabulary)
             text = torch.tensor(index, device=self.device)[:, None].expand_as(targets)
             parts.append((logits.flatten(0, 1), targets.flatten(), text.flatten()))
         return Forced(*map(torch.cat, zip(*parts, strict=True)))
@@ -178,7 +178,7 @@ class Causal(Language):
 
     def _hidden(self, ids: Tensor, cache: Any, dtype: torch.dtype | None, *, last: bool = False) -> Tensor:
         """Logits after all tokens, or (R, vocabulary) after the last."""
-        embedded = self.embed(ids)
+        embedded = self.embed(ids)  # (R, L, D)
         out = self.net(inputs_embeds=embedded.to(dtype or embedded.dtype), **with_cache(self.net, cache))
         logits: Tensor = self.head(out.last_hidden_state[:, -1] if last else out.last_hidden_state)
         return logits
@@ -190,9 +190,9 @@ class Causal(Language):
         for index, ids in by_length([[*prompts[r], *text] for r, text in zip(row, texts, strict=True)], ROWS):
             ids = ids.to(self.device)
             shown = images[owner[torch.tensor([row[i] for i in index], device=owner.device)]]
-            inputs = torch.cat([shown, self.embed(ids[:, :-1]).to(shown)], 1)
+            inputs = torch.cat([shown, self.embed(ids[:, :-1]).to(shown)], 1)  # (n, N + L - 1, D)
             out = self.net(inputs_embeds=inputs, attention_mask=_meta_mask(self.net, inputs), use_cache=False)
-            hidden = out.last_hidden_state[:, shown.shape[1] :]
+            hidden = out.last_hidden_state[:, shown.shape[1] :]  # (n, L - 1, D)
             places = [(n, at, i) for n, i in enumerate(index) for at in range(len(prompts[row[i]]), ids.shape[1])]
             n, at, text = torch.tensor(places, device=self.device).unbind(1)
             parts.append((self.head(hidden[n, at - 1]), ids[n, at], text))

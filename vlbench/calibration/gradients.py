@@ -71,8 +71,8 @@ def _only_these_learn(net: nn.Module, parameters: Iterable[nn.Parameter]) -> Ite
 
 
 def _empty(parameter: Tensor, dtype: torch.dtype) -> Statistics:
-    zeros = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
-    square = torch.zeros(parameter.shape[-1], dtype=dtype, device=parameter.device)
+    zeros = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)  # (out, in)
+    square = torch.zeros(parameter.shape[-1], dtype=dtype, device=parameter.device)  # (in,)
     return Statistics(square, 0, None, zeros, zeros.clone())
 
 

@@ -46,7 +46,7 @@ class Moments:
         for x in samples:
             if not len(x):
                 continue
-            x = x.to(self.total.dtype)
+            x = x.to(self.total.dtype)  # (tokens, in)
             self.total += x.sum(0)
             self.tokens += len(x)
             self.samples += 1

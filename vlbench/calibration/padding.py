@@ -72,12 +72,12 @@ def _visible(value: Tensor, mask: Mask) -> Tensor:
     """(batch or 1, tokens), True where some query sees the token."""
     if mask.form == "tokens":
         return value > 0
-    visible = value > NEVER if value.is_floating_point() else value > 0
+    visible = value > NEVER if value.is_floating_point() else value > 0  # (batch, ..., queries, tokens)
     return visible.flatten(1, -2).any(1) if visible.ndim > 2 else visible.any(0, keepdim=True)
 
 
 def _fitting(mask: Tensor, x: Tensor) -> Tensor | None:
     if mask.shape[-1] != x.shape[1] or mask.shape[0] not in (1, x.shape[0]):
         return None
-    mask = mask.expand(x.shape[0], -1).to(x.device)
+    mask = mask.expand(x.shape[0], -1).to(x.device)  # (batch, tokens)
     return None if bool(mask.all()) else mask

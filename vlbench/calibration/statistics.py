@@ -47,7 +47,7 @@ class Statistics:
         moments: bool = False,
     ) -> Statistics:
         """Nothing seen yet."""
-        square = torch.zeros(columns, dtype=dtype, device=device)
+        square = torch.zeros(columns, dtype=dtype, device=device)  # (in,)
         return cls(
             square,
             0,
@@ -77,18 +77,18 @@ class Statistics:
                 gram, dtype = self.gram is not None, self.square_sum.dtype
                 self.vision = Statistics.zeros(x.shape[-1], self.square_sum.device, gram=gram, dtype=dtype)
             self.vision.add(x, image if real is None else image & real)
-        flat = x.reshape(-1, x.shape[-1]) if real is None else x[real]
+        flat = x.reshape(-1, x.shape[-1]) if real is None else x[real]  # (tokens, in)
         if self.moments is not None:
             self.moments.add(
                 (x if x.ndim > 2 else x[None])
                 if real is None
-                else (one[mask] for one, mask in zip(x, real, strict=True))
+                else (sample[mask] for sample, mask in zip(x, real, strict=True))
             )
         if self.gram is not None:
             flat = flat.to(self.gram.dtype)
             self.gram.addmm_(flat.T, flat)
         # One pass without a copy in double: the squares are exact, and so is their sum to rounding.
-        norm = torch.linalg.vector_norm(flat, dim=0, dtype=self.square_sum.dtype)
+        norm = torch.linalg.vector_norm(flat, dim=0, dtype=self.square_sum.dtype)  # (in,)
         self.square_sum += norm.square_()
         self.samples += x.shape[0] if x.ndim > 2 else 1
 

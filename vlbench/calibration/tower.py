@@ -113,7 +113,7 @@ class Shortcut:
 
     @property
     def _all(self) -> list[Block]:
-        return [*self.passing, *(b for one in self.finished for b in one.tower.blocks)]
+        return [*self.passing, *(b for walked in self.finished for b in walked.tower.blocks)]
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -160,8 +160,8 @@ class Shortcut:
         """Run `number` goes the short way inside the with-statement."""
         for block in self._all:
             self._put(block, None, number)
-        for one in self.finished:
-            self._put(one.tower.blocks[-1], one.outputs, number)
+        for walked in self.finished:
+            self._put(walked.tower.blocks[-1], walked.outputs, number)
         try:
             yield
         finally:

@@ -85,7 +85,7 @@ class _Resolver:
         try:
             return Words.model_validate(self.general)
         except ValidationError as error:
-            self.wrong = {str(one["loc"][0]) for one in error.errors()}
+            self.wrong = {str(problem["loc"][0]) for problem in error.errors()}
             if "task" not in self.general:
                 self.errors.append(f"task= is missing. {did_you_mean('', table('tasks').entries)}")
             self.errors += [line for line in _sentences(error, "") if not line.startswith("task=")]
@@ -235,8 +235,9 @@ class _Resolver:
             recipe = recipes.get(wanted, {})
             for key, value in (recipe(context) if callable(recipe) else recipe).items():
                 full = f"{owner}.{key}" if owner and "." not in key else key
-                for one in _owners_of(full, owners)[:1]:  # a dropped link has none; check_method finds misspelled keys
-                    values[one][full.rpartition(".")[2]] = value
+                # A dropped link has none; check_method finds misspelled keys.
+                for link in _owners_of(full, owners)[:1]:
+                    values[link][full.rpartition(".")[2]] = value
         return values, wanted
 
     def _assign(

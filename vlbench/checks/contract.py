@@ -138,9 +138,9 @@ def _validate(entry: Entry, what: str, options: type[BaseModel], values: Mapping
     try:
         options.model_validate(dict(values))
     except ValidationError as error:
-        for one in error.errors():
-            if one["type"] != "missing":
-                raise _failure(entry, f"{what}: {'.'.join(map(str, one['loc']))}: {one['msg']}") from None
+        for mistake in error.errors():
+            if mistake["type"] != "missing":
+                raise _failure(entry, f"{what}: {'.'.join(map(str, mistake['loc']))}: {mistake['msg']}") from None
 
 
 # What the method does ----------------------------------------------------------------------------------------------

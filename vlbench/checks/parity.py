@@ -74,12 +74,12 @@ def check_model(given: Mapping[str, str], runs: Path, screen: Screen) -> Iterato
         comparisons = [
             _compared(record, metric, number) for metric, number in numbers.items() if metric in record.metrics
         ]
-        for one in comparisons:
-            yield one.sentence(), one.agrees
+        for comparison in comparisons:
+            yield comparison.sentence(), comparison.agrees
         for metric in numbers.keys() - record.metrics.keys():
             why = record.unmeasured.get(metric, f"task={task} has no such metric")
             yield f"{task}/{split}/{metric}: not measured ({why})", True
-        if not all(one.agrees for one in comparisons):
+        if not all(comparison.agrees for comparison in comparisons):
             yield from ((f"  {line}", True) for line in _causes(entry, record, words))
 
 

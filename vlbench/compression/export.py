@@ -46,7 +46,7 @@ def export(run: str, folder: Path, runs: Path) -> list[str]:
 def _dropped(source: Path, model: Model, state: Compression) -> dict[str, Any]:
     """{"dropped": {path of the layers: numbers, in the configuration's model, of those that are gone}}, where whole
     layers are."""
-    made = [one.sites for one in state.cuts]
+    made = [cut.sites for cut in state.cuts]
     if not any(name.endswith(".blocks") for sites in made for name in sites):
         return {}
     original = untouched(source, model).structure()

@@ -54,8 +54,8 @@ def accelerated(model: Model, masked: Iterable[str], capability: str, how: How, 
         _row(semi_structured_speed(net.get_parameter(examples[key]), key[2], dtype), key, count)
         for key, count in sorted(shapes.items())
     ]
-    timed = [one for one in linears if "dense_ms" in one]
-    sums = [sum(one["count"] * one[what] for one in timed) for what in ("dense_ms", "sparse_ms")]
+    timed = [linear for linear in linears if "dense_ms" in linear]
+    sums = [sum(linear["count"] * linear[what] for linear in timed) for what in ("dense_ms", "sparse_ms")]
     ratio = {"ratio": round(sums[0] / sums[1], 3)} if timed else {}
     return {**entry, "dtype": str(dtype).removeprefix("torch."), "batch": batch, **ratio, "linears": linears}
 

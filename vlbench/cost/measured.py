@@ -90,13 +90,13 @@ def keep(file: Path, record: Record, capability: str, entry: dict[str, Any]) -> 
         content = read_json(file) if file.is_file() else {}
         if content and content.get("schema_version") != SCHEMA_VERSION:
             raise UserError(f"{file} is of another version ({content.get('schema_version')!r}): delete it.")
-        others = [one for one in content.get("measured", []) if any(one.get(key) != entry.get(key) for key in KEY)]
+        others = [old for old in content.get("measured", []) if any(old.get(key) != entry.get(key) for key in KEY)]
         value = {
             "schema_version": SCHEMA_VERSION,
             "cell": record.cell,
             "capability": capability,
             "sample": stated(capability).inferred,
-            "measured": sorted([*others, entry], key=lambda one: [str(one.get(key, "")) for key in KEY]),
+            "measured": sorted([*others, entry], key=lambda old: [str(old.get(key, "")) for key in KEY]),
         }
         write_json(file, value)
 

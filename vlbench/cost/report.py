@@ -143,7 +143,7 @@ def _bytes(model: Model) -> int:
 def print_costs(words: Mapping[str, str], *, json: bool) -> None:
     listed, skipped = costs(words)
     if json:
-        print(jsonlib.dumps({"costs": [asdict(one) for one in listed], "skipped": skipped}, indent=1))
+        print(jsonlib.dumps({"costs": [asdict(cost) for cost in listed], "skipped": skipped}, indent=1))
         return
     from rich.console import Console
     from rich.table import Table
@@ -151,23 +151,23 @@ def print_costs(words: Mapping[str, str], *, json: bool) -> None:
     columns = Table("model", "capability", box=None, pad_edge=False, header_style="bold")
     for name in ("sparsity", "params", "prunable", "MB", "GMACs"):
         columns.add_column(name, justify="right")
-    for one in listed:
-        columns.add_row(*_row(one))
+    for cost in listed:
+        columns.add_row(*_row(cost))
     console = Console()
     console.print(columns)
-    for capability, sample in dict.fromkeys((one.capability, one.sample) for one in listed):
+    for capability, sample in dict.fromkeys((cost.capability, cost.sample) for cost in listed):
         console.print(f"{capability}: {sample}", highlight=False, style="dim", soft_wrap=True)
     for name, why in skipped.items():
         console.print(f"{name} is left out: {why}", highlight=False, markup=False, style="dim")
 
 
-def _row(one: Cost) -> tuple[Any, ...]:
+def _row(cost: Cost) -> tuple[Any, ...]:
     return (
-        one.model,
-        one.capability,
-        f"{one.sparsity:.1%}" if one.sparsity else "",
-        f"{one.parameters / 1e6:.2f}M",
-        f"{one.prunable / 1e6:.2f}M",
-        f"{one.bytes / 1e6:.1f}",
-        f"{one.macs / 1e9:.4g}",
+        cost.model,
+        cost.capability,
+        f"{cost.sparsity:.1%}" if cost.sparsity else "",
+        f"{cost.parameters / 1e6:.2f}M",
+        f"{cost.prunable / 1e6:.2f}M",
+        f"{cost.bytes / 1e6:.1f}",
+        f"{cost.macs / 1e9:.4g}",
     )

@@ -64,15 +64,15 @@ def _say_unmeasured(record: Record, console: Console) -> None:
 def _alone(record: Record, runs: Path) -> Excerpt:
     """A run that enters no board, beside the dense model that it was compared with."""
     dense = _dense(record, runs)
-    same = [row_alone(one) for one in [dense] if one is not None and one.cell != record.cell]
+    same = [row_alone(other) for other in [dense] if other is not None and other.cell != record.cell]
     return Excerpt(row_alone(record), same, set(), ", ".join(record.flags) or "incomplete")
 
 
 def _dense(record: Record, runs: Path) -> Record | None:
     """The dense model's record on the same samples: a local one, or the committed."""
     records = [*readable(runs), *load_results(boards_folder() / "results")]
-    same = (one for one in records if comparable(one, record) and one.samples == record.samples)
-    return next((one for one in same if row_alone(one).dense), None)
+    same = (other for other in records if comparable(other, record) and other.samples == record.samples)
+    return next((other for other in same if row_alone(other).dense), None)
 
 
 def _write_table(record: Record, rows: list[Row], runs: Path) -> Path:

@@ -96,10 +96,10 @@ def points(numbers: Iterable[Published], task: str, metric: str) -> list[Point]:
 def _dense(row: Published, rows: Sequence[Published]) -> Published | None:
     """The dense model of a row: of the same table, model and split, and counted alike."""
 
-    def place(one: Published) -> tuple[str, ...]:
-        return (one.source, one.table, one.model, one.split)
+    def place(number: Published) -> tuple[str, ...]:
+        return (number.source, number.table, number.model, number.split)
 
-    return next((one for one in rows if one.method == DENSE and place(one) == place(row)), None)
+    return next((number for number in rows if number.method == DENSE and place(number) == place(row)), None)
 
 
 def _number(line: dict[str, str], where: str) -> Published:

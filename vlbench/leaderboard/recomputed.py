@@ -137,7 +137,7 @@ def _compare_with_dense(path: Path, record: Record, scores: Array, dense: Array)
     if versus is None or scores.shape != dense.shape or (task is None and scores.shape[1] > 1):
         return
     if task is not None and task.corpus:
-        ours, theirs = (float(task.corpus_metric(one.sum(axis=0, keepdims=True))[0]) for one in (scores, dense))
+        ours, theirs = (float(task.corpus_metric(matrix.sum(axis=0, keepdims=True))[0]) for matrix in (scores, dense))
         if not math.isclose(ours - theirs, versus.delta, rel_tol=OF_SUMS, abs_tol=10 * SAME):
             raise _contradiction(path, f"the difference to the dense model is {ours - theirs:.6g} by their scores")
         return

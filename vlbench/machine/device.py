@@ -105,8 +105,8 @@ def has_bf16(device: torch.device) -> bool:
     if asked is not None:
         return bool(asked(including_emulation=False) if device.type == "cuda" else asked())
     try:
-        one = torch.ones(1, 1, device=device, dtype=torch.bfloat16)
-        return bool((one @ one).item() == 1)
+        source = torch.ones(1, 1, device=device, dtype=torch.bfloat16)
+        return bool((source @ source).item() == 1)
     except (RuntimeError, TypeError):
         return False
 
@@ -167,13 +167,13 @@ def begin_fetch(tensors: Sequence[torch.Tensor]) -> Callable[[], list[torch.Tens
     them and gives them. What the device is given in between does not wait, and is not waited for."""
     import torch
 
-    device = next((one.device for one in tensors if one.device.type != "cpu"), None)
+    device = next((source.device for source in tensors if source.device.type != "cpu"), None)
     if device is None:
         return lambda: list(tensors)
     pin = device.type in PINNED
-    copies = [torch.empty(one.shape, dtype=one.dtype, pin_memory=pin) for one in tensors]
-    for copy, one in zip(copies, tensors, strict=True):
-        copy.copy_(one, non_blocking=True)
+    copies = [torch.empty(source.shape, dtype=source.dtype, pin_memory=pin) for source in tensors]
+    for copy, source in zip(copies, tensors, strict=True):
+        copy.copy_(source, non_blocking=True)
     event = torch.Event(device) if pin else None
     if event is not None:
         event.record()

@@ -83,13 +83,13 @@ class Shared:
         """Find the slot of each row where the rows of one state stand together, as many slots a state as the most
         read one has rows. Sorted owners with as many rows each (`even`) need no moving about."""
         self.owner = owner
-        counts = torch.bincount(owner, minlength=len(self.states))
+        counts = torch.bincount(owner, minlength=len(self.states))  # (I,) rows of each state
         self._per_state = int(counts.max())
         self.even = bool((counts == self._per_state).all() & (owner.diff() >= 0).all())
         if not self.even:
             order = owner.argsort(stable=True)
-            first = counts.cumsum(0) - counts
-            rank = torch.empty_like(owner)
+            first = counts.cumsum(0) - counts  # (I,) place of each state's first row
+            rank = torch.empty_like(owner)  # (R,) which of its state's rows a row is
             rank[order] = torch.arange(len(owner), device=owner.device) - first[owner[order]]
             self._slot = (owner * self._per_state + rank).to(self.states.device)
 
@@ -101,7 +101,7 @@ class Shared:
 
     def uncached(self) -> Shared:
         """The same states without remembered keys: for calling a block again after its weights have changed."""
-        mask = None if self.mask is None else self.mask[:, 0, 0, :]
+        mask = None if self.mask is None else self.mask[:, 0, 0, :]  # (I, N)
         return Shared(self.states, self.owner, mask, cache=False)
 
     def keys_values(self, key: nn.Module, value: nn.Module, heads: int) -> tuple[Tensor, Tensor]:
@@ -122,10 +122,10 @@ class Shared:
             padded = q.new_zeros((self.states.shape[0] * self._per_state, beams * heads * length * width))
             q = padded.index_copy(0, slot, q.reshape(len(self.owner), -1))
         per_state = self._per_state * beams
-        folded = q.reshape(-1, per_state, heads, length, width).transpose(1, 2).flatten(2, 3)
+        folded = q.reshape(-1, per_state, heads, length, width).transpose(1, 2).flatten(2, 3)  # (I, H, rows * L, d)
         mask = None if self.mask is None else self.mask.to(q.device)
         out = attend(folded, k, v, scale=scale, mask=mask, dropout=dropout)
-        out = out.reshape(-1, heads, per_state, length, width).transpose(1, 2)
+        out = out.reshape(-1, heads, per_state, length, width).transpose(1, 2)  # (I, rows, H, L, d)
         if not self.even:
             out = out.reshape(self.states.shape[0] * self._per_state, -1)[slot]
         return out.reshape(rows, heads, length, width)

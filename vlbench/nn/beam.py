@@ -87,7 +87,7 @@ def beam_search(
         heard = zip(sentences, totals, flat, strict=True)
         ranks = [sentence.choose(sums, places, vocabulary, end) for sentence, sums, places in heard]
         length += 1
-        if all(one.closed for one in sentences) or length >= max_length:
+        if all(done.closed for done in sentences) or length >= max_length:
             break
         chosen = torch.tensor(ranks, device=start.device)
         total, index = best.values.gather(1, chosen), best.indices.gather(1, chosen)

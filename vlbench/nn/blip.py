@@ -61,7 +61,7 @@ class TextAttention(BlipTextSelfAttention):  # type: ignore[misc]
     ) -> tuple[Tensor, None]:
         heads = self.num_attention_heads
         dropout = self.dropout.p if self.training else 0.0
-        q = split_heads(self.query(hidden_states), heads)
+        q = split_heads(self.query(hidden_states), heads)  # (B, H, L, d)
         if isinstance(encoder_hidden_states, Shared):
             k, v = encoder_hidden_states.keys_values(self.key, self.value, heads)
             return merge_heads(encoder_hidden_states.attend(q, k, v, scale=self.scale, dropout=dropout)), None
@@ -100,7 +100,7 @@ class TwinCrossAttention(nn.Module):
             encoder_hidden_states if isinstance(encoder_hidden_states, tuple) else encoder_hidden_states.chunk(2, 1)
         )
         out = self.output
-        a = out.dense0(self.self0(hidden_states, encoder_hidden_states=left)[0])
+        a = out.dense0(self.self0(hidden_states, encoder_hidden_states=left)[0])  # (B, L, D)
         b = out.dense1(self.self1(hidden_states, encoder_hidden_states=right)[0])
         both = out.merge_layer(torch.cat([a, b], -1)) if hasattr(out, "merge_layer") else (a + b) / 2
         return out.LayerNorm(out.dropout(both) + hidden_states), None
@@ -146,8 +146,8 @@ def resized_positions(positions: Tensor, count: int) -> Tensor:
     old, new = (int((n - 1) ** 0.5) for n in (positions.shape[1], count))
     if old == new:
         return positions
-    grid = positions[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    grid = positions[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)  # (1, D, old, old)
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)  # (1, D, new, new)
     return torch.cat([positions[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2)], 1)
 
 
@@ -157,16 +157,16 @@ def first_states(text: Any, ids: Tensor, context: Shared | None = None) -> Tenso
     text: a BlipTextModel. All that is read of its last layer is this token, so that only keys and values are computed
     for the others there.
     """
-    hidden = text.embeddings(input_ids=ids)
+    hidden = text.embeddings(input_ids=ids)  # (R, L, H)
     *layers, last = text.encoder.layer
     for layer in layers:
         hidden = layer(hidden, context)
-    one = hidden[:, :1]
+    first = hidden[:, :1]  # (R, 1, H)
     attention = last.attention
-    one = attention.output(attention.self(one, encoder_hidden_states=hidden)[0], one)
+    first = attention.output(attention.self(first, encoder_hidden_states=hidden)[0], first)
     if context is not None:
-        one = last.crossattention(one, encoder_hidden_states=context)[0]
-    states: Tensor = last.feed_forward_chunk(one)[:, 0]
+        first = last.crossattention(first, encoder_hidden_states=context)[0]
+    states: Tensor = last.feed_forward_chunk(first)[:, 0]
     return states
 
 

@@ -38,9 +38,9 @@ class LlamaAttention(LibraryAttention):  # type: ignore[misc]
         is_causal: bool | None = None,
         **rest: Any,
     ) -> tuple[Tensor, None]:
-        q = split_heads(self.q_proj(hidden_states), self.kv_heads * self.num_key_value_groups)
-        k = split_heads(self.k_proj(hidden_states), self.kv_heads)
-        v = split_heads(self.v_proj(hidden_states), self.kv_heads)
+        q = split_heads(self.q_proj(hidden_states), self.kv_heads * self.num_key_value_groups)  # (B, H, L, d)
+        k = split_heads(self.k_proj(hidden_states), self.kv_heads)  # (B, K, L, d)
+        v = split_heads(self.v_proj(hidden_states), self.kv_heads)  # (B, K, L, d)
         q, k = apply_rotary_pos_emb(q, k, *(self._kept(angles) for angles in position_embeddings))
         cache = cache_in(rest)
         if cache is not None:

@@ -25,14 +25,14 @@ def _forward(
     **_: Any,
 ) -> tuple[Tensor, None]:
     heads, dropout = self.num_attention_heads, self.attention_dropout if self.training else 0.0
-    q = split_heads(self.query(hidden_states), heads)
+    q = split_heads(self.query(hidden_states), heads)  # (B, H, Lq, d)
     if isinstance(encoder_hidden_states, Shared):
         k, v = encoder_hidden_states.keys_values(self.key, self.value, heads)
         return merge_heads(encoder_hidden_states.attend(q, k, v, scale=self.scaling, dropout=dropout)), None
     cross = encoder_hidden_states is not None
     source = encoder_hidden_states if cross else hidden_states
     mask = encoder_attention_mask if cross else attention_mask
-    k, v = split_heads(self.key(source), heads), split_heads(self.value(source), heads)
+    k, v = split_heads(self.key(source), heads), split_heads(self.value(source), heads)  # (B, H, Lk, d) each
     return merge_heads(attend(q, k, v, scale=self.scaling, mask=mask, dropout=dropout)), None
 
 

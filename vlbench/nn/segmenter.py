@@ -50,10 +50,10 @@ class MaskTransformer(nn.Module):
         x = torch.cat([self.proj_dec(patches), self.cls_emb.expand(patches.shape[0], -1, -1)], 1)
         for block in self.blocks:
             x = block(x)
-        x = self.decoder_norm(x)
-        projected = F.normalize(x[:, :-classes] @ self.proj_patch, dim=-1)
-        named = F.normalize(x[:, -classes:] @ self.proj_classes, dim=-1)
-        masks: Tensor = self.mask_norm(projected @ named.transpose(1, 2))
+        x = self.decoder_norm(x)  # (B, P + classes, width)
+        projected = F.normalize(x[:, :-classes] @ self.proj_patch, dim=-1)  # (B, P, width)
+        named = F.normalize(x[:, -classes:] @ self.proj_classes, dim=-1)  # (B, classes, width)
+        masks: Tensor = self.mask_norm(projected @ named.transpose(1, 2))  # (B, P, classes)
         return masks.transpose(1, 2).reshape(masks.shape[0], classes, *grid)
 
 
@@ -106,7 +106,7 @@ class Segmenter(nn.Module):
         if grid == tuple(stored):
             return learned
         first, patches = learned[:, :1], learned[:, 1:].transpose(1, 2).unflatten(2, stored)
-        resized = F.interpolate(patches, size=grid, mode=self.pos_embed, align_corners=False)
+        resized = F.interpolate(patches, size=grid, mode=self.pos_embed, align_corners=False)  # (1, D, h, w)
         return torch.cat([first, resized.flatten(2).transpose(1, 2)], 1)
 
     def decode(self, tokens: Tensor, size: Size) -> Tensor:

@@ -77,8 +77,8 @@ def _width(module: nn.Module, tower: Tower) -> int:
 
 def _matrices(block: Block) -> Iterator[tuple[Site, Slice]]:
     for site in block.sites:
-        for one in (site, *site.variants):
-            yield from ((site, part) for part in one.slices if len(part.shape) > 1)
+        for variant in (site, *site.variants):
+            yield from ((site, part) for part in variant.slices if len(part.shape) > 1)
 
 
 def _writers(block: Block) -> Iterator[str]:

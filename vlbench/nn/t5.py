@@ -39,7 +39,7 @@ class T5Attention(LibraryAttention):  # type: ignore[misc]
         past = 0 if cache is None else cache.get_seq_length(self.layer_idx)
         if isinstance(past, Tensor):
             past = past.clone()  # a static cache advances its own counter in place
-        q = split_heads(self.q(hidden_states), self.n_heads)
+        q = split_heads(self.q(hidden_states), self.n_heads)  # (B, H, L, d)
         k, v = self._keys_values(hidden_states, key_value_states, cache)
         length = q.shape[2]
         if position_bias is None and self.has_relative_attention_bias:
@@ -53,7 +53,7 @@ class T5Attention(LibraryAttention):  # type: ignore[misc]
 
     def _shared(self, hidden: Tensor, context: Shared) -> Tensor:
         """Cross-attention to encoder states that many rows read; their mask is their own."""
-        q = split_heads(self.q(hidden), self.n_heads)
+        q = split_heads(self.q(hidden), self.n_heads)  # (R, H, L, d)
         k, v = context.keys_values(self.k, self.v, self.n_heads)
         dropout = self.dropout if self.training else 0.0
         out: Tensor = self.o(merge_heads(context.attend(q, k, v, scale=self.scaling, dropout=dropout)))
@@ -82,7 +82,7 @@ def _additive(bias: Tensor | None, mask: Tensor | None, causal: bool) -> Tensor 
     if bias is None:
         return mask
     if causal:  # SDPA takes a mask or `is_causal`, and the bias is a mask
-        mask = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).tril()
+        mask = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).tril()  # (Lq, Lk)
     if mask is None:
         return bias
     if mask.dtype == torch.bool:

@@ -128,7 +128,7 @@ def _list(values: Mapping[str, Any]) -> str:
 
 def _samples(rows: Sequence[Shown], capability: str) -> str:
     shown = chosen(rows)
-    kinds = Counter(one.kind for one in rows)
+    kinds = Counter(answered.kind for answered in rows)
     parts = []
     if kinds["alone"] < len(rows):
         sentence = (
@@ -136,28 +136,33 @@ def _samples(rows: Sequence[Shown], capability: str) -> str:
         )
         parts.append(f'<p class="soft">Of each sample alone, {sentence}; at most {MOST} are shown.</p>')
     for kind, heading in HEADINGS.items():
-        members = [one for one in shown if one.kind == kind]
+        members = [answered for answered in shown if answered.kind == kind]
         if members:
-            cards = "".join(_card(one, capability) for one in members)
+            cards = "".join(_card(answered, capability) for answered in members)
             count_told = f"{len(members)} of {kinds[kind]:,}"
             parts.append(f'<h2>{heading} <span class="soft">{count_told}</span></h2><div class="samples">{cards}</div>')
     return "".join(parts)
 
 
-def _card(one: Shown, capability: str) -> str:
+def _card(answered: Shown, capability: str) -> str:
     """One sample: its images, what was asked, the right answer, and the two models'."""
-    sample = one.sample
+    sample = answered.sample
     names = ["image"] if len(sample.images) == 1 else [f"image {i + 1}" for i in range(len(sample.images))]
     pictures = [thumbnail(path, name) for path, name in zip(sample.images, names, strict=True)]
     parts = [f"<p>{escaped(text)}</p>" for text in (sample.text, *sample.texts[:CAPTIONS]) if text]
     if not sample.texts:  # else the texts are what is right
         parts.append(_answer("right", _undisputed(sample.target), "", capability))
-    if one.theirs is not None:
+    if answered.theirs is not None:
         parts.append(
-            _answer(f"dense {_points(one.dense)}", one.theirs["prediction"], "good" * (one.kind == "lost"), capability)
+            _answer(
+                f"dense {_points(answered.dense)}",
+                answered.theirs["prediction"],
+                "good" * (answered.kind == "lost"),
+                capability,
+            )
         )
-    mark = {"lost": "bad", "gained": "good"}.get(one.kind, "")
-    parts.append(_answer(f"this run {_points(one.value)}", one.line["prediction"], mark, capability))
+    mark = {"lost": "bad", "gained": "good"}.get(answered.kind, "")
+    parts.append(_answer(f"this run {_points(answered.value)}", answered.line["prediction"], mark, capability))
     return f'<article class="sample">{"".join((*pictures, *parts))}<p class="soft">{escaped(sample.id)}</p></article>'
 
 

@@ -75,16 +75,16 @@ def _studies(block: Sequence[Found], everything: Sequence[Found], out: Path, nam
 
 def _runs(runs: Sequence[Run], out: Path) -> tuple[list[Path], list[str]]:
     files, left = [], []
-    for one in series(runs):
-        ours = kept.measured(one)
+    for curve in series(runs):
+        ours = kept.measured(curve)
         if not ours.targets:
-            left.append(f"{one.title}: no picture of what is kept, since none of its runs made a compressed model.")
+            left.append(f"{curve.title}: no picture of what is kept, since none of its runs made a compressed model.")
             continue
-        if all(run.record.pattern == "dense" for run in one.runs):
-            left.append(f"{one.title}: no picture of what is kept, since nothing was pruned.")
+        if all(run.record.pattern == "dense" for run in curve.runs):
+            left.append(f"{curve.title}: no picture of what is kept, since nothing was pruned.")
             continue
-        panels = [ours, *kept.published(one.runs[0].record.task)]
-        files += [*draw_components(panels, out, one.name), *draw_layers(panels, out, one.name)]
+        panels = [ours, *kept.published(curve.runs[0].record.task)]
+        files += [*draw_components(panels, out, curve.name), *draw_layers(panels, out, curve.name)]
     for names, group in groupby(sorted(searches(runs), key=_place), key=_place):
         members = list(group)
         files += draw_trajectories(members[:SHOWN], out, "-".join(names))

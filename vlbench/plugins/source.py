@@ -19,13 +19,13 @@ def source_files(file: Path, module: str) -> list[Path]:
     top = above[min(len(module.split(".")) - (file.name != "__init__.py"), len(above) - 1)]
     package = module.split(".")[0]
     while todo:
-        one = todo.pop().resolve()
-        if one in files or not one.is_file():
+        source = todo.pop().resolve()
+        if source in files or not source.is_file():
             continue
-        files.add(one)
+        files.add(source)
         with contextlib.suppress(SyntaxError):  # whoever imports it is told
-            for node in ast.walk(ast.parse(one.read_bytes(), str(one))):
-                todo += _imported(node, one, top, package)
+            for node in ast.walk(ast.parse(source.read_bytes(), str(source))):
+                todo += _imported(node, source, top, package)
     return sorted(files)
 
 

@@ -32,19 +32,19 @@ def unified(importance: Mapping[str, Tensor], cost: Mapping[str, float], fractio
     """
     refuse_unreachable({name: len(score) for name, score in importance.items()}, cost, fraction, multiple_of)
     names = list(importance)
-    score = torch.cat([importance[n].double() for n in names])
-    site = torch.cat([torch.full((len(importance[n]),), i) for i, n in enumerate(names)])
-    price = torch.tensor([float(cost[n]) for n in names], dtype=torch.float64)[site]
-    protected = torch.zeros(len(score), dtype=torch.bool)
+    score = torch.cat([importance[n].double() for n in names])  # (U,) all units of all sites
+    site = torch.cat([torch.full((len(importance[n]),), i) for i, n in enumerate(names)])  # (U,) which site's
+    price = torch.tensor([float(cost[n]) for n in names], dtype=torch.float64)[site]  # (U,)
+    protected = torch.zeros(len(score), dtype=torch.bool)  # (U,) the best unit of each site
     start = 0
     for name in names:
         protected[start + int(importance[name].argmax())] = True
         start += len(importance[name])
     order = score.masked_fill(protected, float("inf")).sort(stable=True).indices[: int((~protected).sum())]
-    removed = price[order].cumsum(0)
+    removed = price[order].cumsum(0)  # (U - sites,) cost of the first units of the order
     target = fraction * float(price.sum())
     count = int((torch.cat([removed.new_zeros(1), removed]) - target).abs().argmin())
-    gone = torch.zeros(len(score), dtype=torch.bool)
+    gone = torch.zeros(len(score), dtype=torch.bool)  # (U,)
     gone[order[:count]] = True
     return _split(gone, importance, multiple_of)
 

@@ -175,7 +175,7 @@ class CutDecisions(Decisions):
     def _unified(self, part: Structure, ratio: float) -> Kept:
         importance = {site.name: self.taken[site.name] for site in part.sites}
         if ratio == 0:
-            return {name: torch.arange(len(one)) for name, one in importance.items()}
+            return {name: torch.arange(len(of_site)) for name, of_site in importance.items()}
         return ranked_units(part, importance, ratio, self.options.multiple_of, additive=self.pruner.additive)
 
 
@@ -196,7 +196,7 @@ def refuse_units(structure: Structure, fraction: float, multiple_of: int = 1) ->
 
 def silence(net: nn.Module, site: Site, kept: Tensor) -> None:
     """Zeros where the gates of all units but `kept` act: the site computes as if they were cut."""
-    away = torch.ones(site.units, dtype=torch.bool)
+    away = torch.ones(site.units, dtype=torch.bool)  # (units,)
     away[kept] = False
     with torch.no_grad():
         for part in site.slices:
@@ -219,10 +219,10 @@ def ranked_units(
 
 def unit_importance(site: Site, score: Callable[[str], Tensor], *, additive: bool = False) -> Tensor:
     """(units,) norm, or sum, of the scores (name -> matrix) of the matrix entries that a unit owns."""
-    total = torch.zeros(site.units)
+    total = torch.zeros(site.units)  # (units,)
     for part in site.slices:
         if len(part.shape) > 1:
-            scores = score(part.param).cpu().float()
+            scores = score(part.param).cpu().float()  # (out, in)
             total += (scores if additive else scores.square()).sum(1 - part.dim)[part.index].sum(1)
     return total if additive else total.sqrt()
 

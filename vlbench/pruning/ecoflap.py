@@ -69,8 +69,8 @@ def _exact(scores: Sequence[float], sizes: Sequence[int], keep: int, floors: Seq
 def _published(scores: Sequence[float], sizes: Sequence[int], keep: float, max_sparsity: float) -> list[float]:
     """LayerSparsity.compute_the_sparsity_per_group of the authors' code: single precision, ceilings, and `+=` where
     entries too many should be removed."""
-    score = torch.tensor(list(scores), dtype=torch.float32)
-    size = torch.tensor(list(sizes), dtype=torch.int64)
+    score = torch.tensor(list(scores), dtype=torch.float32)  # (blocks,)
+    size = torch.tensor(list(sizes), dtype=torch.int64)  # (blocks,)
     kept: Tensor = torch.ceil(size * (1 - max_sparsity)).int().to(torch.int64)
     while kept.sum() < keep:
         rest = keep - kept.sum()
@@ -144,7 +144,7 @@ def zeroth_order(
             differences[name] = []
             try:
                 for loss, seed in list(zip(losses, [seeds() for _ in drawn], strict=True))[world.rank :: world.size]:
-                    z = _direction(original, seed)
+                    z = _direction(original, seed)  # (out, in)
                     weight.copy_(original + EPSILON * z)
                     above = _drawn(loss, seed, weight.device)
                     weight.copy_(original - EPSILON * z)

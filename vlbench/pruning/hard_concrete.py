@@ -51,7 +51,7 @@ def keep_probability(a: Tensor) -> Tensor:
 def settled(a: Tensor, gone: int | None = None) -> Tensor:
     """The gates without a draw, of one row: the `gone` least are 0 (as many as are expected to be, where it is left
     out), the others soft. Of equal ones the left one goes."""
-    soft = torch.sigmoid(SHARPNESS * a / TEMPERATURE)
+    soft = torch.sigmoid(SHARPNESS * a / TEMPERATURE)  # (units,)
     if gone is None:
         gone = round(len(a) - float(keep_probability(a).sum()))
     soft = soft.clone()
@@ -94,7 +94,7 @@ def expected_entries(structure: Structure, keep: Mapping[str, Tensor]) -> Tensor
     lost: dict[tuple[str, int], Tensor] = {}
     for name, probability in keep.items():
         for part in owners.get(name, ()):
-            gone = part.index.shape[1] * (1 - probability).sum()
+            gone = part.index.shape[1] * (1 - probability).sum()  # (), rows or columns of the matrix
             lost[part.param, part.dim] = lost.get((part.param, part.dim), torch.zeros_like(gone)) + gone
     total = torch.zeros(())
     for tower in structure.towers:

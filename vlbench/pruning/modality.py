@@ -65,7 +65,7 @@ def _agreed(given: Mapping[str, float], sizes: Mapping[str, int], options: Score
     ratios, target = options.tower_ratios, options.fraction
     share = sum(ratio * sizes[name] for name, ratio in given.items()) / sum(sizes.values())
     mean = _mean(given)
-    if min(abs(target - one) for one in (share, mean, _mean(ratios))) > NEAR:
+    if min(abs(target - reading) for reading in (share, mean, _mean(ratios))) > NEAR:
         words = " ".join(f"{name}={ratio:g}" for name, ratio in ratios.items())
         raise UserError(
             f"{words} removes {share:.4g} of the prunable set (mean ratio {mean:.4g}), not sparsity={target:g}: leave "

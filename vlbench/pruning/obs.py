@@ -13,7 +13,7 @@ def inverse_factor(hessian: Tensor, damp: float) -> tuple[Tensor, Tensor]:
     """(U, dead): the upper Cholesky factor of (H + damp mean(diag H) I)^-1, and which columns meet no input: their
     diagonal is 1, as in the published code. Raises RunFailed where the damped matrix is not positive definite."""
     hessian = hessian.clone()
-    diagonal = hessian.diagonal()
+    diagonal = hessian.diagonal()  # (in,), a view
     dead = diagonal == 0
     diagonal[dead] = 1
     diagonal += damp * diagonal.mean()
@@ -40,11 +40,11 @@ def sweep(
     wide = weight.to(upper.dtype).T.contiguous()  # (in, out)
     original = wide.clone() if bool(dead.any()) else wide
     wide[dead] = 0
-    mask = torch.ones_like(wide, dtype=torch.bool)
+    mask = torch.ones_like(wide, dtype=torch.bool)  # (in, out)
     for first in range(0, len(wide), block):
         stop = min(first + block, len(wide))
-        factor = upper[first:stop, first:stop]
-        errors = _block(wide[first:stop], mask[first:stop], factor, keep.columns(first, stop))
+        factor = upper[first:stop, first:stop]  # (columns, columns) of the block
+        errors = _block(wide[first:stop], mask[first:stop], factor, keep.columns(first, stop))  # (columns, out)
         wide[stop:].addmm_(upper[first:stop, stop:].T, errors, alpha=-1)
     if bool(dead.any()) and keep.rule == "exact":
         # Nothing is known of them, and a mask that keeps them keeps them as they were. (The code's zeros are more.)
@@ -58,11 +58,11 @@ def _block(wide: Tensor, mask: Tensor, factor: Tensor, keep: Keep) -> Tensor:
     A column takes in the errors to its left when its turn comes, by one product, instead of all columns to the right
     of each being rewritten: half the memory traffic.
     """
-    weights = factor.diagonal().square()[:, None]
+    weights = factor.diagonal().square()[:, None]  # (columns, 1)
     if keep.n_m is None:
         mask.copy_(keep((wide.square() / weights).T).T)
     step = keep.n_m[1] if keep.n_m else 1
-    errors = torch.zeros_like(wide)
+    errors = torch.zeros_like(wide)  # (columns, out)
     for start in range(0, len(wide), step):
         stop = start + step
         wide[start:stop].addmm_(factor[:start, start:stop].T, errors[:start], alpha=-1)

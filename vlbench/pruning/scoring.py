@@ -219,7 +219,7 @@ class WholeHeads:
 
 
 def _whole(site: Site) -> str:
-    legal = {one.unit for one in (site, *site.variants)}
+    legal = {variant.unit for variant in (site, *site.variants)}
     return next((unit for unit in ("kv group", "head") if unit in legal), site.unit)
 
 

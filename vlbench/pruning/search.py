@@ -191,7 +191,7 @@ class GateSearch(Hook):
 
     def _gate(self, name: str, selected: float) -> Tensor:
         """1 for kept units, `selected` for the others."""
-        gate = torch.full_like(self.gates.value[name].detach(), selected)
+        gate = torch.full_like(self.gates.value[name].detach(), selected)  # (units,)
         gate[self.kept[name].to(gate.device)] = 1.0
         return gate
 
@@ -221,7 +221,7 @@ def standardise(values: Mapping[str, Tensor], kinds: Mapping[str, str]) -> dict[
     result: dict[str, Tensor] = {}
     for kind in dict.fromkeys(kinds.values()):
         names = [n for n in values if kinds[n] == kind]
-        joined = torch.cat([values[n] for n in names])
+        joined = torch.cat([values[n] for n in names])  # (units of the kind,)
         mean, deviation = joined.mean(), joined.std()
         if not float(deviation) > 0:
             raise UserError(f"all gate gradients of the {kind} units are equal: nothing can be ranked. Check the data.")
@@ -232,9 +232,9 @@ def standardise(values: Mapping[str, Tensor], kinds: Mapping[str, str]) -> dict[
 def code_budget(score: Mapping[str, Tensor], cost: Mapping[str, float], ratio: float) -> Kept:
     """The published code's rule. With C_i the cumulative cost in descending order of the score, the threshold is the
     score at the i with C_i nearest to ratio * C: units strictly above it go, and every site keeps its lowest score."""
-    flat = torch.cat(list(score.values()))
+    flat = torch.cat(list(score.values()))  # (U,) all units
     price = torch.cat([torch.full((len(v),), float(cost[n]), dtype=torch.float64) for n, v in score.items()])
-    order = flat.argsort(descending=True, stable=True)
-    cumulative = price[order].cumsum(0)
+    order = flat.argsort(descending=True, stable=True)  # (U,)
+    cumulative = price[order].cumsum(0)  # (U,)
     threshold = flat[order[int((cumulative - price.sum() * ratio).abs().argmin())]]
     return {n: ((v <= threshold) | (v == v.min())).nonzero().flatten() for n, v in score.items()}

@@ -43,14 +43,14 @@ def adapted_layers(net: nn.Module) -> list[Layer]:
     """Every Linear of `net` with an adapter, ours or peft's."""
     layers: list[Layer] = []
     for path, module in net.named_modules():
-        one: Any = module
-        if isinstance(one, Adapted):
-            keep = one.keep if isinstance(one, MaskedProduct) else None
-            layers.append(Layer(path, one.weight, one.lora_a, one.lora_b, one.scaling, keep))
-        elif hasattr(one, "lora_A") and hasattr(one, "get_base_layer"):
-            (name,) = one.lora_A.keys()
-            a, b = one.lora_A[name].weight, one.lora_B[name].weight
-            layers.append(Layer(path, one.get_base_layer().weight, a, b, float(one.scaling[name])))
+        parameter: Any = module
+        if isinstance(parameter, Adapted):
+            keep = parameter.keep if isinstance(parameter, MaskedProduct) else None
+            layers.append(Layer(path, parameter.weight, parameter.lora_a, parameter.lora_b, parameter.scaling, keep))
+        elif hasattr(parameter, "lora_A") and hasattr(parameter, "get_base_layer"):
+            (name,) = parameter.lora_A.keys()
+            a, b = parameter.lora_A[name].weight, parameter.lora_B[name].weight
+            layers.append(Layer(path, parameter.get_base_layer().weight, a, b, float(parameter.scaling[name])))
     return layers
 
 

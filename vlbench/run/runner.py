@@ -234,7 +234,7 @@ def refuse_images(cell: Cell, model: Model) -> None:
 def _asks(cell: Cell) -> bool:
     """Whether a link wants to see the model before anything is done."""
     first, *_ = methods = [link.method for link in cell.spec.links]
-    return first.check is not Method.check or any(one.check_model is not Method.check_model for one in methods)
+    return first.check is not Method.check or any(m.check_model is not Method.check_model for m in methods)
 
 
 def _has_baseline(cell: Cell) -> bool:

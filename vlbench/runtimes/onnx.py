@@ -43,7 +43,7 @@ def _opened(file: Path, threads: int) -> Serve:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_inputs()]
+    names = [tensor_in.name for tensor_in in session.get_inputs()]
 
     def serve(tensors: Tensors) -> Tensor:
         given = dict(zip(names, (t.detach().cpu().numpy() for t in tensors), strict=True))

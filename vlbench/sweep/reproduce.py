@@ -98,11 +98,11 @@ def read_table(file: Path, given: Mapping[str, str]) -> list[Printed]:
         texts = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read ({getattr(error, 'strerror', None) or error}).") from None
-    numbers = [one for n, text in enumerate(texts, 1) if (one := _printed(text, f"{file}, line {n}")) is not None]
-    keys = {key for one in numbers for key in one.line.words}
+    numbers = [number for n, text in enumerate(texts, 1) if (number := _printed(text, f"{file}, line {n}")) is not None]
+    keys = {key for number in numbers for key in number.line.words}
     if wrong := [key for key in given if key not in keys]:
         raise UserError(f"{wrong[0]}= is in no line of {file.name}. {did_you_mean(wrong[0], keys)}")
-    kept = [one for one in numbers if all(one.line.words.get(k) in v.split(",") for k, v in given.items())]
+    kept = [number for number in numbers if all(number.line.words.get(k) in v.split(",") for k, v in given.items())]
     if not kept:
         words = " ".join(f"{key}={value}" for key, value in given.items())
         raise UserError(f"{file.name} has no line with {words or 'a cell'}.")
@@ -138,19 +138,19 @@ def opened(lines: Sequence[Printed], screen: Screen) -> Reproduction:
     cells: list[Planned | str] = []
     planned: dict[str, Planned] = {}
     by_words: dict[tuple[tuple[str, str], ...], Planned | str] = {}
-    for one in lines:
-        key = tuple(sorted(one.line.words.items()))
+    for number in lines:
+        key = tuple(sorted(number.line.words.items()))
         if key not in by_words:
-            by_words[key] = _cell(one, planned, screen)
+            by_words[key] = _cell(number, planned, screen)
         cells.append(by_words[key])
     return Reproduction(lines, cells, list(planned.values()))
 
 
-def _cell(one: Printed, planned: dict[str, Planned], screen: Screen) -> Planned | str:
+def _cell(number: Printed, planned: dict[str, Planned], screen: Screen) -> Planned | str:
     try:
-        cells = planning([one.line], screen.building, screen.digesting)
+        cells = planning([number.line], screen.building, screen.digesting)
     except UserError as error:
-        sentences = str(error).replace(f"{one.line.place}: ", "").splitlines()
+        sentences = str(error).replace(f"{number.line.place}: ", "").splitlines()
         return "\n".join(line for line in sentences if not line.strip().startswith(NEEDED))
     planned.update({cell.cell: cell for cell in cells})
     # Baselines stand first; the line's own cell is the one that is no baseline, or the only one.
@@ -159,29 +159,29 @@ def _cell(one: Printed, planned: dict[str, Planned], screen: Screen) -> Planned 
 
 def compared(table: Reproduction, runs: Path) -> Iterator[Compared]:
     """Every printed number against ours."""
-    for one, cell in zip(table.lines, table.cells, strict=True):
+    for number, cell in zip(table.lines, table.cells, strict=True):
         record = None if isinstance(cell, str) else finished(runs / cell.cell)
-        for metric, published in one.numbers.items():
-            yield _verdict(one, metric, published, record, cell if isinstance(cell, str) else "")
+        for metric, published in number.numbers.items():
+            yield _verdict(number, metric, published, record, cell if isinstance(cell, str) else "")
 
 
-def _verdict(one: Printed, metric: str, published: float | None, record: Record | None, lacking: str) -> Compared:
-    task = one.line.words["task"]
+def _verdict(number: Printed, metric: str, published: float | None, record: Record | None, lacking: str) -> Compared:
+    task = number.line.words["task"]
 
     def compared(verdict: Verdict, why: str = "", **ours: Any) -> Compared:
-        return Compared(one.row, task, one.split, metric, published, verdict, why=why, **ours)
+        return Compared(number.row, task, number.split, metric, published, verdict, why=why, **ours)
 
     if record is None:
-        return compared("not run", lacking.splitlines()[0] if lacking else one.differs)
-    value = record.metrics.get(metric, record.metrics[record.metric] if one.differs else None)
+        return compared("not run", lacking.splitlines()[0] if lacking else number.differs)
+    value = record.metrics.get(metric, record.metrics[record.metric] if number.differs else None)
     if value is None:
         why = record.unmeasured.get(metric, f"{record.task} has no {metric} with these settings")
         return compared("not measured", why)
     # The interval is the primary metric's; another one of the same samples is given its width.
     half = (record.interval.value - record.interval.low, record.interval.high - record.interval.value)
     ours: dict[str, Any] = {"measured": value, "low": value - half[0], "high": value + half[1]}
-    if one.differs:
-        return compared("protocol differs", one.differs, **ours)
+    if number.differs:
+        return compared("protocol differs", number.differs, **ours)
     if published is None:
         return compared("did not converge there", **ours)
     return compared("agrees" if agrees(published, ours["low"], ours["high"]) else "differs", **ours)

@@ -57,43 +57,50 @@ class SlurmExecutor:
 
     def _submit(self, all_: list[_Submitted]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        cells = [self._job_of(one) for one in all_]
+        cells = [self._job_of(submitted) for submitted in all_]
         try:
             with self._executor.batch():
                 jobs = [self._executor.submit(cell) for cell in cells]
         except Exception as error:  # submitit's FailedJobError, with sbatch's own words
             raise UserError(f"sbatch refused the cells: {_last_line(error)}. Change --slurm.") from error
-        for one, job, cell in zip(all_, jobs, cells, strict=True):
-            one.job = job
-            self._open[cell.outcome] = one
+        for submitted, job, cell in zip(all_, jobs, cells, strict=True):
+            submitted.job = job
+            self._open[cell.outcome] = submitted
 
-    def _job_of(self, one: _Submitted) -> CellJob:
+    def _job_of(self, submitted: _Submitted) -> CellJob:
         outcome = self.folder / f"outcome-{secrets.token_hex(8)}.json"
-        return CellJob(request_of(one.work, self.runs), travelling(), process.ARGUMENTS, str(outcome))
+        return CellJob(request_of(submitted.work, self.runs), travelling(), process.ARGUMENTS, str(outcome))
 
     def outcomes(self) -> Iterator[Outcome]:
         while self._open:
-            ended = [(file, one, outcome) for file, one in self._open.items() if (outcome := _outcome(file, one))]
-            for file, one, outcome in ended:
+            ended = [
+                (file, submitted, outcome)
+                for file, submitted in self._open.items()
+                if (outcome := _outcome(file, submitted))
+            ]
+            for file, submitted, outcome in ended:
                 del self._open[file]
                 if outcome is not LOST:
                     yield outcome
-                elif one.attempts < ATTEMPTS:
-                    self._submit([_Submitted(one.work, one.attempts + 1)])
+                elif submitted.attempts < ATTEMPTS:
+                    self._submit([_Submitted(submitted.work, submitted.attempts + 1)])
                 else:
-                    yield gave_up(request_of(one.work, self.runs), _why(one.job))
+                    yield gave_up(request_of(submitted.work, self.runs), _why(submitted.job))
             if not ended:
                 self.tell()
                 time.sleep(LOOK)
 
     def running(self) -> list[str]:
-        states = [(one.work.cell, one.job.get_info(mode="cache").get("State", "")) for one in self._open.values()]
+        states = [
+            (submitted.work.cell, submitted.job.get_info(mode="cache").get("State", ""))
+            for submitted in self._open.values()
+        ]
         return [cell for cell, state in states if state == "RUNNING"]
 
     def close(self) -> None:
         """Cancel what has not ended. It lets its cell go, and Slurm kills it a while later."""
-        for one in self._open.values():
-            one.job.cancel(check=False)
+        for submitted in self._open.values():
+            submitted.job.cancel(check=False)
         for file in self.folder.glob("outcome-*.json"):
             with contextlib.suppress(OSError):
                 file.unlink()
@@ -110,14 +117,14 @@ class _Submitted:
 LOST = Outcome("", "failed", "its job ended without an outcome")
 
 
-def _outcome(file: str, one: _Submitted) -> Outcome | None:
+def _outcome(file: str, submitted: _Submitted) -> Outcome | None:
     """How the cell ended; LOST where its job is gone without a word; None while it waits or runs."""
     with contextlib.suppress(OSError):
         return Outcome(**json.loads(Path(file).read_text(encoding="utf-8")))
-    if not one.job.done():
+    if not submitted.job.done():
         return None
-    one.gone = one.gone or time.monotonic()
-    return LOST if time.monotonic() - one.gone > SETTLES else None
+    submitted.gone = submitted.gone or time.monotonic()
+    return LOST if time.monotonic() - submitted.gone > SETTLES else None
 
 
 def _why(job: Any) -> str:

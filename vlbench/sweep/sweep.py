@@ -39,16 +39,18 @@ class Sweep:
         """Run what is not done. start: makes the executor, given what it calls when a cell begins. An interrupt stops
         the running cells, which resume, and is passed on."""
         finished = Runs.read(self.runs)
-        self.outcomes.update({one.cell: outcome for one in self.planned if (outcome := self._finished(one, finished))})
+        self.outcomes.update(
+            {plan.cell: outcome for plan in self.planned if (outcome := self._finished(plan, finished))}
+        )
         if len(self.outcomes) == len(self.planned):
             return
         self._queue = self._longest_first(Times(finished))
         executor = start(lambda: self._progress(executor))
         try:
-            executor.submit([one.work for one in self._at_start()])
+            executor.submit([plan.work for plan in self._at_start()])
             for outcome in executor.outcomes():
                 self._ended(outcome)
-                if ready := [one.work for one in self._after(outcome)]:
+                if ready := [plan.work for plan in self._after(outcome)]:
                     executor.submit(ready)
                 self._progress(executor)
         finally:
@@ -57,10 +59,10 @@ class Sweep:
     def _longest_first(self, times: Times) -> list[Planned]:
         """After the baselines, for which others wait: a long cell that begins last leaves every other worker idle. Of
         cells like which none was ever run, those that train for more steps are taken for longer."""
-        baselines = {one.dense for one in self.planned}
+        baselines = {plan.dense for plan in self.planned}
 
-        def key(one: Planned) -> tuple[bool, float, int]:
-            return one.cell not in baselines, -(times.seconds(one.cell) or 0.0), -one.steps
+        def key(plan: Planned) -> tuple[bool, float, int]:
+            return plan.cell not in baselines, -(times.seconds(plan.cell) or 0.0), -plan.steps
 
         return sorted(self.planned, key=key)
 
@@ -68,38 +70,38 @@ class Sweep:
     def _waiting(self) -> dict[str, list[Planned]]:
         """Baseline -> the cells that wait for it."""
         by_baseline: dict[str, list[Planned]] = defaultdict(list)
-        for one in self._queue:
-            if one.dense:
-                by_baseline[one.dense].append(one)
+        for plan in self._queue:
+            if plan.dense:
+                by_baseline[plan.dense].append(plan)
         return by_baseline
 
-    def _finished(self, one: Planned, runs: Runs) -> Outcome | None:
-        result = runs.results.get(one.cell)
+    def _finished(self, plan: Planned, runs: Runs) -> Outcome | None:
+        result = runs.results.get(plan.cell)
         if result is None:
             return None
         if result.complete:
-            return Outcome(one.cell, "done")
-        flags = read_record(self.runs / one.cell / "result.json").flags
-        return Outcome(one.cell, "failed", incomplete(self.runs, one.cell, flags))
+            return Outcome(plan.cell, "done")
+        flags = read_record(self.runs / plan.cell / "result.json").flags
+        return Outcome(plan.cell, "failed", incomplete(self.runs, plan.cell, flags))
 
     def _at_start(self) -> Iterable[Planned]:
         """Cells that wait for no baseline."""
-        for one in self._queue:
-            if one.cell not in self.outcomes and (not one.dense or one.dense in self.outcomes):
-                yield from self._unless_failed(one)
+        for plan in self._queue:
+            if plan.cell not in self.outcomes and (not plan.dense or plan.dense in self.outcomes):
+                yield from self._unless_failed(plan)
 
     def _after(self, baseline: Outcome) -> Iterable[Planned]:
         """Cells that this one's end lets begin."""
-        for one in self._waiting.get(baseline.cell, ()):
-            if one.cell not in self.outcomes:
-                yield from self._unless_failed(one)
+        for plan in self._waiting.get(baseline.cell, ()):
+            if plan.cell not in self.outcomes:
+                yield from self._unless_failed(plan)
 
-    def _unless_failed(self, one: Planned) -> Iterable[Planned]:
+    def _unless_failed(self, plan: Planned) -> Iterable[Planned]:
         """What cannot begin because its baseline failed has ended too."""
-        if one.dense and self.outcomes[one.dense].state != "done":
-            self._ended(Outcome(one.cell, "failed", f"its dense baseline {one.dense} failed"))
+        if plan.dense and self.outcomes[plan.dense].state != "done":
+            self._ended(Outcome(plan.cell, "failed", f"its dense baseline {plan.dense} failed"))
         else:
-            yield one
+            yield plan
 
     def _ended(self, outcome: Outcome) -> None:
         self.outcomes[outcome.cell] = outcome
@@ -116,11 +118,11 @@ class Sweep:
 
     def left(self) -> list[Planned]:
         """Cells that have not ended: an interrupted sweep's."""
-        return [one for one in self.planned if one.cell not in self.outcomes]
+        return [plan for plan in self.planned if plan.cell not in self.outcomes]
 
     def records(self) -> list[Record]:
         """Of the cells that are done, as planned."""
-        done = [one.cell for one in self.planned if (o := self.outcomes.get(one.cell)) and o.state == "done"]
+        done = [plan.cell for plan in self.planned if (o := self.outcomes.get(plan.cell)) and o.state == "done"]
         return [read_record(self.runs / cell / "result.json") for cell in done]
 
 
@@ -130,17 +132,17 @@ class Sweep:
 def print_plan(planned: Sequence[Planned], runs: Path, *, json: bool) -> None:
     """Every cell and how far it is; nothing is run or written."""
     runs_read = Runs.read(runs)
-    states = [runs_read.state(one.cell) for one in planned]
+    states = [runs_read.state(plan.cell) for plan in planned]
     if json:
         rows = [
-            {"cell": one.cell, "state": state, "baseline": one.work.baseline, "words": dict(one.work.words)}
-            for one, state in zip(planned, states, strict=True)
+            {"cell": plan.cell, "state": state, "baseline": plan.work.baseline, "words": dict(plan.work.words)}
+            for plan, state in zip(planned, states, strict=True)
         ]
         print(jsonlib.dumps(rows, indent=1))
         return
-    for one, state in zip(planned, states, strict=True):
-        note = "  (the dense baseline of other cells)" if one.work.baseline else ""
-        print(f"{state:<10}  {one.cell}{note}")
+    for plan, state in zip(planned, states, strict=True):
+        note = "  (the dense baseline of other cells)" if plan.work.baseline else ""
+        print(f"{state:<10}  {plan.cell}{note}")
     counts = {state: states.count(state) for state in dict.fromkeys(states)}
     print(f"{_cells(len(planned))}: {', '.join(f'{count} {state}' for state, count in counts.items())}")
 
@@ -153,7 +155,7 @@ def print_summary(sweep: Sweep, *, json: bool) -> None:
     """The boards of what is done, and what is not."""
     records = {record.cell: record for record in sweep.records()}
     if json:
-        rows = [_row(sweep, one.cell, records.get(one.cell)) for one in sweep.planned]
+        rows = [_row(sweep, plan.cell, records.get(plan.cell)) for plan in sweep.planned]
         print(jsonlib.dumps({"cells": rows, "failed": len(sweep.failed()), "left": len(sweep.left())}, indent=1))
         return
     _print_boards(list(records.values()), sweep.runs)
