@@ -36,8 +36,10 @@ TOLERANCE = 0.02  # of the realised sparsity, against its target
 T = TypeVar("T")
 
 
-def check_method(name: str, screen: Screen) -> Iterator[str]:
-    """Yield what holds, in words. Raises RunFailed with one sentence at the first thing that does not."""
+def check_method(name: str, screen: Screen, task: str = "") -> Iterator[str]:
+    """Yield what holds, in words. task: on whose mini model and mini world the method runs; empty: a classifier and
+    noise. Raises RunFailed with one sentence at the first thing that does not hold, UserError for a task that cannot
+    be had."""
     entry = table("methods").get(name)
     cls = _attempt(entry, "it", entry.load)
     yield f"{entry.file} is imported"
@@ -47,7 +49,7 @@ def check_method(name: str, screen: Screen) -> Iterator[str]:
         yield from _check_options(entry, link)
     yield from _check_recipes(entry, cls, links)
     with tempfile.TemporaryDirectory(prefix="vlbench-check-") as folder:
-        workshop = Workshop(entry, Path(folder), screen)
+        workshop = Workshop(entry, Path(folder), screen, task)
         for target in _targets(links):
             yield from _check_run(workshop, target)
 
@@ -275,6 +277,3 @@ def _check_zeros(workshop: Workshop, target: Target, outcome: Outcome) -> str:
                 entry, f"{target}: zeros of {name} do not survive finetuning: set them with job.changes.mask()"
             )
     return f"{target}: the zeros survive finetuning"
-
-
-# What it is tried on -----------------------------------------------------------------------------------------------

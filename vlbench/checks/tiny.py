@@ -1,4 +1,5 @@
-"""Where a method is tried out: a tiny model with random weights and a data set of noise, both made here."""
+"""Where a method is tried out: a tiny model with random weights, on a data set of noise that is made here, or on the mini
+world of a task that is named."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..capability import Capability, capability_of
 from ..cell.resolve import resolve
 from ..cell.spec import LinkSpec
 from ..compression.masks import keep_fraction
@@ -22,11 +24,13 @@ from ..errors import UserError
 from ..images.pipeline import ImageStore
 from ..job import Job, Surroundings
 from ..machine.ui import Screen
+from ..mini.world import mini_root
 from ..model import Card, Model
 from ..plugins.entry import Entry
 from ..plugins.table import table
-from ..plugins.workspace import package_folder
-from ..task import Task, TaskOptions, held_out
+from ..plugins.worlds import world_of
+from ..task import Task, held_out
+from ..tensors.locate import locate
 
 CLASSES = 4  # of the data made here
 IMAGES = 12  # a class, in train and select
@@ -47,20 +51,35 @@ class Outcome:
 class Workshop:
     """Makes the tiny model and its data, and runs chains on it."""
 
-    def __init__(self, entry: Entry, folder: Path, screen: Screen) -> None:
+    def __init__(self, entry: Entry, folder: Path, screen: Screen, task: str = "") -> None:
+        """task: whose mini model and mini world are taken; empty: noise for a classifier, which needs no world. Raises
+        UserError where there is no such task, no mini model for it, or no mini world."""
         self.entry, self.folder, self.screen = entry, folder, screen
-        self.card, self.family, self.config = _tiny_model()
-        task = table("tasks").get(self.card.default_for[0])
-        self.task_name = task.name
-        root = _noise(folder / "data", self.config["label_names"][:CLASSES], self.card.image.size)
-        self.task: Task = task.load()(root, _default_options(task))
+        self.card, self.family = _tiny_model(task)
+        self.home = locate(self.card.checkpoint, self.card.revision, {})
+        self.config = json.loads((self.home / "config.json").read_text(encoding="utf-8"))
+        chosen = table("tasks").get(task or self.card.default_for[0])
+        self.task_name = chosen.name
+        cls = chosen.load()
+        options = cls.Options.model_validate(dict(cls.mini) if task else {})
+        self.task: Task = cls(self._root(chosen, named=bool(task)), options)
+        self.capability: Capability[Any] = capability_of(self.task.capability)
         self.store = ImageStore(self.card.image)
         self.runs = 0
+
+    def _root(self, task: Entry, *, named: bool) -> Path:
+        """The folder of the task's data."""
+        if not named:
+            return _noise(self.folder / "data", self.config["label_names"][:CLASSES], self.card.image.size)
+        world = world_of(task)
+        if world is None:
+            raise UserError(f"task={task.name} has no mini world to try a method in: name another task, or none.")
+        return mini_root(world, self.screen.building)
 
     def model(self) -> Model:
         """The same random weights every time, none of them zero, on the device of this process."""
         torch.manual_seed(0)
-        model: Model = self.family.build(self.card, self.config, self.folder)
+        model: Model = self.family.build(self.card, self.config, self.home)
         with torch.no_grad():
             for parameter in model.net.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -105,29 +124,29 @@ class Workshop:
         return Job(outcome.model, self.task, self.store, here, state=outcome.state, dense=self.model)
 
     def outputs(self, model: Model) -> Tensor:
-        """Logits of one batch."""
+        """The logits of one training batch, in one row."""
         model.net.eval()
         batch = self.job(Outcome(model, Compression(), 0), 0).data.calibration(8)[0]
         with torch.inference_mode():
-            logits: Tensor = model.logits(model.encode(batch.images))  # type: ignore[attr-defined]
-        return logits.float().cpu().clone()
+            logits = [part for part, _ in self.capability.outputs(model, batch).logits]
+        return torch.cat([part.float().flatten() for part in logits]).cpu()
 
 
-def _tiny_model() -> tuple[Card, Any, dict[str, Any]]:
-    """A small classifier of the package: its card, family and configuration (not its weights)."""
+def _tiny_model(task: str) -> tuple[Card, Any]:
+    """A small model of suite mini, the default of the task, or a classifier of the package: its card and family."""
+    if task:
+        table("tasks").get(task)  # raises UserError for a misspelled name
     for entry in table("models").entries.values():
-        folder = package_folder("registry.mini") / entry.name
-        fits = entry.built_in and "classify" in entry.facts["capabilities"] and entry.facts.get("default_for")
-        if fits and (folder / "config.json").is_file():
+        facts = entry.facts
+        defaults = facts.get("default_for") or ()
+        if facts.get("suite") != "mini" or not (task in defaults if task else entry.built_in and defaults):
+            continue
+        if task or "classify" in facts["capabilities"]:
             family = entry.load()
-            card = next(card for card in family.cards if card.name == entry.name)
-            return card, family, json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            return next(card for card in family.cards if card.name == entry.name), family
+    if task:
+        raise UserError(f"no model of suite mini is the default of task={task}: name another task, or none.")
     raise UserError("this installation lacks the mini models: reinstall vlbench.")
-
-
-def _default_options(task: Entry) -> TaskOptions:
-    options: TaskOptions = task.load().Options()
-    return options
 
 
 def _baseline() -> str:

@@ -27,7 +27,9 @@ def new(
 
 
 def check(words: Words, runs: Runs = RUNS, device: Device = "") -> None:
-    """Test a method's contract, or a model's published numbers: vlbench check method=mine, or model=NAME limit=1000."""
+    """Test a method's contract, or a model's published numbers: vlbench check method=mine, or model=NAME limit=1000.
+
+    A method is tried on a tiny classifier; task=NAME tries it on that task's mini model and world."""
     from ..cell.words import parse
     from ..machine.ui import Screen
 
@@ -35,14 +37,14 @@ def check(words: Words, runs: Runs = RUNS, device: Device = "") -> None:
         ask_for(device)
         computing_device()
     given = parse(words)
-    if "model" not in given and set(given) != {"method"}:
-        raise UserError("vlbench check takes method=NAME, or model=NAME with limit=N.")
+    if "model" not in given and ("method" not in given or set(given) - {"method", "task"}):
+        raise UserError("vlbench check takes method=NAME with task=NAME or none, or model=NAME with limit=N.")
     with resumable(), Screen() as screen:
         if "model" in given:
             return _check_model(given, runs, screen)
         from ..checks.contract import check_method
 
-        for line in check_method(given["method"], screen):
+        for line in check_method(given["method"], screen, given.get("task", "")):
             print(line, flush=True)
     print(f"{given['method']} keeps the contract of methods.")
     return None
