@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.beside import SHARED, SLICE, WANTING, WHOLE
 from tests.lab import Lab, workspace
 from tests.simulated import register
 
 register()
-
-BESIDE = Path(__file__).resolve().parents[2] / "shared"
-SLICE = Path(__file__).resolve().parent  # tests/oracles: the part of the recordings that travels with the checkout
-WANTING = "needs ../shared (oracles and real data), which is not beside this checkout"
 
 
 # Fixtures that run commands, train, build wheels or start processes: what stands on them is left out of `make quick`.
@@ -29,20 +25,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.commands)
 
 
-def _shared() -> Path | None:
-    folder = Path(os.environ.get("VLBENCH_SHARED") or BESIDE)
-    return folder if folder.is_dir() else None
-
-
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of oracles and real data: VLBENCH_SHARED, or `shared` beside the checkout. Without it, the slice of
     tests/oracles: a test that opens a recording that is not in it is skipped."""
-    return _shared() or SLICE
+    return SHARED
 
 
 def _skip_where_the_slice_ends(error: BaseException) -> None:
-    if isinstance(error, FileNotFoundError) and _shared() is None:
+    if isinstance(error, FileNotFoundError) and not WHOLE:
         file = Path(str(error.filename or error))
         if SLICE in file.parents and file.relative_to(SLICE).parts[0] in ("oracles", "data", "published", "cases"):
             pytest.skip(WANTING)
@@ -58,9 +49,10 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup(fixturedef: object, request: pytest.FixtureRequest) -> Iterator[None]:
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Its fixtures, of which pytest raises the remembered error again where several tests share one."""
     try:
-        return (yield)  # type: ignore[misc]
+        yield
     except FileNotFoundError as error:
         _skip_where_the_slice_ends(error)
         raise

@@ -9,7 +9,7 @@ import pytest
 
 from tests.lab import method_file
 from vlbench.checks.contract import check_method
-from vlbench.errors import RunFailed
+from vlbench.errors import RunFailed, UserError
 from vlbench.machine.ui import Screen
 from vlbench.plugins.table import forget, table
 
@@ -18,6 +18,22 @@ from vlbench.plugins.table import forget, table
 @pytest.mark.parametrize("name", sorted(table("methods").entries))
 def test_a_method_keeps_the_contract(name: str) -> None:
     assert len(list(check_method(name, Screen(quiet=True)))) >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["vqav2", "nlvr2", "coco_caption", "coco_retrieval", "ade20k"])
+def test_a_task_that_is_named_gives_its_mini_model_and_world(task: str) -> None:
+    """One task of each other capability: magnitude keeps the contract on the model that is its default."""
+    assert "sparsity=0.5: 50.0% of the prunable set is gone" in check_method("magnitude", Screen(quiet=True), task)
+
+
+@pytest.mark.parametrize(
+    ("task", "sentence"),
+    [("vqav3", "Did you mean 'vqav2'"), ("mme", "no model of suite mini is the default")],
+)
+def test_a_task_that_cannot_be_had_is_told(task: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        list(check_method("magnitude", Screen(quiet=True), task))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.beside import there
 from tests.pruning.toy import ToyJob, pruner, random_blocks, zeros
 from vlbench.calibration.gradients import gradients
 from vlbench.compression.gates import Gates
@@ -279,7 +280,7 @@ class Story:
 @pytest.mark.slow
 def test_perplexity_of_a_real_language_model(shared: Path, tmp_path: Path) -> None:
     """Every pruner hurts the more the more it takes, and those that look at inputs hurt less than magnitude."""
-    weights = shared / "data" / "weights_stories260k" / "hf"
+    weights = there(shared / "data" / "weights_stories260k" / "hf")
     found: dict[str, dict[float, float]] = {}
     for name in NAMES:
         found[name] = {0: Story(weights).perplexity()}

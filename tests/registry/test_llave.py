@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from transformers import BertTokenizer
 
+from tests.beside import SHARED, needs
 from vlbench.capability import Batch, contrasted
 from vlbench.compression.saved import load_model, open_checkpoint, save_model
 from vlbench.compression.state import Compression
@@ -22,10 +23,10 @@ from vlbench.plugins.table import table
 from vlbench.structure import check_structure
 from vlbench.task import Sample
 
-ORACLES = Path(__file__).parents[3] / "shared" / "oracles"
+ORACLES = SHARED / "oracles"
 TINY = ORACLES / "families" / "tiny_llave"
 BEFORE, AFTER = [5, 6, 7], [8, 9, 10, 11]
-needs_oracles = pytest.mark.skipif(not TINY.is_dir(), reason="the recorded tiny_llave is not beside this checkout")
+needs_oracles = needs(TINY)
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +131,7 @@ def test_a_missing_vision_tower_is_named(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-@pytest.mark.skipif(not (ORACLES / "neighbours").is_dir(), reason="the recorded losses are not beside this checkout")
+@needs(ORACLES / "neighbours" / "llave_loss_a.npz")
 def test_the_hardness_weighted_loss_is_the_originals() -> None:
     file = ORACLES / "neighbours" / "llave_loss_a"
     arrays = np.load(f"{file}.npz")

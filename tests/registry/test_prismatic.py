@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizer
 
+from tests.beside import SHARED, needs
 from tests.nn.test_kinds import close_gates, random_keep
 from vlbench.capability import Batch
 from vlbench.compression.cut import Cut, cut
@@ -25,8 +26,8 @@ from vlbench.plugins.table import table
 from vlbench.structure import check_structure
 from vlbench.task import Sample
 
-TINY = Path(__file__).parents[3] / "shared" / "oracles" / "families" / "tiny_prismatic"
-pytestmark = pytest.mark.skipif(not TINY.is_dir(), reason="the recorded tiny_prismatic is not beside this checkout")
+TINY = SHARED / "oracles" / "families" / "tiny_prismatic"
+pytestmark = needs(TINY)
 KINDS = {"dinosiglip": "prism-dinosiglip-224px-7b", "clip": "prism-clip-7b"}
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import BertTokenizer, Qwen2Tokenizer, SiglipImageProcessor
 
+from tests.beside import SHARED, needs
 from tests.nn.test_kinds import close_gates, random_keep
 from vlbench.capability import Batch
 from vlbench.compression.cut import Cut, cut
@@ -25,8 +26,8 @@ from vlbench.plugins.table import table
 from vlbench.structure import check_structure
 from vlbench.task import Sample
 
-TINY = Path(__file__).parents[3] / "shared" / "oracles" / "families" / "tiny_vila"
-pytestmark = pytest.mark.skipif(not TINY.is_dir(), reason="the recorded tiny_vila is not beside this checkout")
+TINY = SHARED / "oracles" / "families" / "tiny_vila"
+pytestmark = needs(TINY)
 KINDS = ("linear", "mlp2x_gelu", "mlp_downsample", "mlp_downsample_2x2_fix", "mlp_downsample_3x3_fix")
 
 

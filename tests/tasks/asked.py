@@ -7,16 +7,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
 from PIL import Image
 
+from tests.beside import SHARED, needs
 from vlbench.plugins.table import table
 from vlbench.task import Sample
 
-SHARED = Path(__file__).parents[3] / "shared"
 FAMILIES, POPE = SHARED / "oracles" / "families", SHARED / "data" / "pope_mini"
-recorded_here = pytest.mark.skipif(not FAMILIES.is_dir(), reason="the recorded verdicts are not beside the repository")
-pope_here = pytest.mark.skipif(not POPE.is_dir(), reason="POPE's lists are not beside the repository")
+recorded_here = needs(FAMILIES)
+pope_here = needs(POPE)
 
 
 def recorded(name: str) -> Any:

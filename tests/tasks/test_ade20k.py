@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from tests.beside import there
 from vlbench.errors import UserError
 from vlbench.images.maps import LabelMap, pack_map
 from vlbench.records.statistics import bootstrap
@@ -59,7 +60,7 @@ def real_root(folder: Path, images: Path, labels: Path, suffix: str = ".png") ->
 
 @pytest.mark.parametrize("case", ["ade4_light", "ade4_heavy", "ade4_present", "coco100"])
 def test_real_maps_go_through_the_task(shared: Path, tmp_path: Path, case: str) -> None:
-    data = shared / "data"
+    data = there(shared / "data")
     if case == "coco100":
         images, labels = data / "coco_val2017_mini/images", data / "coco_semseg_mini/masks"
         rows = "".join(f"{n}\t0\t0\t0\tclass {n}\n" for n in range(1, 201))
@@ -84,7 +85,7 @@ def test_real_maps_go_through_the_task(shared: Path, tmp_path: Path, case: str) 
 
 
 def test_the_real_training_folder_as_it_is(shared: Path) -> None:
-    task = make(shared / "data/ade20k_mini")
+    task = make(there(shared / "data/ade20k_mini"))
     assert task.classes == 150
     assert task.missing("training") == []
     samples = task.samples("training") + task.samples("select")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tests.beside import there
 from vlbench.errors import UserError
 from vlbench.plugins.table import table
 from vlbench.task import digest_samples, refuse_report_ids
@@ -316,7 +317,7 @@ def no_java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_java")
 def test_real_photographs_have_the_official_scores(shared: Path, tmp_path: Path) -> None:
     """Without Java, METEOR and SPICE have a reason and no number."""
-    folder = shared / "data/coco_val2017_mini"
+    folder = there(shared / "data/coco_val2017_mini")
     task = make(tmp_path, annotations=folder / "captions_val2017_mini.json", images=folder / "images")
     assert task.missing("test") == []
     samples = task.samples("test")

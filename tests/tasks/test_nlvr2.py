@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tests.beside import there
 from vlbench.errors import UserError
 from vlbench.task import Sample, digest_samples
 
@@ -78,7 +79,7 @@ def real(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return lambda image: root / "images" / split / image.name
 
     monkeypatch.setattr(module, "_finder", find_all)
-    source = shared / "data/nlvr2"
+    source = there(shared / "data/nlvr2")
     (tmp_path / "data").symlink_to(source / "annotations")
     (tmp_path / "blip").symlink_to(source / "albef_format")
     return tmp_path
@@ -137,7 +138,7 @@ def test_blips_rows_are_the_official_ones_with_made_up_sentence_numbers(real: Pa
 
 
 def test_real_photographs_are_found(shared: Path, tmp_path: Path) -> None:
-    source = shared / "data/nlvr2"
+    source = there(shared / "data/nlvr2")
     (tmp_path / "images").symlink_to(source / "images")
     text = (source / "annotations/dev.json").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]

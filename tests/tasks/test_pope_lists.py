@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.beside import needs
 from tests.tasks.asked import POPE, draw, make, pope_here
 from vlbench.errors import UserError
 
@@ -66,7 +67,7 @@ def shown_by_masks() -> dict[str, list[str]]:
 
 
 @pope_here
-@pytest.mark.skipif(not MASKS.is_dir(), reason="the masks are not beside the repository")
+@needs(MASKS)
 def test_negatives_are_what_the_original_asks() -> None:
     """From the same objects: the same popular ones, but for the order of equally frequent ones; and adversarial ones
     that stand as often beside what was asked for."""

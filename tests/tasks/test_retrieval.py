@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from tests.beside import there
 from vlbench.errors import UserError
 from vlbench.evaluation.ranks import ranks
 from vlbench.plugins.table import table
@@ -192,7 +193,7 @@ def module_sample(n: int) -> Any:
 
 
 def test_real_photographs_and_captions(shared: Path, tmp_path: Path) -> None:
-    folder = shared / "data/coco_val2017_mini"
+    folder = there(shared / "data/coco_val2017_mini")
     (tmp_path / "val2017").symlink_to(folder / "images")
     (tmp_path / "coco_karpathy_test.json").symlink_to(folder / "coco_karpathy_format_mini.json")
     task = make("coco", tmp_path)

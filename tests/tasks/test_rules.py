@@ -6,14 +6,13 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-FILES = Path(__file__).parents[3] / "shared" / "oracles" / "families"
+from tests.beside import SHARED
 
-pytestmark = pytest.mark.skipif(not FILES.is_dir(), reason="the recorded verdicts are not beside the repository")
+FILES = SHARED / "oracles" / "families"
 
 yes_no: Any = importlib.import_module("vlbench.tasks._yes_no")
 choice: Any = importlib.import_module("vlbench.tasks._choice")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tests.beside import there
 from vlbench.errors import UserError
 from vlbench.task import digest_samples, held_out
 
@@ -87,7 +88,7 @@ def make(root: Path, **options: Any) -> Any:
 @pytest.fixture
 def real(shared: Path, tmp_path: Path) -> Any:
     """The task on 102 real questions, given as the user's own files."""
-    folder = shared / "data/vqa_mini/vqa2_coco_subset"
+    folder = there(shared / "data/vqa_mini/vqa2_coco_subset")
     return make(
         tmp_path,
         decoding="generate",

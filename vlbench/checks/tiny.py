@@ -1,5 +1,5 @@
-"""Where a method is tried out: a tiny model with random weights, on a data set of noise that is made here, or on the mini
-world of a task that is named."""
+"""Where a method is tried out: a tiny model with random weights, on a data set of noise that is made here or on the
+mini world of a task that is named."""
 
 from __future__ import annotations
 

@@ -39,6 +39,8 @@ def check(words: Words, runs: Runs = RUNS, device: Device = "") -> None:
     given = parse(words)
     if "model" not in given and ("method" not in given or set(given) - {"method", "task"}):
         raise UserError("vlbench check takes method=NAME with task=NAME or none, or model=NAME with limit=N.")
+    if given.get("task") == "":
+        raise UserError("task= is empty: give the name of a task, or leave it out.")
     with resumable(), Screen() as screen:
         if "model" in given:
             return _check_model(given, runs, screen)
