@@ -47,6 +47,10 @@ class GridOptions(PruneOptions, Schedule):
         0.3, gt=0, lt=1, description="the first part's ratio runs over target +- width, as far as the target allows"
     )
 
+    @property
+    def chooses(self) -> bool:
+        return True
+
 
 def _mini(context: Context) -> dict[str, Any]:
     """A model that sees images only has one modality, and its two parts are kinds; batches as finetune has them."""

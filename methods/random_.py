@@ -22,6 +22,7 @@ from vlbench.structure import Site
 class Random(ScorePruner):
     """score = a uniform random number of the cell's seed, for a weight or for a unit."""
 
+    reads_data = False
     additive = True  # numbers of one distribution: divided by the sizes of units, all of an attention's would go first
 
     def score(self, weight: Tensor, statistics: Statistics | None) -> Tensor:

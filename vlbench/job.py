@@ -87,9 +87,10 @@ class Job:
         state: Compression | None = None,
         dense: Callable[[], Model] | None = None,
         source: Source | None = None,
+        train: Source | None = None,
     ) -> None:
         self.model, self.task, self.here = model, for_learning(task), here
-        self.data = LearningData(model, task, images, here.seed, source)
+        self.data = LearningData(model, task, images, here.seed, source, train)
         self.changes = Changes(model, state)
         self._dense = dense
         self._teacher: Model | None = None

@@ -51,6 +51,9 @@ class Method(ABC):
     # does the same in each, reaches its data by the job's functions, and writes no files but by CheckpointStore with
     # job.here.world. Where it is not said, the leading worker applies the method, and the others wait.
     parallel: ClassVar[bool] = False
+    # Whether it reads samples of the train split. One that draws random numbers alone says False, and then takes tasks
+    # without training data, too.
+    reads_data: ClassVar[bool] = True
     # recipe name -> option values; a callable gets the context of the cell (paper settings differ by task and target)
     recipes: ClassVar[Mapping[str, Recipe]] = {}
 

@@ -47,6 +47,11 @@ class MethodOptions(BaseModel):
         """The samples that the method looks at without training on them; None: it looks at none."""
         return None
 
+    @property
+    def chooses(self) -> bool:
+        """Whether something is chosen on the select split, which must then be there before anything is done."""
+        return False
+
     def refusal(self, capability: str) -> str:
         """Why these options do not go with tasks of `capability`, in one sentence; empty where they do."""
         return ""

@@ -118,8 +118,9 @@ class Task(ABC):
         if role == "select":
             raise UserError(f"task={cls.name} has no split to choose settings on: give the settings themselves.")
         raise UserError(
-            f"task={cls.name} has no training data: name a task or a file of captions with calibration=TASK or "
-            "calibration=FILE, or take a method that learns from nothing."
+            f"task={cls.name} has no training data: learn from another task's with train=TASK, let a pruner look at "
+            "other data with calibration=TASK or calibration=FILE (of captions), or take a method that learns from "
+            "nothing."
         )
 
     @classmethod
@@ -262,13 +263,14 @@ def digest_samples(samples: Sequence[Sample], extra: Any = None) -> str:
     return sha.hexdigest()
 
 
-def refuse_report_ids(task: Task, samples: Sequence[Sample]) -> None:
-    """Raise UserError where a sample that a method would learn from is in the report split, or shows an image of it."""
+def refuse_report_ids(task: Task, samples: Sequence[Sample], *, same_ids: bool = True) -> None:
+    """Raise UserError where a sample that a method would learn from is in the report split, or shows an image of it.
+    same_ids: False for samples of other data, whose ids are numbers that may be equal by chance."""
     report = task.roles()["report"]
     if task.missing(report):
         return  # nothing to compare with: the report split is not on this machine
     theirs = task.samples(report)
-    ids = {s.id for s in theirs}
+    ids = {s.id for s in theirs} if same_ids else set()
     images = {p for s in theirs for p in s.images}
     shared = [s.id for s in samples if s.id in ids or any(p in images for p in s.images)]
     if shared:

@@ -5,8 +5,8 @@ The report split cannot be reached through here: what is handed out is compared 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from ..capability import Batch
 from ..errors import UserError
@@ -18,11 +18,18 @@ from .source import Source, refuse_few
 
 
 class LearningData:
-    """Samples of one task, for one model and seed. source: what calibration looks at in the place of train."""
+    """Samples of one task, for one model and seed. train: what is learnt from in the place of the task's train split;
+    source: what calibration looks at in the place of either."""
 
-    def __init__(self, model: Model, task: Task, images: ImageStore, seed: int, source: Source | None = None) -> None:
-        self.model, self._task, self.images, self.seed, self.source = model, task, images, seed, source
+    def __init__(
+        self, model: Model, task: Task, images: ImageStore, seed: int, source: Source | None = None,
+        train: Source | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self._task, self.images, self.seed = model, task, images, seed
+        self.source, self.train = source, train
         self._samples: dict[Role, Sequence[Sample]] = {}
+        if train is not None:
+            self._samples["train"] = train.samples
 
     def samples(self, role: Literal["train", "select"]) -> Sequence[Sample]:
         """Samples a method may learn from. Raises UserError where one of them is in the report split."""
@@ -39,20 +46,26 @@ class LearningData:
         """Shuffled training batches of `size` samples, a function of (seed, step)."""
         return Batches(
             self.samples("train"), self.images, size=size, seed=self.seed, per_image=per_image,
-            device=self.model.device, options=self._task.taught(),
+            device=self.model.device, options=self._taught(self.train),
         )  # fmt: skip
+
+    def _taught(self, source: Source | None) -> Mapping[str, Any]:
+        """The words around the questions of a source, or of the task's own samples."""
+        return self._task.taught() if source is None or source.taught is None else source.taught
 
     def calibration(self, count: int, batch_size: int = 32) -> list[Batch]:
         """The first `count` samples of the seeded shuffle of train, or of the source that calibration= names, one an
         image, as batches. Raises UserError where it has fewer images."""
         samples = self.samples("train") if self.source is None else self.source.samples
-        refuse_few(samples, count, "train" if self.source is None else f"calibration={self.source.text}")
+        own = "train" if self.train is None else f"train={self.train.text}"
+        refuse_few(samples, count, own if self.source is None else f"calibration={self.source.text}")
         chosen = Batches(samples, self.images, size=count, seed=self.seed, per_image=1).chosen(0)[:count]
         parts = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
-        return [collate(part, self.images, self.model.device, self._task.taught()) for part in parts]
+        options = self._taught(self.source or self.train)
+        return [collate(part, self.images, self.model.device, options) for part in parts]
 
     def of(self, model: Model) -> LearningData:
         """The same samples, parsed once, for a copy of the model."""
-        copy = LearningData(model, self._task, self.images, self.seed, self.source)
+        copy = LearningData(model, self._task, self.images, self.seed, self.source, self.train)
         copy._samples = self._samples
         return copy

@@ -1,11 +1,12 @@
-"""Samples that a method calibrates on in the place of the task's train split."""
+"""Samples that a method calibrates on, or learns from, in the place of the task's train split."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 from ..task import Sample, digest_samples
@@ -13,14 +14,15 @@ from ..task import Sample, digest_samples
 
 @dataclass(frozen=True)
 class Source:
-    """Samples for calibration in the place of the task's train split. pinned: a digest that is known without reading.
-    content: gives the digest of what samples show. The samples are read, turned into the task's and compared with its
-    report split when they are first asked for."""
+    """Samples in the place of the task's train split. pinned: a digest that is known without reading. content: gives
+    the digest of what samples show. taught: the words around their questions, None for those of the cell's own task.
+    The samples are read, turned into the task's and compared with its report split when they are first asked for."""
 
     text: str
     read: Callable[[], list[Sample]]
     pinned: str | None = None
     content: Callable[[Sequence[Sample]], str] = lambda samples: ""
+    taught: Mapping[str, Any] | None = None
 
     @cached_property
     def samples(self) -> list[Sample]:

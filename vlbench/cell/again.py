@@ -11,7 +11,7 @@ from ..disk.storage import read_json
 from ..errors import UserError
 from ..records.record import Record
 from .cell import Cell, open_cell
-from .resolve import resolve
+from .resolve import OF_THE_CHAIN, resolve
 from .spec import Spec
 
 OF_THE_COMMAND = ("precision", "batch_size")  # of a record's evaluation: the rest are the task's options
@@ -76,7 +76,7 @@ def dense_cell(folder: Path, record: Record) -> Cell:
 def _from_record(folder: Path, record: Record) -> Spec:
     """The dense cell of a run that did not note its words: what its files were is not known."""
     words: Mapping[str, Any] = read_json(folder / "cell.json")["words"]
-    kept = {k: str(v) for k, v in words.items() if v and k not in ("method", "recipe", "model")}
+    kept = {k: str(v) for k, v in words.items() if v and k not in (*OF_THE_CHAIN, "model")}
     spec = resolve({**kept, "method": "dense", "model": record.model})
     settings = {k: v for k, v in record.evaluation.items() if k not in OF_THE_COMMAND}
     return replace(

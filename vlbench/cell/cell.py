@@ -19,7 +19,7 @@ from ..plugins.workspace import named_roots
 from ..task import Sample, Task, digest_samples
 from .contents import content_digest, learnt_digest, silent
 from .roots import BuildProgress, mini_world, open_task
-from .sources import open_sources
+from .sources import open_learnt, open_sources
 from .spec import LinkSpec, Spec
 
 # Bumped only when a number can change: new values never mix with old ones, and old results stay valid otherwise.
@@ -39,6 +39,7 @@ class Cell:
     split: str
     weights: Path
     sources: Mapping[str, Source] = field(default_factory=dict)  # link -> what it is calibrated on instead of train
+    learnt: Source | None = None  # what links learn from instead of the task's own train split
     digesting: BuildProgress = field(default=silent, compare=False, repr=False)
 
     @cached_property
@@ -119,12 +120,32 @@ class Cell:
             "weights": self.weights_digest,
             "family": spec.model.digest(),
             "preprocessing": spec.model.facts["image"],
-            "chain": [_link_identity(link, self.sources.get(link.entry.name)) for link in spec.links],
+            "chain": [self._link_identity(link) for link in spec.links],
             "seed": self.seed,
             "label": words.label,
             "evaluation": self.evaluation,
             **({"capability": capability} if (capability := self._capability_digest) else {}),
         }
+
+    def options_of(self, link: LinkSpec) -> dict[str, Any]:
+        """The options of a link, as records have them."""
+        return recorded_options(link, self.sources.get(link.entry.name), self.learnt)
+
+    def _link_identity(self, link: LinkSpec) -> list[Any]:
+        """Name, version and options; of files, model folders and data that options name, the content."""
+        from ..disk.digests import file_digest
+
+        options, source = self.options_of(link), self.sources.get(link.entry.name)
+        if source is not None:
+            options["calibration"] = source.digest
+        if self.learnt is not None and link.learns:
+            options["train"] = self.learnt.digest
+        for name, value in link.options:
+            if isinstance(value, Path):
+                if not value.exists():
+                    raise UserError(f"{link.entry.name}.{name}={value} does not exist.")
+                options[name] = file_digest(value)
+        return [link.entry.name, link.version, options]
 
     @property
     def _capability_digest(self) -> str | None:
@@ -142,12 +163,18 @@ class Cell:
     def train_digest(self) -> str:
         """Digest of what the chain may learn from, which must not be what is reported: refused here, before anything
         is written, because the identity is the first thing that a run asks for."""
+        if self.learnt is not None:
+            return digest([self.learnt.digest, self.learnt.taught, self._learnt_digest()])
+        return self._learnt_digest(self.task.split_for("train"))
+
+    def _learnt_digest(self, *splits: str) -> str:
+        """Of these splits of the task, and of the one that is chosen on where it is there."""
         if self._world is not None:
             return self._world
         from ..task import refuse_report_ids
 
         select = self.task.roles().get("select")
-        splits = [self.task.split_for("train"), *([select] if select and not self.task.missing(select) else [])]
+        splits = (*splits, *([select] if select and not self.task.missing(select) else []))
         samples = [s for split in splits for s in self.task.samples(split)]
         refuse_report_ids(self.task, samples)
         shown = learnt_digest(self.task, samples, f"the split {' or '.join(splits)}", self.digesting)
@@ -172,7 +199,7 @@ class Cell:
         given = {**self.spec.of_data, "method": entry.name}
         links = (LinkSpec(entry, method, method.Options()),)
         spec = replace(self.spec, links=links, recipe="default", given=given)
-        baseline = replace(self, spec=spec)
+        baseline = replace(self, spec=spec, sources={}, learnt=None)
         vars(baseline).update({name: vars(self)[name] for name in SHARED if name in vars(self)})
         return baseline
 
@@ -187,28 +214,13 @@ def cell_id(parts: Sequence[str], seed: int | None, identity: Mapping[str, Any])
     return "-".join([text[:LONGEST], *([] if seed is None else [f"s{seed}"]), digest(identity)[:12]])
 
 
-def recorded_options(link: LinkSpec, source: Source | None) -> dict[str, Any]:
-    """A link's options as records have them: where it is calibrated on other data, without their folder."""
+def recorded_options(link: LinkSpec, source: Source | None, learnt: Source | None = None) -> dict[str, Any]:
+    """A link's options as records have them: of other data that it looks at, or learns from, the name alone."""
     words = link.options.recorded()
     if source is not None:
         words["calibration"] = source.name
         words.pop("calibration_images", None)
-    return words
-
-
-def _link_identity(link: LinkSpec, source: Source | None) -> list[Any]:
-    """Name, version and options; of files, model folders and calibration data that options name, the content."""
-    from ..disk.digests import file_digest
-
-    options = recorded_options(link, source)
-    if source is not None:
-        options["calibration"] = source.digest
-    for name, value in link.options:
-        if isinstance(value, Path):
-            if not value.exists():
-                raise UserError(f"{link.entry.name}.{name}={value} does not exist.")
-            options[name] = file_digest(value)
-    return [link.entry.name, link.version, options]
+    return {**words, "train": learnt.name} if learnt is not None and link.learns else words
 
 
 def open_cell(spec: Spec, progress: BuildProgress | None = None, digesting: BuildProgress = silent) -> Cell:
@@ -218,7 +230,8 @@ def open_cell(spec: Spec, progress: BuildProgress | None = None, digesting: Buil
     weights = _find_weights(spec) if mini else None  # before the world is built, which takes a while
     task = open_task(spec, progress)  # before weights are fetched from the hub
     sources = open_sources(spec, task, lambda other: open_task(other, progress))
-    return Cell(spec, task, spec.split, weights or _find_weights(spec), sources, digesting)
+    learnt = open_learnt(spec, task, lambda other: open_task(other, progress))
+    return Cell(spec, task, spec.split, weights or _find_weights(spec), sources, learnt, digesting)
 
 
 def identified(cell: Cell) -> Cell:

@@ -25,7 +25,7 @@ from .sentences import _sentences
 from .spec import LinkSpec, Spec, Words
 
 M = TypeVar("M", bound=BaseModel)
-OF_THE_CHAIN = ("method", "recipe")  # of a cell's own words: the dense model is of none
+OF_THE_CHAIN = ("method", "recipe", "train")  # of a cell's own words: the dense model is of none
 
 
 def resolve(given: Mapping[str, str]) -> Spec:
@@ -74,6 +74,7 @@ class _Resolver:
         if task_class is not None:
             refusals = {e.name: o.refusal(task_class.capability) for e, o in zip(usable, options, strict=True) if o}
             self.errors += [f"{name}.{why}." for name, why in refusals.items() if why]
+        self._train(words, usable, options)
         if self.errors or task is None or model is None or task_class is None or task_options is None:
             raise UserError("\n".join(dict.fromkeys(self.errors)))
         chain = tuple(LinkSpec(e, methods[e.name], o) for e, o in zip(links, options, strict=True) if o is not None)
@@ -167,6 +168,21 @@ class _Resolver:
                 )
             if patterns and not cuts:
                 masked = link.name
+
+    def _train(self, words: Words, links: list[Entry], options: list[MethodOptions | None]) -> None:
+        """train= names another task, for links that learn."""
+        if not words.train:
+            return
+        known = self._entry(table("tasks"), words.train) is not None
+        if known and words.train == words.task:
+            self.errors.append(
+                f"train={words.train} is the task itself, whose train split is taken anyway: leave it out."
+            )
+        chosen = [LinkSpec(e, e.load(), o) for e, o in zip(links, options, strict=True) if o is not None]
+        if chosen and len(chosen) == len(links) and not any(link.learns for link in chosen):
+            self.errors.append(
+                f"train={words.train} has no meaning here: no link of method={words.method} learns from it."
+            )
 
     def _model(self, words: Words, task: Entry | None) -> Entry | None:
         rows = table("models").entries

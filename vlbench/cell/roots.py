@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import UserError
 from ..plugins.entry import Entry
 from ..plugins.workspace import WORKSPACE_FILE, named_roots, workspace
-from ..task import Task
+from ..task import Role, Task
 from .spec import Spec
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ def open_task(spec: Spec, progress: BuildProgress | None = None) -> Task:
     """The task on its data folder, with nothing missing of what this cell reads."""
     root = data_root(spec, progress)
     task = spec.task_class(root, spec.task_options)
-    wanted = [spec.split, *([task.split_for("train")] if spec.learns else ())]
+    roles: list[Role] = ["train"] if spec.learns and not spec.words.train else []
+    roles += ["select"] if any(link.options.chooses for link in spec.links) else []
+    wanted = [spec.split, *(task.split_for(role) for role in roles)]
     missing = list(dict.fromkeys(line for split in wanted for line in task.missing(split)))
     if missing:
         lines = [f"{spec.task.name} lacks data in {root}:", *missing, f"Put the files there, or {_remedy(spec)}"]

@@ -34,7 +34,7 @@ def open_sources(spec: Spec, task: Task, open_task: Callable[[Spec], Task]) -> d
     for link in spec.links:
         text = link.calibration
         if text in tasks:
-            sources[link.entry.name] = _task_source(spec, task, text, open_task)
+            sources[link.entry.name] = _task_source(spec, task, "calibration", text, open_task)
         elif text:
             if not Path(text).expanduser().is_file():
                 hint = did_you_mean(text, tasks)
@@ -44,34 +44,47 @@ def open_sources(spec: Spec, task: Task, open_task: Callable[[Spec], Task]) -> d
     return sources
 
 
-def refuse_too_few(spec: Spec, task: Task, sources: Mapping[str, Source]) -> None:
-    """Raise UserError where a link asks for more calibration samples than its data show images."""
+def open_learnt(spec: Spec, task: Task, open_task: Callable[[Spec], Task]) -> Source | None:
+    """What train= names in the place of the task's train split, None where it names nothing."""
+    return _task_source(spec, task, "train", spec.words.train, open_task) if spec.words.train else None
+
+
+def refuse_too_few(spec: Spec, task: Task, sources: Mapping[str, Source], learnt: Source | None = None) -> None:
+    """Raise UserError where a link asks for more calibration samples than its data show images, and where there is
+    nothing to learn from."""
+    if learnt is not None and not learnt.samples:
+        raise UserError(f"train={learnt.text} has no samples, and this method needs some.")
     for link in spec.links:
         if link.options.looks_at is not None:
             source = sources.get(link.entry.name)
-            train = "" if source else task.split_for("train")
-            name = f"calibration={source.text}" if source else f"the split {train} of {task.name}"
-            refuse_few(source.samples if source else task.samples(train), link.options.looks_at.samples, name)
+            word = f"calibration={source.text}" if source else f"train={spec.words.train}"
+            data = source or learnt
+            train = "" if data else task.split_for("train")
+            name = word if data else f"the split {train} of {task.name}"
+            refuse_few(data.samples if data else task.samples(train), link.options.looks_at.samples, name)
 
 
-def _task_source(spec: Spec, task: Task, name: str, open_task: Callable[[Spec], Task]) -> Source:
-    """The train split of another task, in its own data folder and with its default options."""
+def _task_source(spec: Spec, task: Task, key: str, name: str, open_task: Callable[[Spec], Task]) -> Source:
+    """The train split of another task, in its own data folder and with its default options. key: the word that names
+    it. Where it is trained on, its questions are asked in its own words, which say what its answers look like."""
+    word = f"{key}={name}"
     entry = table("tasks").get(name)
     cls: type[Task] = entry.load()
     mini = spec.words.suite == "mini"
     options = cls.Options.model_validate(dict(cls.mini) if mini else {})
     if cls.capability != task.capability:
         captions = capability_of(cls.capability).captioned.read is not None
-        _refuse_other(cls.capability, captions, task, f"calibration={name}")
+        _refuse_other(cls.capability, captions, task, word)
     other = open_task(replace(spec, task=entry, task_class=cls, task_options=options, split=cls.split_for("train")))
 
     def read() -> list[Sample]:
         samples = other.samples(other.split_for("train"))
-        shown = adapted(samples, other.capability, task, f"calibration={other.name}")
-        refuse_shown(shown, task, f"calibration={other.name}")
+        shown = adapted(samples, other.capability, task, word)
+        refuse_shown(shown, task, word, same_ids=other.data == task.data)
         return shown
 
-    return Source(name, read, digest([name, mini_world(entry).digest]) if mini else None, content_digest)
+    taught = other.taught() if key == "train" and cls.capability == task.capability else None
+    return Source(name, read, digest([name, mini_world(entry).digest]) if mini else None, content_digest, taught)
 
 
 def _file_source(file: Path, images: str, task: Task) -> Source:
@@ -114,14 +127,15 @@ def _refuse_other(what: str, captions: bool, task: Task, word: str) -> None:
         able = [name for name in table("capabilities").entries if capability_of(name).captioned.make is not None]
         raise UserError(
             f"{word} has samples to {what}, and task={task.name} needs some to {task.capability}: only images "
-            f"with captions can become others, for tasks to {', '.join(able)}. Leave calibration= out."
+            f"with captions can become others, for tasks to {', '.join(able)}. Leave {word.partition('=')[0]}= out."
         )
 
 
-def refuse_shown(samples: Sequence[Sample], task: Task, word: str) -> None:
+def refuse_shown(samples: Sequence[Sample], task: Task, word: str, *, same_ids: bool = True) -> None:
     """Raise UserError where samples have ids, or show images, of the task's report split: the file itself, or one of
-    the same bytes under any name. (A picture that was stored anew, as other bytes, is not found.)"""
+    the same bytes under any name. (A picture that was stored anew, as other bytes, is not found.) same_ids: False where
+    equal ids say nothing, because the samples are of another data set."""
     from ..task import refuse_report_ids
 
-    refuse_report_ids(task, samples)
+    refuse_report_ids(task, samples, same_ids=same_ids)
     learnt_digest(task, samples, word)

@@ -28,6 +28,11 @@ class Words(BaseModel):
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of methods that draw random numbers")
     split: str = Field("", description="the split to evaluate; by default the task's report split")
     checkpoint: str = Field("", description="weights to use instead of the card's: a model folder or a file")
+    train: str = Field(
+        "",
+        description="another task whose train split methods learn from; by default the task's own. Only train is "
+        "replaced: what is chosen on, and what is reported, stay the task's",
+    )
     label: str = Field("", description="a name for your own checkpoint in tables", pattern=r"^[\w.+-]*$")
     limit: int = Field(0, ge=0, description="evaluate only the first N samples; never enters a leaderboard")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="precision of evaluation and training")
@@ -55,6 +60,11 @@ class LinkSpec:
     def calibration(self) -> str:
         """The task or file that it is calibrated on in the place of the task's train split, or nothing."""
         return "" if self.options.looks_at is None else self.options.looks_at.source
+
+    @property
+    def learns(self) -> bool:
+        """Whether it reads the train split, the task's own or that of train=."""
+        return self.method.uses_seed and self.method.reads_data and not self.calibration
 
 
 @dataclass(frozen=True)
@@ -88,8 +98,10 @@ class Spec:
 
     @property
     def learns(self) -> bool:
-        """Whether a link reads the task's train split."""
-        return any(link.method.uses_seed and not link.calibration for link in self.links)
+        """Whether a link reads the train split, or draws numbers of the seed for a task that has one: the identity of
+        such a cell has the digest of the split either way."""
+        draws = "train" in self.task_class.roles()
+        return any(link.learns or (draws and link.method.uses_seed and not link.calibration) for link in self.links)
 
     @property
     def target(self) -> str:

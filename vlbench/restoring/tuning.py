@@ -51,6 +51,10 @@ class TuneOptions(Schedule):
     def rates(self) -> list[float]:
         return [float(part) for part in self.tune.split(",")] if self.tune else []
 
+    @property
+    def chooses(self) -> bool:
+        return bool(self.rates)
+
 
 @dataclass
 class Trials:

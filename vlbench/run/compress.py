@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..calibration.shared import SharedWith
-from ..cell.cell import Cell, recorded_options
+from ..cell.cell import Cell
 from ..cell.spec import LinkSpec
 from ..compression.saved import is_saved, load_model, save_model
 from ..compression.state import Compression
@@ -110,7 +110,9 @@ class Compressor:
         )  # fmt: skip
         source = self.cell.sources.get(link.entry.name)
         dense = partial(self.dense, model)
-        job = Job(model, self.cell.task, self.images, here, state=state, dense=dense, source=source)
+        job = Job(
+            model, self.cell.task, self.images, here, state=state, dense=dense, source=source, train=self.cell.learnt
+        )
         _seed(words.seed)
         link.method(link.options).apply(job)
 
@@ -134,6 +136,6 @@ def _described(cell: Cell) -> dict[str, Any]:
     """What a checkpoint must agree on: the cell, and in words what it is, for the sentence where it does not."""
     described = {"cell": cell.id, "task": cell.spec.words.task, "model": cell.spec.model.name, "seed": cell.seed}
     for link in cell.spec.links:
-        options = recorded_options(link, cell.sources.get(link.entry.name))
+        options = cell.options_of(link)
         described.update({f"{link.entry.name}.{name}": value for name, value in options.items()})
     return described

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cell.cell import Cell, recorded_options
+from ..cell.cell import Cell
 from ..cell.spec import LinkSpec
 from ..compression.saved import is_saved, manifest_digest
 from ..compression.state import Compression
@@ -102,8 +102,7 @@ def interval_of(task: Task, scores: Sequence[Score], clusters: Sequence[str]) ->
 
 def link_record(cell: Cell, link: LinkSpec) -> Link:
     """A link of the cell's chain, as records have it."""
-    name = link.entry.name
-    return Link(name=name, version=link.version, options=recorded_options(link, cell.sources.get(name)))
+    return Link(name=link.entry.name, version=link.version, options=cell.options_of(link))
 
 
 def _own(cell: Cell) -> str:

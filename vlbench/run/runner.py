@@ -99,7 +99,7 @@ class Runner:
         """What the device cannot do, or the links to this model or with so few samples, is told before the dense model
         is evaluated, which may take hours. (Where that is done, _work asks the methods, before it writes anything.)"""
         refuse_precision(cell.spec.words.precision)
-        refuse_too_few(cell.spec, cell.task, cell.sources)
+        refuse_too_few(cell.spec, cell.task, cell.sources, cell.learnt)
         dense = self.runs / cell.dense().id / "result.json"
         if _asks(cell) and _has_baseline(cell) and not dense.is_file():
             ask(cell, self._build(cell)[0])
