@@ -28,6 +28,7 @@ from .capability import Stage as Stage
 from .capability import Tensors as Tensors
 from .compression.state import Compression
 from .model import Model
+from .records.record import Record
 from .task import Sample
 
 Serve = Callable[[Tensors], Tensor]  # what an opened runtime computes of one stage
@@ -43,12 +44,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Served:
-    """What is to be served. source: the folder of the saved model, or None of a model that was only measured."""
+    """What is to be served. source: the folder of the saved model, or None of a model that nothing was done to.
+    record: of the run whose model it is; None where there is no run."""
 
     model: Model
     state: Compression
     parts: Sequence[Part]
     source: Path | None = None
+    record: Record | None = None
 
 
 class Runtime(ABC):

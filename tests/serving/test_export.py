@@ -64,6 +64,35 @@ def test_a_strangers_runtime_is_proved_on_the_runs_samples(lab: Lab) -> None:
     assert list(found["files"]) == ["config.json", "model.safetensors", "vlbench.json"]
 
 
+def test_a_folder_for_the_hub_has_a_card_of_its_record(lab: Lab) -> None:
+    """The card's metadata are YAML, its numbers the record's, and the folder opens to the run's bits (tolerance 0)."""
+    import yaml
+
+    told = lab("export", "full-imagenet-deit-mini-uniform", "hub", "--to", "hub-folder")
+    assert told.code == 0, told
+    assert "largest difference as a part of the largest output: encode 0" in told.out
+    (result,) = (lab.folder / "runs").glob("*uniform*/result.json")
+    record = json.loads(result.read_text())
+    _, head, text = (lab.folder / "hub" / "README.md").read_text().split("---\n", 2)
+    head = yaml.safe_load(head)
+    assert head["license"] == "apache-2.0"
+    assert "base_model" not in head, "weights of the package are on no hub"
+    metrics = head["model-index"][0]["results"][0]["metrics"]
+    assert {m["type"]: m["value"] for m in metrics} == record["metrics"]
+    interval = record["interval"]
+    assert f"{interval['value']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]" in text
+    assert f"{record['parameters']['total']:,}" in text
+    assert "from FOLDER.load import load" in text
+    assert sorted(p.name for p in (lab.folder / "hub").iterdir()) == [
+        "README.md", "config.json", "load.py", "model.safetensors", "preprocessing.json", "proof.json", "stock.json",
+        "vlbench.json",
+    ]  # fmt: skip
+    lab.run("method=dense")
+    refused = lab("export", "full-imagenet-deit-mini-dense", "dense", "--to", "hub-folder")
+    assert refused.code == 2
+    assert "upload the checkpoint that it came from" in refused.err
+
+
 def test_a_proof_that_fails_says_what_and_where_and_leaves_nothing(lab: Lab) -> None:
     lab.plug("runtimes/mine.py", MINE.replace("FACTOR", "1.01"))
     told = lab("export", "full-imagenet-deit-mini-uniform", "out", "--to", "mine")

@@ -83,3 +83,14 @@ def export(
         return
     for line in write(name, folder, runs):
         print(line)
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="what `vlbench export --to hub-folder` wrote")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="the repository on the hub")],
+    public: Annotated[bool, typer.Option("--public", help="for everybody to see; a new one is private else")] = False,
+) -> None:
+    """Upload a compressed model with its card to the hub: vlbench push DIR OWNER/NAME."""
+    from ..serving.push import push as upload
+
+    print(f"wrote {upload(folder, repository, public=public)}")

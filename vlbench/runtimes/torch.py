@@ -26,14 +26,19 @@ class Torch(Runtime):
         return []
 
     def open(self, served: Served, folder: Path, threads: int) -> Mapping[str, Serve]:
-        model = load_model(folder)[0]
-        model.net.eval()
+        return opened_by_us(served, folder)
 
-        def of(stage: Stage) -> Serve:
-            def serve(tensors: Tensors) -> Tensor:
-                with no_grad():
-                    return stage.compute(model, *tensors)
 
-            return serve
+def opened_by_us(served: Served, folder: Path) -> Mapping[str, Serve]:
+    """Stage name -> its function, of the saved model in the folder."""
+    model = load_model(folder)[0]
+    model.net.eval()
 
-        return {part.stage.name: of(part.stage) for part in served.parts}
+    def of(stage: Stage) -> Serve:
+        def serve(tensors: Tensors) -> Tensor:
+            with no_grad():
+                return stage.compute(model, *tensors)
+
+        return serve
+
+    return {part.stage.name: of(part.stage) for part in served.parts}

@@ -60,7 +60,7 @@ def opened(folder: Path, record: Record) -> Served:
     else:
         model, state = open_run(folder, record), Compression()
     model.net.float().eval()
-    return Served(model, state, (), source if source.exists() else None)
+    return Served(model, state, (), source if source.exists() else None, record)
 
 
 def export_to(folder: Path, target: Path, name: str) -> list[str]:
