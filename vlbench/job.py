@@ -33,10 +33,12 @@ from .machine.workers import ALONE, World
 from .model import Model
 from .task import Task, for_learning
 from .tensors.checkpoint import CheckpointStore
+from .training.domains import DynamicStream, parse_numbers
 from .training.loop import Hook, Loop, Schedule
 from .training.memory import recomputed
 
 EVALUATED_AT_ONCE = 64  # samples a batch of the select split
+HELD_AT_ONCE = 32  # samples a batch of a domain's held-out loss
 
 Progress = Callable[[str, int, int, str], None]
 
@@ -128,10 +130,12 @@ class Job:
         """
         here, state = self.here, self.changes.state
         kept: list[Hook] = [loss] if isinstance(loss, Hook) else []
+        stream = [self._stream(schedule)] if schedule.stream == "dynamic" else []
+        batches = stream[0].batches if stream else self.data.batches(schedule.batch_size)
         loop = Loop(
-            self.model.net, loss or self.loss, self.data.batches(schedule.batch_size), schedule, seed=here.seed,
+            self.model.net, loss or self.loss, batches, schedule, seed=here.seed,
             store=here.store(stage), precision=here.precision, terms=self._terms,
-            hooks=[*hooks, *kept, KeepZeros(self.model.net, state.masks)],
+            hooks=[*stream, *hooks, *kept, KeepZeros(self.model.net, state.masks)],
             progress=lambda done, total, text: here.progress(stage, done, total, text),
             world=here.world, whole=bool(kept) or self.compares(),
         )  # fmt: skip
@@ -141,7 +145,36 @@ class Job:
         state.steps += schedule.steps
         state.samples_seen += schedule.steps * schedule.batch_size
         state.log[stage] = {**state.log.get(stage, {}), "loss": [round(x, 6) for x in losses]}
+        for hook in stream:
+            state.log[stage] |= hook.told()
         return losses
+
+    def _stream(self, schedule: Schedule) -> DynamicStream:
+        """What draws the batches of stream=dynamic. The reference is the dense model's loss where none is given."""
+        reference = parse_numbers(schedule.stream_reference)
+        held = self.data.held_out(schedule.stream_samples, HELD_AT_ONCE)
+        if not reference:
+            reference = self._losses(self.teacher(), held)
+        batches = self.data.by_domain(schedule.batch_size, parse_numbers(schedule.stream_start))
+        if lacking := [name for name in batches.domains if name not in held]:
+            raise UserError(f"the select split has no sample of the domain {lacking[0]}: leave stream=dynamic away.")
+        return DynamicStream(
+            batches, lambda: self._losses(self.model, held), reference, every=schedule.stream_every,
+            rule=schedule.stream_rule, world=self.here.world,
+        )  # fmt: skip
+
+    def _losses(self, model: Model, batches: Mapping[str, Sequence[Batch]]) -> dict[str, float]:
+        """Name -> mean loss over the terms of some batches. Neither dropout nor what it draws is noticed outside."""
+        was_training, device = model.net.training, model.device
+        model.net.eval()
+        found = {}
+        with torch.random.fork_rng([] if device.type == "cpu" else [device]), torch.no_grad():
+            for name, parts in batches.items():
+                terms = [self.capability.terms(model, part) for part in parts]
+                sums = [float(self.capability.loss(model, part)) * n for part, n in zip(parts, terms, strict=True) if n]
+                found[name] = sum(sums) / max(1, sum(terms))
+        model.net.train(was_training)
+        return found
 
     def _terms(self, batch: Batch) -> int:
         """How many terms the loss of a batch is the mean over."""

@@ -52,6 +52,10 @@ class MethodOptions(BaseModel):
         """Whether something is chosen on the select split, which must then be there before anything is done."""
         return False
 
+    def check_task(self, task: Any) -> None:
+        """Raise UserError for a Task whose samples these options cannot be used with. Asked once its data are there,
+        before anything is written."""
+
     def refusal(self, capability: str) -> str:
         """Why these options do not go with tasks of `capability`, in one sentence; empty where they do."""
         return ""

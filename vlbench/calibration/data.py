@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
+
 from ..capability import Batch
 from ..errors import UserError
 from ..images.pipeline import ImageStore
 from ..model import Model
 from ..task import Role, Sample, Task, refuse_report_ids
 from ..training.batches import Batches, collate
+from ..training.domains import DomainBatches, domains_of
 from .source import Source, refuse_few
 
 
@@ -48,6 +51,30 @@ class LearningData:
             self.samples("train"), self.images, size=size, seed=self.seed, per_image=per_image,
             device=self.model.device, options=self._taught(self.train),
         )  # fmt: skip
+
+    def by_domain(self, size: int, start: Mapping[str, float]) -> DomainBatches:
+        """The same, drawn by domain at the shares `start` (those of the data where it is empty)."""
+        if self.train is not None:
+            raise UserError("stream=dynamic draws from the task's own domains: leave train= away, or stream=.")
+        samples = self.samples("train")
+        batches = DomainBatches(
+            samples, domains_of(self._task, samples), self.images, size=size, seed=self.seed,
+            device=self.model.device, options=self._taught(None),
+        )  # fmt: skip
+        if start:
+            share = torch.tensor([start[name] for name in batches.domains], dtype=torch.float64)
+            batches.share_of = share / share.sum()
+        return batches
+
+    def held_out(self, count: int, batch_size: int) -> dict[str, list[Batch]]:
+        """Domain -> batches of its first `count` samples of the select split."""
+        samples, device, options = self.samples("select"), self.model.device, self._taught(None)
+        batches: dict[str, list[Batch]] = {}
+        for name, rows in domains_of(self._task, samples).items():
+            few = [samples[row] for row in rows[:count]]
+            parts = [few[at : at + batch_size] for at in range(0, len(few), batch_size)]
+            batches[name] = [collate(part, self.images, device, options) for part in parts]
+        return batches
 
     def _taught(self, source: Source | None) -> Mapping[str, Any]:
         """The words around the questions of a source, or of the task's own samples."""

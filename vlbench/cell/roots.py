@@ -29,6 +29,8 @@ def open_task(spec: Spec, progress: BuildProgress | None = None) -> Task:
     if missing:
         lines = [f"{spec.task.name} lacks data in {root}:", *missing, f"Put the files there, or {_remedy(spec)}"]
         raise UserError("\n".join(lines))
+    for link in spec.links:
+        link.options.check_task(task)
     return task
 
 

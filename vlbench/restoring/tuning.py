@@ -53,7 +53,7 @@ class TuneOptions(Schedule):
 
     @property
     def chooses(self) -> bool:
-        return bool(self.rates)
+        return bool(self.rates) or super().chooses
 
 
 @dataclass

@@ -7,80 +7,24 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from ..capability import Batch, capability_of
+from ..capability import Batch
 from ..disk.storage import digest
 from ..errors import RunFailed
 from ..machine.stopping import Stopped, ordered, step_by_step
 from ..machine.workers import ALONE, World
 from ..nn.precision import plain_float32
-from ..options import MethodOptions, later
 from ..task import Sample
 from ..tensors.checkpoint import CheckpointStore
 from ..tensors.reading import weights_digest
 from .batches import Batches, divided
 from .hooks import Hook, NotFiniteError, Own
-from .optimisers import Decayed, build_optimiser
+from .optimisers import build_optimiser
 from .parallel import join, mixed, refuse_drift, summed
+from .schedule import Schedule
 
 __all__ = ["Diverged", "Hook", "Loop", "NotFiniteError", "Own", "Schedule"]
-
-POLY_POWER = 0.9  # of Segmenter's schedule (Strudel et al. 2021), as of DeepLab's
-
-
-class Schedule(MethodOptions):
-    """How one stage is trained: the base of a training method's options."""
-
-    steps: int = Field(ge=0, description="optimiser steps")
-    lr: float = Field(gt=0, description="peak learning rate")
-    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the decay")
-    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
-    decay: Literal["cosine", "constant", "poly"] = Field(
-        "cosine", description="learning-rate schedule after the warm-up; poly: (1 - t / T) ** 0.9"
-    )
-    weight_decay: float = Field(
-        0.05, ge=0, description="decoupled weight decay of matrices; biases and norms have none"
-    )
-    clip: float = Field(0.0, ge=0, description="gradient norm to clip to, 0 = off")
-    batch_size: int = Field(256, ge=1, description="samples a step")
-    optimiser: Literal["adamw", "sgd"] = later(
-        "adamw", description="AdamW (Loshchilov & Hutter 2019), or SGD with Nesterov momentum 0.9"
-    )
-    accumulate: int = later(
-        1, ge=1, description="parts a batch is divided into: less memory, the gradient of the whole batch"
-    )
-    checkpointing: Literal["off", "on"] = later(
-        "off", description="keep the inputs of blocks only and compute the rest again: less memory, the same gradient"
-    )
-
-    beta1: float = later(0.9, ge=0, lt=1, description="AdamW: decay of the mean of the gradients")
-    beta2: float = later(0.999, ge=0, lt=1, description="AdamW: decay of the mean of their squares")
-    decayed: Decayed = later(
-        "matrices",
-        description="what weight_decay acts on: matrices; all: biases and norms too (BLIP's and CLIP's scripts); timm: "
-        "matrices but position embeddings and class tokens (DeiT's)",
-    )
-
-    def lr_at(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        if self.decay == "constant":
-            return self.lr
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        if self.decay == "poly":
-            return float(self.min_lr + (self.lr - self.min_lr) * (1 - done) ** POLY_POWER)
-        return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
-
-    def refusal(self, capability: str) -> str:
-        if self.accumulate > 1 and capability_of(capability).loss_over_batch:
-            return (
-                f"accumulate={self.accumulate}: the loss of {capability} compares the samples of a batch with one "
-                "another, so that parts of a batch teach something else: use checkpointing=on or a smaller batch_size="
-            )
-        return ""
 
 
 class Diverged(RunFailed):
