@@ -17,7 +17,8 @@ from vlbench.nn.stream import reads_from_others
 from vlbench.structure import Tower
 from vlbench.tensors.reading import load_into, read_weights, refuse_others
 
-from ._prompted import constructed, of_library, read_kind, read_tokenizer, unfilled
+from ._prompted import constructed, of_library, read_kind, unfilled
+from ._tokenizer import read_tokenizer
 
 Config = dict[str, Any]
 POSITIONS = "vision_model.embeddings.position_embedding"

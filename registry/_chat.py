@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
-
-from jinja2 import TemplateError
 
 from vlbench.errors import UserError
 
 TURN = "{}"  # where the whole user turn stands in "chat"
 # Where transformers keeps a prompt template, as {"chat_template": ...} or as the text alone.
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
+LONGEST, LINES = 10**6, 10**6  # characters of a template, and lines that it runs for one conversation
+TEMPLATE = "<template>"
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 
 
@@ -62,14 +65,48 @@ def template_in(file: Path) -> str:
 
 
 def _filled(template: str, content: list[dict[str, str]], tokenizer: Any, file: Path) -> str:
-    """One turn, as transformers fills the template (sandboxed: a template is a program)."""
+    """One turn of content."""
+    return filled([{"role": "user", "content": content}], template, tokenizer, f"the chat template in {file}")
+
+
+def filled(turns: list[dict[str, Any]], template: str, tokenizer: Any, what: str) -> str:
+    """A conversation as transformers fills the template: a program, which runs in jinja's sandbox and for a bounded
+    number of lines. Raises UserError, which begins with `what`, where it cannot be filled in."""
+    if len(template) > LONGEST:
+        raise UserError(f"{what} has {len(template)} characters, and should have {LONGEST} at most.")
     try:
-        filled: str = tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], chat_template=template, tokenize=False, add_generation_prompt=True
-        )
-    except (TemplateError, TypeError, ValueError) as error:
-        raise UserError(f"the chat template in {file} cannot be filled in: {error}.") from None
-    return filled
+        with _bounded():
+            text: str = tokenizer.apply_chat_template(
+                turns, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
+    except Exception as error:  # a template divides by zero, recurses without end, calls what is not there
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
+        raise UserError(f"{what} cannot be filled in ({reason}): put the one of its checkpoint there.") from None
+    return text
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Raise RuntimeError after LINES lines of templates: loops within loops would take days. jinja makes Python of a
+    template, and calls its file TEMPLATE."""
+    lines = 0
+
+    def called(frame: FrameType, event: str, argument: Any) -> Any:
+        return line if frame.f_code.co_filename == TEMPLATE else None
+
+    def line(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal lines
+        lines += 1
+        if lines > LINES:
+            raise RuntimeError(f"it runs for more than {LINES} lines")
+        return line
+
+    before = sys.gettrace()
+    sys.settrace(called)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def processor_of(folder: Path) -> dict[str, Any]:

@@ -27,8 +27,9 @@ from vlbench.tensors.reading import load_into, read_weights, refuse_others
 
 from ._chat import TURN, chat_of, image_processor, processor_of
 from ._layout import Patterns, renamed
-from ._prompted import Config, Prompted, constructed, of_library, read_kind, read_tokenizer, unfilled
+from ._prompted import Config, Prompted, constructed, of_library, read_kind, unfilled
 from ._stream import ImageState, Prefix, Stream
+from ._tokenizer import read_tokenizer
 
 P = TypeVar("P", bound="Projected")
 PLACE = "<image>"  # where a task's prompt wants an image; before all words, where it does not say

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from vlbench.capability import SCORE, Answerer, Batch, Captioner, Outputs, Prediction, offered, unmarked
@@ -30,7 +30,6 @@ Config = dict[str, Any]
 N = TypeVar("N", bound=nn.Module)
 B = TypeVar("B", bound=Model)
 Say = Callable[[Read, Sequence[int]], list[str]]  # texts of what was read together, and the numbers of its rows
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "tokenizer.model", "vocab.json")
 
 
 class Prompted(Model, Answerer, Captioner):
@@ -205,45 +204,6 @@ def language_of(model: Any) -> Language:
     if config.is_encoder_decoder:
         return T5(model, model.lm_head, config.eos_token_id)
     return Causal(model.model, model.lm_head, config.eos_token_id)
-
-
-PROBED = 5  # words of a tokenizer that are tried
-
-
-def read_tokenizer(folder: Path, vocabulary: int) -> Any:
-    """The tokenizer in `folder`, of whatever kind. Raises UserError where there is none, or one with more words than
-    the model's `vocabulary`."""
-    if not any((folder / name).is_file() for name in (*TOKENIZER, "vocab.txt")):
-        raise UserError(f"{folder} has no tokenizer: put the tokenizer files of its checkpoint there.")
-    try:
-        described = any((folder / name).is_file() for name in TOKENIZER)
-        tokenizer = (AutoTokenizer if described else BertTokenizer).from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"the tokenizer in {folder} cannot be read ({reason}): put the tokenizer files of its checkpoint there."
-        ) from None
-    if len(tokenizer) > vocabulary:
-        raise UserError(
-            f"the tokenizer in {folder} has {len(tokenizer)} words, and the model {vocabulary}: put the tokenizer "
-            "there that the model was trained with."
-        )
-    _refuse_deaf(tokenizer, folder)
-    return tokenizer
-
-
-def _refuse_deaf(tokenizer: Any, folder: Path) -> None:
-    """Raise UserError where it reads words of its own vocabulary as nothing. transformers takes the tokenizer of some
-    kinds of model (qwen2) by config.json alone, and another one's tokenizer.json beside it then loses every word."""
-    numbered = tokenizer.get_vocab()
-    words = [word for word in sorted(numbered, key=numbered.get) if word.isascii() and word.isalnum()][:PROBED]
-    if words and not any(tokenizer(word, add_special_tokens=False).input_ids for word in words):
-        raise UserError(
-            f"{type(tokenizer).__name__}, which transformers takes for {folder}, reads words of its vocabulary "
-            f"({', '.join(words)}) as nothing: put the tokenizer files there that the model was trained with."
-        )
 
 
 def of_library(net: Any, attention: Mapping[str, Any]) -> Stock:

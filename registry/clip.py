@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import text_global_pool
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from vlbench.capability import Batch, Matcher, Outputs, Pairs, Prediction, Stage, Views, contrasted, embedded
 from vlbench.compression.shapes import fit_to, narrow
@@ -26,6 +25,7 @@ from vlbench.tensors.locate import locate
 from vlbench.tensors.reading import load_into
 
 from . import _clip_keys as keys
+from ._tokenizer import read_tokenizer
 
 BPE_WORDS = 49408  # in the vocabulary that open_clip ships
 LARGEST_SCALE = 100.0  # of the logits in training, as the paper clips it
@@ -182,10 +182,8 @@ class _Words:
     """A tokenizer of transformers, which stands in the model's folder."""
 
     def __init__(self, folder: Path, length: int, vocabulary: int) -> None:
-        self.words: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        self.words: Any = read_tokenizer(folder, vocabulary)
         self.length = length
-        if len(self.words) > vocabulary:
-            raise UserError(f"the tokenizer in {folder} has {len(self.words)} words, and its model {vocabulary}.")
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         encoded = self.words(

@@ -19,7 +19,8 @@ from vlbench.structure import Structure
 
 from ._blip2 import QFORMER, QUERIES, VISION, Blip2Folder, Config, attended, language_towers, vision_tower
 from ._language import Language, padded
-from ._prompted import Prompted, language_of, read_tokenizer
+from ._prompted import Prompted, language_of
+from ._tokenizer import read_tokenizer
 
 QFORMER_TOKENIZER = "qformer_tokenizer"
 MAX_PROMPT = 128  # tokens of the prompt that the Q-Former reads

@@ -25,7 +25,8 @@ from vlbench.tensors.reading import load_into, read_weights, refuse_others
 from ._chat import TEMPLATES, template_in
 from ._language import Causal, Language
 from ._layout import LLAVA, renamed
-from ._prompted import Config, Prompted, constructed, of_library, read_kind, read_tokenizer, unfilled
+from ._prompted import Config, Prompted, constructed, of_library, read_kind, unfilled
+from ._tokenizer import read_tokenizer
 
 IMAGE = "<image>"
 SHORT = "\nAnswer the question using a single word or phrase."

@@ -31,8 +31,9 @@ from vlbench.tensors.reading import load_into
 
 from ._prismatic import read
 from ._projected import Projected
-from ._prompted import Config, constructed, read_tokenizer, unfilled
+from ._prompted import Config, constructed, unfilled
 from ._stream import ImageState
+from ._tokenizer import read_tokenizer
 
 
 class Network(nn.Module):

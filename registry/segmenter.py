@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlbench.capability import Awaited, Batch, Outputs, Prediction, Segmenter, Stage
 from vlbench.compression.shapes import fit_to, narrow
+from vlbench.errors import UserError
 from vlbench.evaluation.windows import NOT_FINITE, Sliding, best, class_maps
 from vlbench.images.maps import IGNORED, Map, pack_map
 from vlbench.model import Card, Model, family, read_config
@@ -40,9 +41,7 @@ class MaskSegmenter(Model, Segmenter):
     def build(cls, card: Card, config: dict[str, Any], folder: Path) -> MaskSegmenter:
         """config: classes; encoder: arguments of timm's VisionTransformer; decoder: depth, heads (width, dropout);
         norm_eps and pos_embed of the encoder; widths: of the sites that a checkpoint has cut."""
-        settings = {k: config[k] for k in ("norm_eps", "pos_embed") if k in config}
-        net = masks.Segmenter(config["classes"], config["encoder"], config["decoder"], **settings)
-        model = cls(card, config, masks.adopt(net).eval())
+        model = cls(card, config, masks.adopt(_network(config)).eval())
         if config.get("widths"):
             narrow(model.net, model.structure(), config["widths"])
         return model
@@ -143,6 +142,16 @@ class MaskSegmenter(Model, Segmenter):
         """Height and width of a batch of crops."""
         height, width = batch.images.shape[2:]
         return int(height), int(width)
+
+
+def _network(config: dict[str, Any]) -> masks.Segmenter:
+    """Raises UserError where the configuration describes none."""
+    settings = {k: config[k] for k in ("norm_eps", "pos_embed") if k in config}
+    try:
+        return masks.Segmenter(config["classes"], config["encoder"], config["decoder"], **settings)
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError, AssertionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"config.json describes no Segmenter ({reason}): put that of the checkpoint there.") from None
 
 
 def _packed(numbers: Map) -> str:

@@ -25,7 +25,8 @@ from vlbench.nn.stock import Stock
 from vlbench.structure import Structure
 from vlbench.tensors.reading import load_into, read_weights, refuse_others
 
-from ._prompted import Config, constructed, of_library, read_kind, read_tokenizer, unfilled
+from ._prompted import Config, constructed, of_library, read_kind, unfilled
+from ._tokenizer import read_tokenizer
 
 
 @family("siglip.json")

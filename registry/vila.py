@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
@@ -24,10 +23,11 @@ from vlbench.model import Card, family, read_config
 from vlbench.nn.stock import Stock
 from vlbench.tensors.reading import load_into, read_weights
 
-from ._chat import TURN, processor_of
+from ._chat import TURN, filled, processor_of
 from ._projected import Projected
-from ._prompted import Config, read_tokenizer, unfilled
+from ._prompted import Config, unfilled
 from ._stream import ImageState
+from ._tokenizer import read_tokenizer
 
 PARTS = {"llm": "language.", "vision_tower": "vision.", "mm_projector": "projector."}
 SCALES = ("s2", "dynamic_s2", "ps3")
@@ -170,13 +170,11 @@ def _refuse_scales(stated: Config) -> None:
 def _chat(folder: Path, vocabulary: int) -> dict[str, str]:
     """By the template of the language model's tokenizer. Raises UserError where it has none."""
     tokenizer = read_tokenizer(folder, vocabulary + 1)
-    try:
-        chat = tokenizer.apply_chat_template(
-            [{"role": "user", "content": TURN}], tokenize=False, add_generation_prompt=True
-        )
-    except (ValueError, TypeError, TemplateError) as error:
+    what = f"the chat template of the tokenizer in {folder}"
+    if not isinstance(tokenizer.chat_template, str):
         raise UserError(
-            f"the tokenizer in {folder} has no chat template that can be filled in ({str(error)[:80]}): write "
-            '"prompts": {"chat": "... {} ...", "image": "<image>"} into config.json.'
-        ) from None
-    return {"chat": str(chat), "image": Vila.mark}
+            f'{folder} has no chat template: write "prompts": {{"chat": "... {{}} ...", "image": "<image>"}} into '
+            "config.json."
+        )
+    chat = filled([{"role": "user", "content": TURN}], tokenizer.chat_template, tokenizer, what)
+    return {"chat": chat, "image": Vila.mark}

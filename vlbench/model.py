@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -193,4 +194,25 @@ def read_config(folder: Path) -> dict[str, Json]:
         raise UserError(f"{file} cannot be read ({error}): put that of the checkpoint there.") from None
     if not isinstance(config, dict):
         raise UserError(f"{file} is no model's configuration: put that of the checkpoint there.")
-    return config
+    return _without_kernels(config, file)
+
+
+def _without_kernels(config: dict[str, Json], file: Path) -> dict[str, Json]:
+    """The configuration without what it says of how attention or experts are computed, parts of parts included. These
+    names are of code: transformers fetches "owner/name" from the hub and runs it, and fetches a kernel of its own where
+    flash attention is named and not installed. What is computed in plain PyTorch stays. Raises UserError for the
+    name of a repository."""
+    plain: dict[str, Json] = {}
+    for key, value in config.items():
+        if not re.fullmatch(r"_?\w+_implementation(_internal)?", key):
+            plain[key] = _without_kernels(value, file) if isinstance(value, dict) else value
+            continue
+        for name in value.values() if isinstance(value, dict) else [value]:
+            if isinstance(name, str) and re.search(r"[^\w]", name):
+                raise UserError(
+                    f"{file} names code to fetch and run ({key}: {name!r}), and no code of a checkpoint is run: take "
+                    "that entry out."
+                )
+        if value in ("eager", "sdpa"):
+            plain[key] = value
+    return plain

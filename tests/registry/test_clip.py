@@ -279,7 +279,7 @@ def test_openais_tokens_are_cut_at_the_longest_text(tmp_path: Path) -> None:
 
 def test_a_vocabulary_without_its_tokenizer_is_told(tmp_path: Path, words: Path) -> None:
     text = {**TINY["text_cfg"], "vocab_size": 9, "hf_tokenizer_name": "words"}
-    with pytest.raises(UserError, match="has 10 words, and its model 9"):
+    with pytest.raises(UserError, match="has 10 words, and the model 9"):
         clip.CLIP.build(card("clip-vit-b16"), {**TINY, "text_cfg": text}, words)
     model = clip.CLIP.build(card("clip-vit-b16"), TINY, tmp_path)
     with pytest.raises(UserError, match="vocabulary of 30 and no tokenizer"):

@@ -169,11 +169,15 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_loses_every_word_is_refused(tmp_path: Path) -> None:
-    """A tokenizer of words beside a config.json of qwen2, for which transformers takes Qwen2's without asking."""
+    """A tokenizer of words, whose folder says that it is Qwen2's; named as what it is, it is read so, though config.json
+    is a qwen2's, for which transformers takes Qwen2's without asking."""
     folder = folder_of(tmp_path / "vila")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(5, 64))]
     tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     tokenizer.save_pretrained(folder / "llm")
+    assert opened(folder).words("w5 w7") == [5, 7]
+    file = folder / "llm" / "tokenizer_config.json"
+    file.write_text(file.read_text().replace("BertTokenizer", "Qwen2Tokenizer"))
     with pytest.raises(UserError, match=r"Qwen2Tokenizer.*reads words of its vocabulary \(w5, w6.*as nothing"):
         opened(folder)

@@ -22,7 +22,7 @@ from ..disk.paths import inside
 from ..disk.storage import new_folder, read_json, read_sealed, standing, write_json, write_sealed
 from ..errors import UserError
 from ..images.folder import differences, image_of
-from ..model import Card, Model
+from ..model import Card, Model, read_config
 from ..nn.adapted import adapter_keys, attach_all
 from ..plugins.table import table
 from ..tensors.limits import bounded
@@ -106,7 +106,7 @@ def load_model(folder: Path) -> tuple[Model, Compression]:
     if "image" in manifest:
         card = replace(card, image=image_of(manifest["image"]))
     with bounded(folder):
-        model: Model = cls.build(card, read_json(folder / "config.json"), folder)
+        model: Model = cls.build(card, read_config(folder), folder)
     state = Compression(
         cuts=[
             Cut({name: (unit, kept) for name, (unit, kept) in sites.items()}, number in manifest.get("kept_scale", []))
@@ -146,7 +146,7 @@ def _linear(model: Model, path: str) -> nn.Linear:
 def untouched(folder: Path, model: Model) -> Model:
     """The dense model of the saved configuration, with random weights. model: what `load_model` gave."""
     family = table("models").get(model.card.name).load()
-    built: Model = family.build(model.card, read_json(standing(folder) / "config.json"), standing(folder))
+    built: Model = family.build(model.card, read_config(standing(folder)), standing(folder))
     return built
 
 
