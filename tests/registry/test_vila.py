@@ -169,11 +169,11 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_loses_every_word_is_refused(tmp_path: Path) -> None:
-    """A tokenizer of words, whose folder says that it is Qwen2's; named as what it is, it is read so, though config.json
-    is a qwen2's, for which transformers takes Qwen2's without asking."""
+    """A tokenizer of words whose folder says that it is Qwen2's. Named as what it is, it is read so, though config.json
+    is of a qwen2, for which transformers takes Qwen2's without asking."""
     folder = folder_of(tmp_path / "vila")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(5, 64))]
-    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)}, eos_token="[SEP]")
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     tokenizer.save_pretrained(folder / "llm")
     assert opened(folder).words("w5 w7") == [5, 7]
