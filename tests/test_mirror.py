@@ -43,6 +43,8 @@ ELSEWHERE = {
     "vlbench/disk/digests.py": "tests/tensors/test_reading.py",
     "vlbench/disk/paths.py": "tests/test_security.py",
     "vlbench/evaluation/ranks.py": "tests/tasks/test_recall.py",
+    "vlbench/evaluators/compared.py": "tests/evaluators/test_logs.py",
+    "vlbench/evaluators/*": "tests/evaluators/test_asking.py",
     "vlbench/images/files.py": "tests/disk/test_foreign.py",
     "vlbench/images/maps.py": "tests/tasks/test_ade20k.py",
     "vlbench/images/spec.py": "tests/images/test_pipeline.py",

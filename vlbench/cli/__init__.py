@@ -22,7 +22,7 @@ from .common import stop
 VERBS: tuple[Callable[..., Any], ...] = (
     cells.run, cells.sweep, cells.status, cells.reproduce, listing.list_, listing.help_, listing.cost, listing.doctor,
     finished.time_, boards.leaderboard, boards.compare, boards.table_, boards.plot, finished.page, boards.submit,
-    boards.score, finished.export, finished.push, plugins.new, plugins.check,
+    boards.score, finished.export, finished.push, boards.import_, plugins.new, plugins.check,
 )  # fmt: skip
 DATA_VERBS: tuple[Callable[..., Any], ...] = (listing.where, listing.prepare, listing.verify_)
 

@@ -51,6 +51,18 @@ def compare(
     print_comparison(given, words, runs, as_json=json)
 
 
+def import_(
+    logs: Annotated[list[Path], typer.Argument(metavar="LOG...", help="per-sample logs, the dense model's first")],
+    metric: Annotated[str, typer.Option("--metric", help="the score to compare, where a log has several")] = "",
+    cluster: Annotated[str, typer.Option("--cluster", help="a field that samples have in common, like the image")] = "",
+    json: Json = False,
+) -> None:
+    """Logs of lmms-eval or VLMEvalKit, compared sample by sample: vlbench import dense.jsonl pruned.jsonl."""
+    from ..evaluators.compared import print_logs
+
+    print_logs(logs, metric, cluster, as_json=json)
+
+
 def table_(
     words: Annotated[
         list[str] | None,
