@@ -6,6 +6,7 @@ from typing import Any
 
 from vlbench.job import Job
 from vlbench.method import Context, Method, method
+from vlbench.model import Model
 from vlbench.restoring.distill import DistilOptions
 from vlbench.restoring.tuning import TuneOptions, tuned
 
@@ -32,6 +33,9 @@ class Finetune(Method):
     Options = FinetuneOptions
     parallel = True
     recipes = {"mini": small_batches}  # noqa: RUF012
+
+    def check_model(self, model: Model) -> None:
+        self.options.refuse_model(model)
 
     def apply(self, job: Job) -> None:
         def train(job: Job, options: FinetuneOptions) -> None:

@@ -6,13 +6,15 @@ Both kinds read first, once for every question, and then rank candidates or writ
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
+from vlbench.capability import Hidden
 from vlbench.nn.attend import Shared
 from vlbench.nn.beam import beam_search
 from vlbench.nn.caches import with_cache
@@ -33,11 +35,19 @@ class Read(NamedTuple):
 
 
 class Forced(NamedTuple):
-    """What a model tells of texts: (T, vocabulary) logits, (T,) the tokens they should name, (T,) each one's text."""
+    """What a model tells of texts: (T, vocabulary) logits, (T,) the tokens they should name, (T,) each one's text.
+    hidden: give the last layer's states of all places, where they are asked for."""
 
     logits: Tensor
     targets: Tensor
     text: Tensor
+    hidden: tuple[Callable[[], Hidden], ...]
+
+    @classmethod
+    def of(cls, parts: Sequence[Forced]) -> Forced:
+        """What was computed in parts, together."""
+        logits, targets, text, hidden = zip(*parts, strict=True)
+        return cls(torch.cat(logits), torch.cat(targets), torch.cat(text), tuple(h for part in hidden for h in part))
 
 
 class Language(ABC):
@@ -138,27 +148,32 @@ class T5(Language):
 
     def go_on(self, ids: Tensor, cache: Any, context: Any, mask: Tensor | None = None) -> Tensor:
         """mask: of states that are a plain tensor."""
+        logits: Tensor = self.head(self._states(ids, cache, context, mask))
+        return logits
+
+    def _states(self, ids: Tensor, cache: Any, context: Any, mask: Tensor | None = None) -> Tensor:
+        """(R, L) tokens -> (R, L, D), what the head takes."""
         if isinstance(context, Shared):  # it has a mask of its own; four dimensions keep the library from making one
             mask = torch.zeros(1, 1, 1, 1, device=ids.device)
-        hidden = self.net.decoder(
+        hidden: Tensor = self.net.decoder(
             input_ids=ids, encoder_hidden_states=context, encoder_attention_mask=mask,
             **with_cache(self.net.decoder, None if cache is None else EncoderDecoderCache(cache, DynamicCache())),
         ).last_hidden_state  # fmt: skip
         if self.net.config.scale_decoder_outputs:
             hidden = hidden * self.net.config.d_model**-0.5
-        logits: Tensor = self.head(hidden)
-        return logits
+        return hidden
 
     def forced(self, images: Tensor, owner: Tensor, prompts: Ids, texts: Ids, row: Sequence[int]) -> Forced:
         states, mask = self.encoded(images, owner, prompts)
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        parts: list[Forced] = []
         for index, ids in by_length(texts, ROWS):
             rows, targets = [row[i] for i in index], ids.to(self.device)
             begun = torch.cat([torch.full_like(targets[:, :1], self.start), targets[:, :-1]], 1)  # (n, L)
-            logits = self.go_on(begun, None, *_context(states, rows, mask))  # (n, L, vocabulary)
+            hidden = self._states(begun, None, *_context(states, rows, mask))  # (n, L, D)
+            logits = self.head(hidden)  # (n, L, vocabulary)
             text = torch.tensor(index, device=self.device)[:, None].expand_as(targets)
-            parts.append((logits.flatten(0, 1), targets.flatten(), text.flatten()))
-        return Forced(*map(torch.cat, zip(*parts, strict=True)))
+            parts.append(Forced(logits.flatten(0, 1), targets.flatten(), text.flatten(), (partial(whole, hidden),)))
+        return Forced.of(parts)
 
 
 class Causal(Language):
@@ -186,17 +201,34 @@ class Causal(Language):
     def forced(self, images: Tensor, owner: Tensor, prompts: Ids, texts: Ids, row: Sequence[int]) -> Forced:
         """Rows of one length together: nothing is padded, which OPT would hide from calibration (it flattens its
         batches). Logits are computed of the tokens that should be told alone."""
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        parts: list[Forced] = []
         for index, ids in by_length([[*prompts[r], *text] for r, text in zip(row, texts, strict=True)], ROWS):
             ids = ids.to(self.device)
             shown = images[owner[torch.tensor([row[i] for i in index], device=owner.device)]]
             inputs = torch.cat([shown, self.embed(ids[:, :-1]).to(shown)], 1)  # (n, N + L - 1, D)
             out = self.net(inputs_embeds=inputs, attention_mask=_meta_mask(self.net, inputs), use_cache=False)
-            hidden = out.last_hidden_state[:, shown.shape[1] :]  # (n, L - 1, D)
+            states = out.last_hidden_state  # (n, N + L - 1, D)
             places = [(n, at, i) for n, i in enumerate(index) for at in range(len(prompts[row[i]]), ids.shape[1])]
             n, at, text = torch.tensor(places, device=self.device).unbind(1)
-            parts.append((self.head(hidden[n, at - 1]), ids[n, at], text))
-        return Forced(*map(torch.cat, zip(*parts, strict=True)))
+            spot = shown.shape[1] + at - 1  # the state that tells the token at `at`
+            image = torch.zeros(states.shape[:2], dtype=torch.bool, device=self.device)
+            image[:, : shown.shape[1]] = True
+            hidden = partial(hidden_of, states, n, spot, image)
+            parts.append(Forced(self.head(states[n, spot]), ids[n, at], text, (hidden,)))
+        return Forced.of(parts)
+
+
+def whole(states: Tensor) -> Hidden:
+    """Of a decoder's states (n, L, D), all of which tell a token; images are read by cross-attention."""
+    everywhere = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+    return Hidden(states, everywhere, everywhere, ~everywhere)
+
+
+def hidden_of(states: Tensor, row: Tensor, spot: Tensor, image: Tensor) -> Hidden:
+    """Of states (n, S, D) without padding. row, spot: (T,) those that tell a token; image: bool (n, S), an image's."""
+    told = torch.zeros_like(image)
+    told[row, spot] = True
+    return Hidden(states, told, torch.ones_like(image), image)
 
 
 def _meta_mask(net: Any, inputs: Tensor) -> Tensor | None:

@@ -44,6 +44,7 @@ class Prompted(Model, Answerer, Captioner):
     prompts: ClassVar[Mapping[str, str]]
     # Capability -> what stands in its prompt once: {} for the question.
     marks: ClassVar[Mapping[str, tuple[str, ...]]] = {"answer": ("{}",)}
+    tells_hidden: ClassVar[bool] = True
     net: Any
     tokenizer: Any
 
@@ -146,13 +147,21 @@ class Prompted(Model, Answerer, Captioner):
         targets = self._forced(batch, prompts, [text for _, text, _ in pairs], [i for i, _, _ in pairs])
         weights = torch.tensor([weight for _, _, weight in pairs], device=targets.logits.device) / len(prompts)
         share = weights[targets.text]
-        return Outputs(lambda: (share * _nll(targets, "none")).sum(), [(targets.logits, share)])
+        return Outputs(
+            lambda: (share * _nll(targets, "none")).sum(),
+            [(targets.logits, share)],
+            lambda: [give() for give in targets.hidden],
+        )
 
     def caption_outputs(self, batch: Batch) -> Outputs:
         """The mean over all target tokens: of the captions and their ends."""
         prompts = [self.template("caption", batch.options.get("prompt"))] * len(batch.samples)
         targets = self._forced(batch, prompts, [s.target for s in batch.samples], list(range(len(prompts))))
-        return Outputs(lambda: _nll(targets, "mean"), [(targets.logits, 1 / len(targets.logits))])
+        return Outputs(
+            lambda: _nll(targets, "mean"),
+            [(targets.logits, 1 / len(targets.logits))],
+            lambda: [give() for give in targets.hidden],
+        )
 
     def caption_terms(self, batch: Batch) -> int:
         return sum(len(self.target_ids(s.target)) for s in batch.samples)

@@ -7,6 +7,7 @@ stands before a question, its images included, is a `Prefix`. Rows with the same
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from vlbench.nn.caches import with_cache
 
 from ._blip_text import by_length
-from ._language import ROWS, Causal, Forced, Ids, Placed, Read, _meta_mask, gathered
+from ._language import ROWS, Causal, Forced, Ids, Placed, Read, _meta_mask, gathered, hidden_of
 
 
 class ImageState(NamedTuple):
@@ -141,19 +142,19 @@ class Stream(Causal):
 
     def forced(self, images: Any, owner: Tensor, prompts: Ids, texts: Ids, row: Sequence[int]) -> Forced:
         """Rows of one length together: nothing is padded. Logits are computed of the tokens that should be told."""
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        parts: list[Forced] = []
         slot = [owner.tolist()[r] for r in row]
         for same in by_size(images, slot):
             mine = [i for i, s in enumerate(slot) if s in set(same)]
             for index, ids in by_length([[*prompts[row[i]], *texts[i]] for i in mine], ROWS):
                 chosen = [mine[i] for i in index]
                 read = [len(prompts[row[i]]) for i in chosen]
-                logits, targets, place = self._forced([images[slot[i]] for i in chosen], ids.to(self.device), read)
-                parts.append((logits, targets, torch.tensor(chosen, device=self.device)[place]))
-        return Forced(*map(torch.cat, zip(*parts, strict=True)))
+                one = self._forced([images[slot[i]] for i in chosen], ids.to(self.device), read)
+                parts.append(one._replace(text=torch.tensor(chosen, device=self.device)[one.text]))
+        return Forced.of(parts)
 
-    def _forced(self, prefixes: Sequence[Prefix], ids: Tensor, read: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """(T, vocabulary) logits, (T,) targets and rows of the tokens after the first `read` of each row of ids."""
+    def _forced(self, prefixes: Sequence[Prefix], ids: Tensor, read: Sequence[int]) -> Forced:
+        """What is told of the tokens after the first `read` of each row of ids, whose texts are these rows."""
         shown = torch.stack([p.tokens for p in prefixes])
         more = ids.shape[1] - 1
         inputs = torch.cat([shown, self.embed(ids[:, :-1]).to(shown)], 1)
@@ -163,7 +164,9 @@ class Stream(Causal):
         )  # fmt: skip
         places = [(n, at) for n, start in enumerate(read) for at in range(start, ids.shape[1])]
         n, at = torch.tensor(places, device=self.device).unbind(1)
-        return self.head(out.last_hidden_state[n, shown.shape[1] + at - 1]), ids[n, at], n
+        states, spot = out.last_hidden_state, shown.shape[1] + at - 1  # the state that tells the token at `at`
+        image = torch.stack([torch.cat([p.image, p.image.new_zeros(more)]) for p in prefixes])
+        return Forced(self.head(states[n, spot]), ids[n, at], n, (partial(hidden_of, states, n, spot, image),))
 
 
 def by_size(prefixes: Sequence[Prefix], used: Sequence[int]) -> list[list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,18 +23,28 @@ from vlbench.structure import Structure
 
 from ._blip import Blip, Config, blip_config, text_stage, uneven
 from ._blip_text import by_length, clean_question
+from ._language import whole
 
 LABEL_SMOOTHING = 0.1  # of BLIP's decoder, in training and in ranking (med.py)
 MAX_QUESTION = 35  # tokens
 MAX_WORDS = 50  # of a question
 ROWS = 8192  # question-candidate pairs scored in one pass
 
-Forced = tuple[list[int], Tensor, Tensor]  # of answers of one length: their numbers, logits, and the tokens to tell
+
+class Forced(NamedTuple):
+    """Of R answers of one length: their numbers, (R, L, vocabulary) logits, (R, L) tokens to tell, (R, L, D) states."""
+
+    numbers: list[int]
+    logits: Tensor
+    targets: Tensor
+    states: Tensor
 
 
 @family("blip.json")
 class BlipVQA(Blip, Answerer):
     """encode: the ViT. answer: question encoder (cross-attends to the image), then the answer decoder."""
+
+    tells_hidden: ClassVar[bool] = True
 
     @classmethod
     def network(cls, config: Config) -> nn.Module:
@@ -79,7 +89,8 @@ class BlipVQA(Blip, Answerer):
         share = weight[:, None] / len(batch.samples)
         return Outputs(
             lambda: (weight * self.negative_log_likelihood(scored, questions)).sum() / len(batch.samples),
-            [(logits.transpose(1, 2), share[index]) for index, logits, _ in scored],
+            [(one.logits.transpose(1, 2), share[one.numbers]) for one in scored],
+            lambda: [whole(one.states) for one in scored],
         )
 
     def question_states(self, states: Tensor, texts: list[str], owner: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,27 +159,33 @@ class BlipVQA(Blip, Answerer):
 
     def forced(self, questions: Tensor, mask: Tensor, owner: Tensor, answers: list[list[int]]) -> list[Forced]:
         """What the decoder tells of the answers given the questions they belong to (owner, non-decreasing), those of
-        one length together: (numbers of the answers, (R, L, vocabulary) logits, (R, L) next tokens)."""
+        one length together."""
         scored = []
         for index, rows in by_length(answers, ROWS):
             ids, context = rows.to(self.device), Shared.among(questions, owner[index], mask.bool())
-            scored.append((index, self.decode(ids[:, :-1], context), ids[:, 1:]))
+            states = self.read(ids[:, :-1], context)
+            scored.append(Forced(index, self.net.text_decoder.cls(states), ids[:, 1:], states))
         return scored
 
     def negative_log_likelihood(self, scored: Sequence[Forced], questions: Tensor) -> Tensor:
         """(P,) smoothed nll of each answer, in the type of the questions' states."""
-        losses = questions.new_zeros(sum(len(index) for index, _, _ in scored))
-        for index, logits, targets in scored:
+        losses = questions.new_zeros(sum(len(one.numbers) for one in scored))
+        for index, logits, targets, _ in scored:
             losses[index] = _summed_nll(logits, targets).to(losses.dtype)
         return losses
 
     def decode(self, ids: Tensor, context: Shared, cache: DynamicCache | None = None) -> Tensor:
         """(R, L) answer tokens -> (R, L, vocabulary) logits of the next token. cache: of the tokens before them."""
+        logits: Tensor = self.net.text_decoder.cls(self.read(ids, context, cache))
+        return logits
+
+    def read(self, ids: Tensor, context: Shared, cache: DynamicCache | None = None) -> Tensor:
+        """(R, L) answer tokens -> (R, L, D) states of the last layer."""
         both = cache if cache is None else EncoderDecoderCache(cache, DynamicCache())
         bert = self.net.text_decoder.bert
         out = bert(input_ids=ids, encoder_hidden_states=context, is_decoder=True, **with_cache(bert, both))
-        logits: Tensor = self.net.text_decoder.cls(out.last_hidden_state)
-        return logits
+        states: Tensor = out.last_hidden_state
+        return states
 
     def generate(self, questions: Tensor) -> tuple[list[Tensor], list[float]]:
         """Token ids of the answers, from [DEC] on, and their scores. Beam search as the original does: 3 beams, 1 to 10

@@ -43,6 +43,7 @@ class Llave(LlavaOnevision, Matcher):
 
     prompts: ClassVar[dict[str, str]] = {"match": INSTRUCTION}
     marks: ClassVar[dict[str, tuple[str, ...]]] = {"match": ()}
+    tells_hidden: ClassVar[bool] = False
     keys = KEYS
 
     @classmethod

@@ -118,16 +118,31 @@ def owners(rows: Sequence[Sequence[int]], device: torch.device) -> Any:
     return torch.tensor(rows, device=device) if even else [list(row) for row in rows]
 
 
+class Hidden(NamedTuple):
+    """States of the last layer, of n rows of one length each: what is read before the head.
+
+    states: (n, S, width). told: bool (n, S), places whose next token the loss tells. seen: bool (n, S), what is no
+    padding. shown: bool (n, S), an image's tokens, in models that have these and text in one stream.
+    """
+
+    states: Tensor
+    told: Tensor
+    seen: Tensor
+    shown: Tensor
+
+
 class Outputs(NamedTuple):
     """What one forward of a training batch gave.
 
     loss: computes the task's loss from it, a scalar. logits: of every place where the loss tells a class, in parts of
     one shape (R, classes, ...) each, with the weight of its places in the loss, (R, ...) or one number for all. Padding
-    weighs 0 or is left out, so that the weighted sum over all places is a mean like the loss.
+    weighs 0 or is left out, so that the weighted sum over all places is a mean like the loss. hidden: gives the states
+    that the logits were made of, where a loss asks for them; None: the family does not say.
     """
 
     loss: Callable[[], Tensor]
     logits: Sequence[tuple[Tensor, Tensor | float]]
+    hidden: Callable[[], Sequence[Hidden]] | None = None
 
 
 class Pairs(NamedTuple):

@@ -82,6 +82,8 @@ class Model(ABC):
     """
 
     family: ClassVar[str] = ""
+    # whether the Outputs of its training batches tell hidden states
+    tells_hidden: ClassVar[bool] = False
 
     def __init__(self, card: Card, config: dict[str, Json], net: nn.Module) -> None:
         self.card, self.config, self.net = card, config, net

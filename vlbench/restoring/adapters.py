@@ -21,7 +21,6 @@ from ..compression.state import Compression
 from ..compression.width import key_of_width
 from ..errors import RunFailed, UserError
 from ..job import Job
-from ..machine.memory import refuse_second_copy
 from ..model import Model
 from ..nn.adapted import Adapted, MaskedProduct, attach, detach, effective
 from ..options import later
@@ -192,7 +191,7 @@ def refuse_misplaced(model: Model, options: AdapterOptions) -> None:
     towers = {tower.name for tower in structure.towers}
     if not any(_fits(model, options, {name}) for name in towers):
         placed(model, options, towers)
-    refuse_large_teacher(model, options)
+    options.refuse_model(model)
 
 
 def _fits(model: Model, options: AdapterOptions, pruned: set[str]) -> bool:
@@ -200,12 +199,6 @@ def _fits(model: Model, options: AdapterOptions, pruned: set[str]) -> bool:
         return bool(placed(model, options, pruned))
     except UserError:
         return False
-
-
-def refuse_large_teacher(model: Model, options: TeacherOptions) -> None:
-    """Raise UserError where distillation's second model does not fit into memory."""
-    if options.loss != "task":
-        refuse_second_copy(model.net, f"loss={options.loss}")
 
 
 # Their training ----------------------------------------------------------------------------------------------------
