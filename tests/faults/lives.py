@@ -22,6 +22,8 @@ TRAINED = {"finetune.steps": "16", "finetune.warmup": "2", "finetune.batch_size"
 METHODS: dict[str, dict[str, str]] = {
     "upop": {"interval": "2", "upop_search.steps": "16", "upop_search.batch_size": "12", **TRAINED},
     "wanda": {"sparsity": "0.5", "calibration_samples": "64"},
+    # Its statistics are kept for other cells, in runs/calibration.
+    "shared": {"method": "wanda", "propagate": "dense", "sparsity": "0.5", "calibration_samples": "16"},
     "magnitude+finetune": {"magnitude.sparsity": "0.5", **TRAINED},
     "uniform+odd+finetune": {"odd.steps": "6", "odd.batch_size": "12", "odd.lr": "0.01", **TRAINED},
     "dense": {},
@@ -55,6 +57,7 @@ class Odd(Method):
 STAGES = {
     "upop": ["evaluate dense", "upop_search", "finetune", "evaluate upop"],
     "wanda": ["evaluate dense", "calibrate", "evaluate wanda"],
+    "shared": ["evaluate dense", "calibrate", "evaluate wanda"],
     "magnitude+finetune": ["evaluate dense", "finetune", "evaluate magnitude+finetune"],
     "uniform+odd+finetune": ["evaluate dense", "round", "finetune", "evaluate uniform+odd+finetune"],
     "dense": ["evaluate dense"],
@@ -88,6 +91,13 @@ class Place:
         words = [f"{key}={value}" for key, value in told.items()]
         return ["run", *words, "--runs", str(runs), "--checkpoint-every", str(checkpoint_every), "--json", *more]
 
+    def command(self, words: list[str], watched: Path, **how: Any) -> Life:
+        """One life of any command; steps are counted in the folder `watched`."""
+        log = self.folder / "logs" / "command"
+        log.parent.mkdir(exist_ok=True)
+        order = {"words": words, "cwd": str(self.folder), "runs": str(watched), "log": str(log), **how}
+        return self._ended([order])[0]
+
     def lives(self, method: str, runs: Path, *disturbances: Mapping[str, Any], every: float = 0.0) -> list[Life]:
         """As many lives at once as there are disturbances."""
         orders = []
@@ -96,6 +106,9 @@ class Place:
             log.parent.mkdir(exist_ok=True)
             words = self.words(method, runs, checkpoint_every=every)
             orders.append({"words": words, "cwd": str(self.folder), "runs": str(runs), "log": str(log), **how})
+        return self._ended(orders)
+
+    def _ended(self, orders: list[dict[str, Any]]) -> list[Life]:
         assert self.server.stdin is not None
         self.server.stdin.write(json.dumps({"lives": orders}) + "\n")
         self.server.stdin.flush()
