@@ -48,6 +48,7 @@ def test_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     ("name", "text", "figure"),
     [
         ("cost", "--models deit-mini", "throughput x"),
+        ("served", "--models deit-mini --runtimes torch --pairs 1 --batch 2", "speed-up"),
         ("cut", "--models deit-small --batch 1 --pairs 1", "deit-small"),
         ("search", "--model deit-small --batch 1 --pairs 1", "step, s of the CPU"),
         ("evaluation", "--tiny --slice 1 --tasks imagenet --device cpu", "imagenet"),
