@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlbench.errors import UserError
+from vlbench.images.folder import read_variant
 from vlbench.tensors.reading import read_weights, refuse_others
 
 Config = dict[str, Any]
@@ -85,6 +86,18 @@ def inferred(tensors: Mapping[str, Tensor]) -> Config:
         "encoder": {**sizes, "depth": _layers(tensors, "encoder"), "num_heads": width // HEAD},
         "decoder": {"width": decoder, "depth": _layers(tensors, "decoder"), "heads": decoder // HEAD},
     }
+
+
+def as_stated(config: Config, source: Path) -> Config:
+    """The configuration with the heads that the variant.yml beside a checkpoint states, which no shape tells."""
+    stated = read_variant(source if source.is_dir() else source.parent).get("net_kwargs")
+    heads = stated.get("n_heads") if isinstance(stated, dict) else None
+    if heads is None:
+        return config
+    width = config["encoder"]["embed_dim"]
+    if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1 or width % heads:
+        raise UserError(f"variant.yml: n_heads is {heads!r}, and should be a number that divides the width {width}.")
+    return {**config, "encoder": {**config["encoder"], "num_heads": heads}}
 
 
 def same_dims(one: Config, other: Config) -> bool:

@@ -48,14 +48,16 @@ class MaskSegmenter(Model, Segmenter):
 
     @classmethod
     def open(cls, card: Card, folder: Path) -> MaskSegmenter:
-        """A folder with our config.json, or a checkpoint of rstrudel, UPop (cut or whole) or mmsegmentation."""
+        """A folder with our config.json, or a checkpoint of rstrudel (whose variant.yml says the heads), UPop (cut or
+        whole) or mmsegmentation."""
         if (folder / "config.json").is_file() and "classes" in (own := read_config(folder)):
             model = cls.build(card, own, folder)
             load_into(model.net, read_weights(folder))
             return model
         settings, tensors = keys.read(folder)
         config, usual = keys.inferred(tensors), cls.architecture(card)
-        model = cls.build(card, {**(usual if keys.same_dims(config, usual) else config), **settings}, folder)
+        config = {**(usual if keys.same_dims(config, usual) else config), **settings}
+        model = cls.build(card, keys.as_stated(config, folder), folder)
         model.load(tensors)
         return model
 

@@ -96,7 +96,7 @@ def test_mini_cards_have_nothing_to_compare_with(lab: Lab) -> None:
 def test_wrong_words(lab: Lab) -> None:
     assert "Did you mean 'limit'?" in lab.refused("check", "model=deit-mini", "limti=3")
     assert "Did you mean 'deit-mini'?" in lab.refused("check", "model=deit-mni")
-    assert "method=NAME, or model=NAME" in lab.refused("check", "limit=3")
+    assert "method=NAME with task=NAME or none, or model=NAME" in lab.refused("check", "limit=3")
 
 
 def test_every_card_names_what_can_be_compared() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,41 @@ def test_timms_pretrained_cfg(tmp_path: Path, change: dict[str, Any], nested: bo
     resolved = timm.data.resolve_data_config({}, pretrained_cfg={**cfg, "input_size": (3, 48, 48)})
     wanted = timm.data.create_transform(**resolved)(picture())
     assert float((ours(folder_image(CARD, tmp_path), picture()) - wanted).abs().max()) <= NEAR
+
+
+VARIANT = """dataset_kwargs: {normalization: deit, image_size: 640, crop_size: 640, dataset: ade20k}
+inference_kwargs: {im_size: 640, window_size: 640, window_stride: 320}
+net_kwargs: {backbone: deit_base_distilled_patch16_384, n_heads: 12, normalization: deit}
+"""
+KEPT = ImageSpec(size=512, resize="keep", interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def test_segmenters_variant(tmp_path: Path) -> None:
+    """The right value is Segmenter's own (segm/data/utils.py: "deit" is ImageNet's mean and deviation)."""
+    (tmp_path / "variant.yml").write_text(VARIANT)
+    image = folder_image(KEPT, tmp_path / "checkpoint.pth")
+    assert (image.mean, image.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (image.size, image.stride, image.resize) == (640, 320, "keep")
+    (tmp_path / "variant.yml").write_text("inference_kwargs: {im_size: 512, window_size: 512, window_stride: 512}")
+    assert folder_image(KEPT, tmp_path) == KEPT
+    assert folder_image(replace(KEPT, stride=480), tmp_path).stride == 512
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("dataset_kwargs: {normalization: own}", "names the normalization 'own'"),
+        ("inference_kwargs: {im_size: 640, window_size: 512}", "images of 640 pixels and windows of 512"),
+        ("inference_kwargs: {window_size: [512, 640]}", "only squares"),
+        ("- 1", "says nothing of a Segmenter"),
+        ("a: [", "cannot be read"),
+        ("!!python/object/apply:os.system [echo]", "cannot be read"),
+    ],
+)
+def test_a_variant_that_cannot_be_followed_is_told(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "variant.yml").write_text(text)
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        folder_image(KEPT, tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash"])

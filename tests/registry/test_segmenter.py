@@ -220,6 +220,18 @@ def test_rstrudels_checkpoint_opens_without_its_variant(tmp_path: Path, name: st
         assert_same(segmenter.MaskSegmenter.open(card("segmenter-small"), source), model)
 
 
+@pytest.mark.parametrize(("heads", "fine"), [(4, True), (3, False), (0, False), ("4", False)])
+def test_the_variant_says_how_many_heads_there_are(tmp_path: Path, heads: Any, fine: bool) -> None:
+    model = tiny(encoder={**TINY["encoder"], "num_heads": 4})
+    torch.save({"model": model.net.state_dict()}, tmp_path / "checkpoint.pth")
+    (tmp_path / "variant.yml").write_text(json.dumps({"net_kwargs": {"n_heads": heads}}))
+    if fine:
+        assert_same(segmenter.MaskSegmenter.open(card("segmenter-small"), tmp_path), model)
+    else:
+        with pytest.raises(UserError, match="n_heads is"):
+            segmenter.MaskSegmenter.open(card("segmenter-small"), tmp_path)
+
+
 def test_a_file_of_the_cards_own_size_has_the_cards_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shapes do not tell how many there are, and where the card does not tell they are 64 wide."""
     own = {

@@ -20,7 +20,7 @@ from ..records.record import Interval, Record, unpack_scores
 from ..records.statistics import interval
 from ..run.runner import Runner
 
-KEYS = ("model", "limit", "precision", "batch_size", "checkpoint")
+KEYS = ("model", "limit", "precision", "batch_size", "checkpoint", "preprocessing")
 Settings = tuple[tuple[str, str], ...]
 SAME = 1e-6  # percent points between a metric and the mean of a column of scores
 

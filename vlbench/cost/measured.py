@@ -73,7 +73,9 @@ def open_run(folder: Path, record: Record) -> Model:
 
     entry = table("models").get(record.model)
     cls = entry.load()
-    checkpoint = read_json(folder / "cell.json")["words"]["checkpoint"] or entry.facts["checkpoint"]
+    content = read_json(folder / "cell.json")  # "given" has paths as they are found from every folder
+    stated = content.get("given", {}).get("checkpoint") or content["words"]["checkpoint"]
+    checkpoint = stated or entry.facts["checkpoint"]
     weights = locate(checkpoint, entry.facts.get("revision", "main"), named_roots())
     if checkpoint_digest(weights) != record.weights_digest:
         raise UserError(f"{weights} are not the weights that {folder} was made with: run its command again.")

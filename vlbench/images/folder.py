@@ -1,7 +1,8 @@
 """What a checkpoint's folder says of its images, which wins over the card.
 
 Sources, the first that is there: `preprocess_cfg` of open_clip_config.json (open_clip), preprocessor_config.json or
-`image_processor` of processor_config.json (transformers), `pretrained_cfg` of config.json (timm). The side of the
+`image_processor` of processor_config.json (transformers), `pretrained_cfg` of config.json (timm), variant.yml
+(Segmenter: normalisation, the shorter side, window and stride). The side of the
 network's input (image_size of the vision configuration, img_size of timm's arguments) wins over all of them: no other
 goes through it. "image_aspect_ratio": "pad" (LLaVA's own config.json) pads what the processor would crop.
 Nothing of torch is imported: the identity of a finished cell asks for this.
@@ -20,9 +21,13 @@ from ..disk.digests import MANIFEST
 from ..errors import UserError
 from .spec import ImageSpec
 
-OPEN_CLIP, TRANSFORMERS, PROCESSOR, CONFIG = (
-    "open_clip_config.json", "preprocessor_config.json", "processor_config.json", "config.json",
+OPEN_CLIP, TRANSFORMERS, PROCESSOR, CONFIG, VARIANT = (
+    "open_clip_config.json", "preprocessor_config.json", "processor_config.json", "config.json", "variant.yml",
 )  # fmt: skip
+# Segmenter's names of normalisations (mean, std): of ViTs that Google trained, and of DeiT's.
+NORMALISATIONS = {
+    "vit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), "deit": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}  # fmt: skip
 PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 COMPUTED = ("bicubic", "bilinear")  # interpolations that the pipeline has
 # Classes of transformers that crop where their file leaves do_center_crop out.
@@ -74,6 +79,8 @@ def _told(card: ImageSpec, home: Path) -> ImageSpec:
         spec = _transformers(card, processor)
     elif pretrained := _part(config, "pretrained_cfg") or (config if "input_size" in config else {}):
         spec = _timm(card, pretrained)
+    elif card.resize == "keep" and (variant := read_variant(home)):
+        spec = _segmenter(card, variant)
     if config.get("image_aspect_ratio") == "pad" and spec.resize != "keep":
         spec = replace(spec, resize="pad", crop_pct=1.0)
     size = _network_size(_part(clip, "model_cfg") or config)
@@ -174,6 +181,38 @@ def _open_clip(card: ImageSpec, preprocess: Mapping[str, Any]) -> ImageSpec:
             raise UserError(f"its resize_mode is {preprocess['resize_mode']!r}, which is not computed here.")
         spec = replace(spec, resize=modes[preprocess["resize_mode"]], crop_pct=1.0)
     return spec
+
+
+def read_variant(home: Path) -> dict[str, Any]:
+    """Segmenter's variant.yml, which it writes beside its weights. Empty where there is none."""
+    file = home / VARIANT
+    if not file.is_file():
+        return {}
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{file} cannot be read ({reason}): put that of the checkpoint there.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} says nothing of a Segmenter: put that of the checkpoint there.")
+    return content
+
+
+def _segmenter(card: ImageSpec, variant: Mapping[str, Any]) -> ImageSpec:
+    """Segmenter's variant.yml. Its image's shorter side is the window's."""
+    data, inference = _part(variant, "dataset_kwargs"), _part(variant, "inference_kwargs")
+    name = data.get("normalization", _part(variant, "net_kwargs").get("normalization", "vit"))
+    if name not in NORMALISATIONS:
+        raise UserError(f"its {VARIANT} names the normalization {name!r}, and {', '.join(NORMALISATIONS)} are known.")
+    spec = _with(card, *NORMALISATIONS[name])
+    window = _side(inference.get("window_size", data.get("crop_size", card.size)), "window_size")
+    stride = _side(inference.get("window_stride", window), "window_stride")
+    shorter = _side(inference.get("im_size", data.get("image_size", window)), "im_size")
+    if shorter != window:
+        raise UserError(f"its {VARIANT} has images of {shorter} pixels and windows of {window}, which are one here.")
+    return replace(spec, size=window, stride=0 if stride == window and not card.stride else stride)
 
 
 def _with(card: ImageSpec, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageSpec:

@@ -24,6 +24,7 @@ PATTERNS = [
     "processor_config.json",
     "preprocessor_config.json",
     "generation_config.json",
+    "variant.yml",
     *(f"{part}/*" for part in ("llm", "vision_tower", "mm_projector")),
 ]
 
