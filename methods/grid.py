@@ -109,7 +109,8 @@ class GridSearch(Method):
         options: GridOptions = self.options
         state, steps = job.changes.state, options.steps * len(ratios)
         state.steps += steps
-        state.samples_seen += steps * options.batch_size
+        if steps:
+            state.samples_seen += len(ratios) * job.data.batches(options.batch_size).seen(options.steps)
         state.trained = state.trained or steps > 0
         candidates = [
             {"ratios": {k: round(r, 6) for k, r in one.items()}, job.task.metric: value}

@@ -143,7 +143,7 @@ class Job:
             losses = loop.run()
         state.trained = True
         state.steps += schedule.steps
-        state.samples_seen += schedule.steps * schedule.batch_size
+        state.samples_seen += batches.seen(schedule.steps)
         state.log[stage] = {**state.log.get(stage, {}), "loss": [round(x, 6) for x in losses]}
         for hook in stream:
             state.log[stage] |= hook.told()

@@ -83,6 +83,14 @@ def test_few_samples_are_one_batch_again_and_again() -> None:
     assert sorted(ids(batches, range(1))[0])[:1] == sorted(ids(batches, range(9, 10))[0])[:1]
 
 
+@pytest.mark.parametrize("size", [1, 5, 6, 64])
+def test_samples_that_were_seen_are_counted_one_by_one(size: int) -> None:
+    """Batches that are not full, and epochs of other numbers of samples."""
+    steps = range(23)
+    assert stream(size=size).seen(len(steps)) == sum(len(batch) for batch in ids(stream(size=size), steps))
+    assert stream(size=64).seen(3) < 3 * 64
+
+
 def test_an_image_of_two_samples_is_decoded_once() -> None:
     paths = [Path("4"), Path("7")]
     pairs = [Sample("a", (paths[0], paths[1])), Sample("b", (paths[1], paths[0])), Sample("c", (paths[1], paths[1]))]

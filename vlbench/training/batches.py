@@ -70,6 +70,11 @@ class Batches:
         plan = self._epoch(epoch)
         return [self.samples[i] for i in plan[index % len(plan)]]
 
+    def seen(self, steps: int) -> int:
+        """How many samples the first `steps` batches hold: fewer than steps x size where images have few samples, or
+        the split has less than a batch."""
+        return sum(len(self.chosen(step)) for step in range(steps))
+
     def _epoch(self, epoch: int) -> list[list[int]]:
         """Lists of sample indices, one a batch; the last incomplete batch is dropped unless it is the only one."""
         if epoch in self._epochs:

@@ -115,6 +115,10 @@ class DomainBatches(Batches):
             raise RuntimeError(f"step {step} is not planned: the last one is {planned}")
         return [self.samples[row] for row in rows]
 
+    def seen(self, steps: int) -> int:
+        """Every batch is full: domains give their samples again and again."""
+        return steps * self.size
+
     def _sample(self, number: int, place: int) -> int:
         rows = list(self.domains.values())[number]
         epoch, index = divmod(place, len(rows))
