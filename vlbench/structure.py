@@ -48,12 +48,14 @@ class Slice:
 class Site:
     """One attention or feed-forward layer: a list of units that can be removed together with what they own.
 
-    unit: what one unit is ("dim": one dimension of every head; "rope pair"; "head"; "kv group"; "neuron").
+    unit: what one unit is ("dim": one dimension of every head; "rope pair"; "value dim": one dimension of the values of
+    every head; "head"; "kv group"; "neuron").
     variants: the same place with another legal unit. refusals: unit -> why this layer cannot be cut so.
     after_cut(module, kept): tells the module which units are left where shapes alone do not say it (rotary pairs,
     head counts). rescale(module, kept): makes the softmax scale 1/sqrt(kept head size), in the attention classes where
     published code comes to it by cutting; nothing that keeps the function calls it. others: matrices of the site that
-    read the states of another tower (keys and values of cross-attention).
+    read the states of another tower (keys and values of cross-attention). beside: prunable matrices of the site of
+    which no unit owns a part (name -> shape): queries and keys, where a unit is a dimension of the values.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Site:
     after_cut: AfterCut | None = None
     rescale: AfterCut | None = None
     others: tuple[str, ...] = ()
+    beside: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def units(self) -> int:
@@ -84,7 +87,7 @@ class Site:
     @property
     def matrices(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of the weight matrices this site prunes."""
-        return {s.param: s.shape for s in self.slices if len(s.shape) > 1}
+        return {s.param: s.shape for s in self.slices if len(s.shape) > 1} | dict(self.beside)
 
     def with_unit(self, unit: str) -> Site:
         """This site cut by another unit. Raises UserError with the reason where that would not keep the function."""
@@ -226,12 +229,14 @@ def attention_site(
     set_heads: AfterCut | None = None,
     after_cut: AfterCut | None = None,
     rescale: AfterCut | None = None,
+    set_values: AfterCut | None = None,
 ) -> Site:
     """Describe one attention layer. Widths are read from the weights, so a cut layer describes itself as well.
 
     heads / kv_heads: query heads and key/value heads (grouped attention); refusals: illegal unit -> reason.
     rope: dimensions i and i + d/2 rotate together, so that the narrow unit is the pair. set_heads makes whole heads
-    (plain attention) or key/value groups legal: it tells the module how many are left.
+    (plain attention) or key/value groups legal: it tells the module how many are left. set_values makes dimensions of
+    the values alone legal: it tells the module which are left of every head.
     """
     refusals = dict(refusals or {})
     kv_heads = kv_heads or heads
@@ -242,9 +247,12 @@ def attention_site(
     if ("rope pair" not in refusals and "dim" not in refusals) or rope:
         unit, slices = ("rope pair" if rope else "dim"), layer.dims(rope)
         sites.append(Site(name, "attention", modality, unit, slices, after_cut=after_cut, rescale=rescale))
-    if set_heads is not None:
-        unit = "head" if kv_heads == heads else "kv group"
-        sites.append(Site(name, "attention", modality, unit, layer.whole_heads(), after_cut=set_heads))
+    whole = "head" if kv_heads == heads else "kv group"
+    if set_heads is not None and whole not in refusals:
+        sites.append(Site(name, "attention", modality, whole, layer.whole_heads(), after_cut=set_heads))
+    if set_values is not None:
+        apart, slices = layer.queries_and_keys(), layer.values()
+        sites.append(Site(name, "attention", modality, "value dim", slices, after_cut=set_values, beside=apart))
     if not sites:
         raise ValueError(f"{name}: no unit is legal here ({'; '.join(refusals.values())})")
     first, *others = sites
@@ -266,10 +274,15 @@ class _Attention:
 
     @property
     def width(self) -> int:
-        """Of a head: of its values, which a fused projection has beside queries and keys."""
+        """Of a head of the queries and keys, which a fused projection has beside the values."""
         fused = len({rows.path for rows in (self.query, self.key, self.value)}) == 1
-        rows = int(self.module.get_parameter(f"{self.value.path}.weight").shape[0])
+        rows = int(self.module.get_parameter(f"{self.key.path}.weight").shape[0])
         return rows // ((3 if fused else 1) * self.kv_heads)
+
+    @property
+    def value_width(self) -> int:
+        """Of a head of the values: less, where some of their dimensions were cut."""
+        return int(self.module.get_parameter(f"{self.output}.weight").shape[1]) // self.heads
 
     def dims(self, rope: bool) -> tuple[Slice, ...]:
         """Of every head the same dimension; rope: the pair of dimensions that rotate together."""
@@ -284,14 +297,28 @@ class _Attention:
     def whole_heads(self) -> tuple[Slice, ...]:
         """Whole heads, or a key/value head with the query heads that read it. A gate on v alone already silences
         them, and leaves the softmax of the others untouched."""
-        collect = _Collector(self.module)
-        span = torch.arange(self.kv_heads * self.width, device="cpu").view(self.kv_heads, self.width)
-        group = torch.arange(self.heads * self.width, device="cpu").view(self.kv_heads, -1)
-        collect.rows(self.query, group, gated=False)
-        collect.rows(self.key, span, gated=False)
-        collect.rows(self.value, span, gated=True)
-        collect.columns(self.output, group)
+        collect, narrow = _Collector(self.module), self.value_width
+        collect.rows(self.query, self._groups(self.heads * self.width), gated=False)
+        collect.rows(self.key, self._groups(self.kv_heads * self.width), gated=False)
+        collect.rows(self.value, self._groups(self.kv_heads * narrow), gated=True)
+        collect.columns(self.output, self._groups(self.heads * narrow))
         return collect.take()
+
+    def _groups(self, rows: int) -> Tensor:
+        """(kv_heads, k): the rows of each key/value head, or of the query heads that read it."""
+        return torch.arange(rows, device="cpu").view(self.kv_heads, -1)
+
+    def values(self) -> tuple[Slice, ...]:
+        """Of every head the same dimension of its values: its rows of v, and the columns that read it."""
+        collect, width = _Collector(self.module), self.value_width
+        within = torch.arange(width, device="cpu")[:, None]
+        collect.rows(self.value, _per_head(within, self.kv_heads, width), gated=True)
+        collect.columns(self.output, _per_head(within, self.heads, width))
+        return collect.take()
+
+    def queries_and_keys(self) -> dict[str, tuple[int, ...]]:
+        names = [f"{rows.path}.weight" for rows in (self.query, self.key)]
+        return {name: tuple(self.module.get_parameter(name).shape) for name in names}
 
 
 def ffn_site(

@@ -1,4 +1,4 @@
-"""What `vlbench export` writes as load.py, at most 55 lines each, and as network.py where no library has the class.
+"""What `vlbench export` writes as load.py, about 55 lines each, and as network.py where no library has the class.
 
 Every load.py stands alone in an exported folder, and so they repeat one another. All do the same: build the library's
 class from config.json, give each parameter the tensor of its name (which is how layers become narrow), tell each

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -86,9 +87,12 @@ def _smol() -> Kind:
     return _kind("SmolVLM", build, "encoder.layers", lambda net: net(floats(net, 2, 3, 16, 16)).last_hidden_state)
 
 
-def _internvl() -> Kind:
+def _internvl() -> list[Kind]:
+    """As the released one of 300M is, and as that of 6B."""
     sizes = {"image_size": (16, 16), "patch_size": (8, 8), "attention_bias": True, "layer_norm_eps": 1e-6}
-    return _vision("InternVLVisionModel", "InternVLVisionConfig", "encoder.layer", **sizes)
+    small = _vision("InternVLVisionModel", "InternVLVisionConfig", "encoder.layer", **sizes)
+    large = _vision("InternVLVisionModel", "InternVLVisionConfig", "encoder.layer", use_qk_norm=True, **sizes)
+    return [small, replace(large, name="InternVLVisionModel6B")]
 
 
 def _qwen_vision() -> list[Kind]:
@@ -125,7 +129,7 @@ LIBRARY_KINDS = (
         mlp_ratio=2,
     ),
     _vision("DINOv3ViTModel", "DINOv3ViTConfig", "model.layer", use_gated_mlp=True, num_register_tokens=2),
-    _internvl(),
+    *_internvl(),
     _idefics(),
     _smol(),
     *_qwen_vision(),

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
-from copy import deepcopy
 from typing import Any
 
 import pytest
 import timm
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel, Qwen3Config, Qwen3Model, SiglipVisionConfig, SiglipVisionModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    DynamicCache,
+    Qwen3Config,
+    Qwen3Model,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from tests.nn import test_kinds as checks
-from tests.nn.kinds import Kind, ready
+from tests.nn.kinds import Kind, ready, tokens
 from tests.nn.library_kinds import LIBRARY_KINDS
 from vlbench.errors import UserError
 from vlbench.nn import clip_vision, library, llama
 from vlbench.nn import timm as timm_nn
+from vlbench.nn.caches import with_cache
 from vlbench.structure import Structure, check_structure
 
+loader = importlib.import_module("vlbench.registry.loaders.values")
 NAMES = {kind.name: kind for kind in LIBRARY_KINDS}
 # One class of every different row: the other classes of a row are built alike.
 ONE_OF_EACH = ("Qwen2Model", "Qwen3Model", "SiglipVisionModel", "DINOv3ViTModel", "InternVLVisionModel",
-               "Qwen2_5_VLVision")  # fmt: skip
+               "InternVLVisionModel6B", "Qwen2_5_VLVision")  # fmt: skip
+NORMED = ("Qwen3Model", "Qwen3VLTextModel", "Gemma3TextModel", "InternVLVisionModel6B")
 every_kind = pytest.mark.parametrize("kind", LIBRARY_KINDS, ids=NAMES)
 
 
@@ -65,28 +76,60 @@ def test_a_cut_equals_its_gates(kind: Kind) -> None:
 @every_kind
 def test_what_the_librarys_own_class_is_told_is_enough(kind: Kind) -> None:
     """The stock forward on the cut weights, with the attributes that `told` names, gives the cut model's output."""
-    small = kind.adopt(kind.build())
-    structure = kind.structure(small)
-    checks.cut(small, structure, checks.random_keep(structure, 1))
-    want = kind.run(small)
-    stock = kind.build()
-    for name, parameter in small.named_parameters():
-        stock.get_parameter(name).data = parameter.data
-    for path, (attributes, factor) in library.cut_attributes(small).items():
-        assert factor == 1.0
-        layer: Any = stock.get_submodule(path)
-        picked = attributes.pop("rotary", None)
-        vars(layer).update(attributes)
-        if picked is not None:
-            layer.register_forward_pre_hook(_turned(picked), with_kwargs=True)
-    assert torch.equal(kind.run(stock), want)
+    for number in range(len(checks.unit_choices(kind.structure(kind.adopt(kind.build()))))):
+        small = kind.adopt(kind.build())
+        structure = checks.choice(kind, small, number)
+        checks.cut(small, structure, checks.random_keep(structure, 1))
+        want = kind.run(small)
+        stock = kind.build()
+        for name, parameter in small.named_parameters():
+            stock.get_parameter(name).data = parameter.data
+        for path, (attributes, factor) in library.cut_attributes(small).items():
+            assert factor == 1.0
+            layer: Any = stock.get_submodule(path)
+            vars(layer).update(attributes)
+            if "rotary" in attributes:
+                layer.register_forward_pre_hook(loader.turned, with_kwargs=True)
+            if "spread" in attributes:
+                layer.register_forward_hook(loader.spread)
+            if "picked" in attributes:
+                layer.register_forward_pre_hook(loader.picked)
+        assert checks.worst(kind.run(stock), want) <= (1e-12 if structure.sites[0].unit == "value dim" else 0)
 
 
-def _turned(picked: list[int]) -> Any:
-    def turn(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        return args, kwargs | {"position_embeddings": tuple(a[..., picked] for a in kwargs["position_embeddings"])}
+@pytest.mark.parametrize("name", NORMED)
+def test_values_are_cut_where_queries_and_keys_cannot_be(name: str) -> None:
+    """Beside groups of heads, where the norm is over each; q and k stay in the prunable set, and whole."""
+    kind = NAMES[name]
+    net = kind.adopt(kind.build())
+    structure = kind.structure(net)
+    by_value = structure.with_units(checks.attention_by("value dim"))
+    assert by_value.matrices.keys() == structure.matrices.keys()
+    assert by_value.size == structure.size
+    site = next(s for s in by_value.sites if s.kind == "attention")
+    q, k = (net.get_parameter(part).shape for part in site.beside)
+    before = sum(p.numel() for p in net.parameters())
+    checks.cut(net, by_value, {site.name: torch.arange(site.units // 2)})
+    assert [net.get_parameter(part).shape for part in site.beside] == [q, k]
+    assert before - sum(p.numel() for p in net.parameters()) == site.parameters_per_unit * (site.units // 2)
+    if site.variants or name != "InternVLVisionModel6B":
+        checks.test_one_unit_after_another(kind)
 
-    return turn
+
+@pytest.mark.parametrize("name", ["Qwen3Model", "Gemma3TextModel"])
+def test_narrow_values_in_a_cache_continue_as_the_whole_stream_does(name: str) -> None:
+    kind = NAMES[name]
+    net: Any = kind.adopt(kind.build())
+    structure = kind.structure(net).with_units(checks.attention_by("value dim"))
+    checks.cut(net, structure, checks.random_keep(structure, 0))
+    ids, held = tokens(2, 7), DynamicCache(config=None)
+    want = net(ids, use_cache=False).last_hidden_state
+    net(ids[:, :4], **with_cache(net, held))
+    found = net(ids[:, 4:], **with_cache(net, held)).last_hidden_state
+    assert checks.worst(found, want[:, 4:]) <= 1e-10
+    assert {layer.values.shape[-1] for layer in held.layers} == {
+        len(layer.values) for layer in net.modules() if hasattr(layer, "values")
+    }
 
 
 def _siglip() -> nn.Module:
@@ -106,13 +149,19 @@ def test_qk_norm_refuses_what_it_runs_over() -> None:
             structure.sites[0].with_unit(unit)
 
 
-def test_a_norm_over_all_heads_is_refused() -> None:
-    net = deepcopy(NAMES["InternVLVisionModel"].build())
-    for layer in net.modules():
-        if library.row_of(layer) is not None:
-            layer.q_norm = nn.LayerNorm(24)
-    with pytest.raises(UserError, match="QK-norm runs over all heads together"):
-        library.tower(net, "encoder.layer", "vision")
+def test_a_norm_over_all_heads_refuses_all_but_values() -> None:
+    kind = NAMES["InternVLVisionModel6B"]
+    structure = kind.structure(kind.adopt(kind.build()))
+    for unit in ("dim", "rope pair", "head"):
+        with pytest.raises(UserError, match=f"cannot be cut by '{unit}': QK-norm runs over all.*Legal here: value dim"):
+            structure.sites[0].with_unit(unit)
+
+
+def test_values_go_with_the_queries_where_these_can_be_narrowed() -> None:
+    for name in ("Qwen2Model", "SiglipVisionModel"):
+        kind = NAMES[name]
+        with pytest.raises(UserError, match="cannot be cut by 'value dim': the library views values by the width of"):
+            kind.structure(kind.adopt(kind.build())).sites[0].with_unit("value dim")
 
 
 def test_an_unknown_class_is_refused_by_name() -> None:

@@ -244,6 +244,12 @@ def structures_of(model: Any, net: Any) -> list[Structure]:
     return [found, found.with_units(lambda site: (site, *site.variants)[-1].unit)]
 
 
+def mixed(structure: Structure) -> Structure:
+    """Attention by its narrow unit and by its last one, by turns: rotary pairs, values and whole heads in one model."""
+    units = {s.name: (s, *s.variants)[-(n // 2 % 2)].unit for n, s in enumerate(structure.sites)}
+    return structure.with_units(lambda site: units[site.name])
+
+
 def test_a_cut_model_equals_the_gated_one(opened: Opened) -> None:
     """For every legal unit of both towers. RMSNorm and rotary angles are of float32 whatever the model's type."""
     model = deepcopy(opened.model)
@@ -307,7 +313,7 @@ def test_statistics_of_a_pruned_walk_are_those_of_whole_runs(opened: Opened) -> 
 
 def test_a_cut_model_is_saved_and_opened_again_to_the_bit(opened: Opened, tmp_path: Path) -> None:
     model = deepcopy(opened.model)
-    structure = model.structure()
+    structure = mixed(model.structure())
     keep = random_keep(structure, 1)
     cut(model.net, structure, keep)
     save_model(tmp_path / "saved", model, Compression(cuts=[Cut.of(structure, keep)]))
@@ -323,7 +329,7 @@ def test_an_exported_cut_model_is_the_librarys_own_class(opened: Opened, tmp_pat
     """load.py, without vlbench's attention, computes what the cut model computes."""
     model = copy(opened.model)
     model.net = deepcopy(opened.model.net)
-    structure = model.structure()
+    structure = mixed(model.structure())
     keep = random_keep(structure, 2)
     cut(model.net, structure, keep)
     save_model(tmp_path / "saved", model, Compression(cuts=[Cut.of(structure, keep)]))

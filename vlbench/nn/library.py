@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..structure import AfterCut, Block, Mask, Rows, Site, Tower, attention_site, blocks_named, ffn_site
+from .narrowed import Picking, Valued, cuttable, original
 from .stock import CutAttributes
 from .stream import with_stream
 
@@ -27,7 +28,8 @@ MASKS = (Mask("attention_mask"),)
 
 _HEAD_NORM = "QK-norm runs over the width of the head, so a removed dimension changes the others"
 _DEEP = "the language model reads its output by the block's number (DeepStack)"
-_ALL_NORM = "QK-norm runs over all heads together, so a removed head changes the others"
+_ALL_NORM = "QK-norm runs over all heads together, so a removed head or dimension changes the others"
+_TOGETHER = "the library views values by the width of the queries, and the narrow unit of this layer removes both"
 
 
 @dataclass(frozen=True)
@@ -104,53 +106,37 @@ _ACTIVATIONS = ("act_fn", "activation_fn", "act", "activation")
 
 def row_of(layer: nn.Module) -> Row | None:
     """The table's row of a layer, adopted or not. None where it has none."""
-    cls = type(layer)
-    if issubclass(cls, _Picking):
-        cls = cls.__mro__[2]
+    cls = original(type(layer))
     library, _, rest = cls.__module__.partition(".models.")
     return TABLE.get((rest.split(".")[0], cls.__name__)) if library == "transformers" else None
 
 
-class _Picking:
-    """A rotary attention that keeps some of its pairs, and turns them by their own angles: every layer keeps others.
-
-    pairs: int64, the pairs (i, i + width/2) of the original head that this layer still has. It is no part of the
-    state dict: a saved model stores the kept units, and cutting on reload restores the pairs.
-    """
-
-    pairs: Tensor
-    whole: int
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if len(self.pairs) < self.whole:
-            index = torch.cat([self.pairs, self.pairs + self.whole])
-            cos, sin = kwargs["position_embeddings"]
-            kwargs["position_embeddings"] = cos[..., index], sin[..., index]
-        return super().forward(*args, **kwargs)  # type: ignore[misc]
-
-
-_MADE: dict[str, type[nn.Module]] = {}
-
-
-def _picking(cls: type[nn.Module]) -> type[nn.Module]:
-    """The class with _Picking before it, one for each class of the library."""
-    name = f"Cut{cls.__name__}"
-    return _MADE.setdefault(name, type(name, (_Picking, cls), {"__module__": __name__}))
-
-
 def adopt(module: nn.Module) -> nn.Module:
-    """Let every rotary attention of the table below `module` pick its angles; parameters and keys stay the
-    library's, and so does the forward."""
+    """Let every rotary attention of the table below `module` pick its angles, and every one with a QK-norm have fewer
+    values; parameters and keys stay the library's, and so does the forward until values are cut."""
     layer: Any
     for layer in list(module.modules()):
         row = row_of(layer)
-        if row is not None and row.rotary and not isinstance(layer, _Picking):
-            layer.whole = _sizes(layer, row)[2] // 2
-            weight = layer.get_parameter(f"{row.query}.weight")
-            layer.register_buffer("pairs", torch.arange(layer.whole, device=weight.device), persistent=False)
-            cls: type[nn.Module] = type(layer)
-            layer.__class__ = _picking(cls)
+        if row is None or isinstance(layer, Picking | Valued):
+            continue
+        width = _sizes(layer, row)[2]
+        device = layer.get_parameter(f"{row.query}.weight").device
+        if row.rotary:
+            layer.whole = width // 2
+            layer.register_buffer("pairs", torch.arange(layer.whole, device=device), persistent=False)
+        if normed(layer, row):
+            layer.output = row.output
+            layer.register_buffer("values", torch.arange(width, device=device), persistent=False)
+        layer.__class__ = cuttable(type(layer), row.rotary, normed(layer, row))
     return module
+
+
+def normed(layer: nn.Module, row: Row) -> str:
+    """Why a QK-norm forbids narrower queries and keys; empty where the layer has none."""
+    for name, reason in ((row.norm, _HEAD_NORM), (row.norm_of_all, _ALL_NORM)):
+        if name and not isinstance(getattr(layer, name), nn.Identity):
+            return reason
+    return ""
 
 
 def _sizes(layer: Any, row: Row) -> tuple[int, int, int]:
@@ -260,11 +246,10 @@ def _attention(module: nn.Module, at: str, path: str, block: nn.Module, modality
 
 def _described(module: nn.Module, at: str, path: str, layer: Any, row: Row, modality: str) -> Site:
     heads, kv_heads, width = _sizes(layer, row)
-    if row.norm_of_all and not isinstance(getattr(layer, row.norm_of_all), nn.Identity):
-        raise UserError(f"{at} ({type(layer).__name__}) cannot be cut: {_ALL_NORM}.")
-    refusals = {}
-    if row.norm and not isinstance(getattr(layer, row.norm), nn.Identity):
-        refusals = {"dim": _HEAD_NORM, "rope pair": _HEAD_NORM}
+    reason = normed(layer, row)
+    refusals = dict.fromkeys(("dim", "rope pair"), reason) if reason else {"value dim": _TOGETHER}
+    if reason == _ALL_NORM:
+        refusals["head"] = reason
     fused = row.query == row.value
     q, k, v = (
         Rows(f"{path}.{part}", i * heads * width if fused else 0)
@@ -272,8 +257,8 @@ def _described(module: nn.Module, at: str, path: str, layer: Any, row: Row, moda
     )
     return attention_site(
         module, at, modality=modality, query=q, key=k, value=v, output=f"{path}.{row.output}", heads=heads,
-        kv_heads=kv_heads, rope=row.rotary and not refusals, refusals=refusals, after_cut=_width_keeper(path, row),
-        set_heads=_head_keeper(path, row),
+        kv_heads=kv_heads, rope=row.rotary and not reason, refusals=refusals, after_cut=_width_keeper(path, row),
+        set_heads=_head_keeper(path, row), set_values=_value_keeper(path) if reason else None,
     )  # fmt: skip
 
 
@@ -289,6 +274,16 @@ def _width_keeper(path: str, row: Row) -> AfterCut:
             setattr(layer, row.total, getattr(layer, row.count) * width)
         if row.rotary:
             layer.pairs = layer.pairs[kept.to(layer.pairs.device)]
+
+    return keep
+
+
+def _value_keeper(path: str) -> AfterCut:
+    """What follows from keeping some dimensions of every head's values."""
+
+    def keep(module: nn.Module, kept: Tensor) -> None:
+        layer: Any = module.get_submodule(path)
+        layer.values = layer.values[kept.to(layer.values.device)]
 
     return keep
 
@@ -321,7 +316,7 @@ def _ffn(module: nn.Module, at: str, path: str, block: nn.Module, modality: str)
 
 def cut_attributes(module: nn.Module) -> CutAttributes:
     """For the library's own classes. rotary: the indices into cos and sin of what a cut layer keeps, which the
-    library's does not pick by itself."""
+    library's does not pick by itself. spread, picked: see `_of_values`; the library's expects all values."""
     by_path: CutAttributes = {}
     for path, layer in module.named_modules():
         if isinstance(numbers := getattr(layer, "fullatt_block_indexes", None), list):
@@ -334,8 +329,22 @@ def cut_attributes(module: nn.Module) -> CutAttributes:
             continue
         names = [name for name in (row.width, row.count, row.total) if name]
         attributes: dict[str, Any] = {name: int(getattr(layer, name)) for name in names}
-        if isinstance(layer, _Picking) and len(layer.pairs) < layer.whole:
+        if isinstance(layer, Picking) and len(layer.pairs) < layer.whole:
             pairs = layer.pairs.tolist()
             attributes["rotary"] = [*pairs, *(pair + layer.whole for pair in pairs)]
         by_path[path] = attributes, 1.0
+        if isinstance(layer, Valued) and len(layer.values) < layer.head_dim:
+            by_path |= _of_values(path, layer, row)
     return by_path
+
+
+def _of_values(path: str, layer: Any, row: Row) -> CutAttributes:
+    """What is left of the values of every head: where the rows of v stand among `whole`, and which columns o reads."""
+    heads, kv_heads, width = _sizes(layer, row)
+    rows, columns = (
+        (torch.arange(count)[:, None] * width + layer.values.cpu()).flatten().tolist() for count in (kv_heads, heads)
+    )
+    return {
+        f"{path}.{row.value}": ({"spread": rows, "whole": kv_heads * width}, 1.0),
+        f"{path}.{row.output}": ({"picked": columns}, 1.0),
+    }

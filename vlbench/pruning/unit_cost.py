@@ -50,7 +50,8 @@ def _site_macs(site: Site, calls: dict[str, Calls]) -> float:
         # Self-attention has as many keys as queries; in cross-attention the other length is that of the encoder.
         others = (of(s.param) for s in matrices if s.dim == 0)
         keys = next((other for other in others if other and other != queries), queries)
-        macs += 2 * output.index.shape[1] * _pairs(queries, keys)
+        products = 1 if site.beside else 2  # dimensions of the values alone take no part in q k^T
+        macs += products * output.index.shape[1] * _pairs(queries, keys)
     return macs
 
 
