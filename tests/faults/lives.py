@@ -113,7 +113,7 @@ class Place:
         self.server.stdin.write(json.dumps({"lives": orders}) + "\n")
         self.server.stdin.flush()
         told = _answer(self.server)
-        saids = [Path(order["log"]).read_text(errors="replace") for order in orders]
+        saids = [_read(Path(order["log"])) for order in orders]
         return [
             Life(code, told["seconds"], told["stage"], told["steps"], said)
             for code, said in zip(told["codes"], saids, strict=True)
@@ -129,6 +129,11 @@ class Place:
             self.calm[method] = life = self.live(method, runs)
             assert life.code == 0, life.said
         return runs
+
+
+def _read(log: Path) -> str:
+    """Nothing of one that was killed before it had a log."""
+    return log.read_text(errors="replace") if log.is_file() else ""
 
 
 def _answer(server: subprocess.Popen[str]) -> Any:
