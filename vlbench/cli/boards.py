@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from ..errors import RunFailed, UserError
-from .common import RUNS, Json, Runs, cells_of, names_and_words, run_folder
+from ..records.runs import run_of
+from .common import RUNS, Json, Runs, cells_of, names_and_words
 
 
 def leaderboard(
@@ -99,7 +100,7 @@ def plot(
     if not words and file is None:
         raise UserError("vlbench plot takes runs, words of a board like task=nlvr2, or --file PATH.")
     cells = None if file is None else cells_of([], file, quiet=True)
-    files, left_out = draw(words or [], lambda name: run_folder(name, runs), runs, out, cells)
+    files, left_out = draw(words or [], lambda name: run_of(name, runs), runs, out, cells)
     for sentence in left_out:
         print(f"left out: {sentence}", file=sys.stderr)
     for file in files:
@@ -123,7 +124,7 @@ def submit(
     if "upload" not in words and not folder.is_dir():
         raise UserError(f"{folder} does not exist: run this in the checkout, or give --folder or upload=DIR.")
     target = Path(words["upload"]) if "upload" in words else folder / "results"
-    folders = [run_folder(name, runs) for name in given]
+    folders = [run_of(name, runs) for name in given]
     if len(folders) > 1:
         return _submit_all(submit_each(folders, target))
     print(f"wrote {submit_run(folders[0], target)}; `vlbench leaderboard` makes the tables.")
@@ -151,4 +152,4 @@ def score(
     given = parse(words)
     if set(given) != {"file"}:
         raise UserError("vlbench score takes RUN and file=PATH.")
-    print(f"wrote {enter_score(run_folder(name, runs), Path(given['file']))}")
+    print(f"wrote {enter_score(run_of(name, runs), Path(given['file']))}")

@@ -71,7 +71,7 @@ def _print_runs(runs: Path, *, json: bool) -> None:
     for folder in sorted(p for p in runs.glob("*") if (p / "cell.json").is_file()):
         server = server_score(folder)
         finished = (folder / "result.json").is_file() or bool(server)
-        rows.append({"run": folder.name, "state": "done" if finished else "unfinished", **server})
+        rows.append({"run": folder.name, "state": _state(folder, finished=finished), **server})
     if json:
         print(jsonlib.dumps(rows, indent=1))
         return
@@ -80,6 +80,11 @@ def _print_runs(runs: Path, *, json: bool) -> None:
         print(f"{row['state']:<11} {row['run']}{scored}")
     if not rows:
         print(f"no runs in {runs}")
+
+
+def _state(folder: Path, *, finished: bool) -> str:
+    """A link is nobody's run here: what it leads to is not this folder's."""
+    return "a link" if folder.is_symlink() else "done" if finished else "unfinished"
 
 
 def _numbers(metrics: Mapping[str, float]) -> str:

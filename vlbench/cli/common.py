@@ -52,11 +52,6 @@ def names_and_words(arguments: list[str], known: tuple[str, ...]) -> tuple[list[
     return [a for a in arguments if "=" not in a], words
 
 
-def run_folder(name: str, runs: Path) -> Path:
-    """A run by its folder or, in `runs`, by its name."""
-    return Path(name) if (Path(name) / "cell.json").is_file() else runs / name
-
-
 def cells_of(words: list[str], file: Path | None, *, quiet: bool) -> list[str]:
     """The cells of a sweep."""
     from ..machine.ui import Screen

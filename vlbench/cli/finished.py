@@ -10,7 +10,8 @@ import typer
 
 from ..errors import UserError
 from ..machine.device import ask_for
-from .common import RUNS, Device, Json, Runs, run_folder
+from ..records.runs import run_of
+from .common import RUNS, Device, Json, Runs
 
 
 def time_(
@@ -44,9 +45,9 @@ def time_(
         if runtime:
             from ..serving.measured import time_served
 
-            time_served([run_folder(name, runs) for name in names], runtime.split(","), how, screen, json=json)
+            time_served([run_of(name, runs) for name in names], runtime.split(","), how, screen, json=json)
             return
-        time_runs([run_folder(name, runs) for name in names], how, screen, json=json, accelerate=accelerate)
+        time_runs([run_of(name, runs) for name in names], how, screen, json=json, accelerate=accelerate)
 
 
 def page(
@@ -57,7 +58,7 @@ def page(
     from ..pages.run import write_page
 
     for name in names:
-        file, why = write_page(run_folder(name, runs))
+        file, why = write_page(run_of(name, runs))
         if why:
             print(f"no samples: {why}", file=sys.stderr)
         print(f"wrote {file}")
@@ -73,7 +74,6 @@ def export(
 ) -> None:
     """A compressed model with a loader that needs no vlbench: vlbench export RUN DIR, or for a runtime: --to onnx."""
     from ..compression.export import export as write
-    from ..compression.export import run_of
 
     if to:
         from ..serving.export import export_to

@@ -44,6 +44,8 @@ def _plan(cell: Cell, runs: Path) -> dict[str, Any]:
 
 
 def _state(folder: Path) -> str:
+    if folder.is_symlink():
+        return "refused: its folder is a link"
     if (folder / "result.json").is_file():
         return "done"
     if (folder / "model").is_dir():

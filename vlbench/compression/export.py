@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from ..disk.storage import new_folder, read_json, write_json, write_text
-from ..errors import UserError, did_you_mean
+from ..errors import UserError
 from ..model import Model
 from ..nn.stock import LOADER
+from ..records.runs import run_of
 from .depth import original_blocks
 from .saved import copy_saved, is_saved, load_model, untouched
 from .state import Compression
 
 STOCK = "stock.json"
 PREPROCESSING = "preprocessing.json"  # of images, as vlbench/images/spec.py says it
-NAMED = 5  # runs in a sentence that asks for more of a name
 
 
 def export(run: str, folder: Path, runs: Path) -> list[str]:
@@ -84,23 +84,6 @@ def find_model(name: str, runs: Path) -> Path:
     if [link[0] for link in read_json(run / "cell.json")["identity"]["chain"]] == ["dense"]:
         raise UserError(f"{run.name} is of the dense model, which nothing was done to: export a run of a method.")
     raise UserError(f"{run.name} has no compressed model yet: run it to its end first.")
-
-
-def run_of(name: str, runs: Path) -> Path:
-    """The folder of a run by its folder, its name or the beginning of it. Raises UserError where several begin so."""
-    return Path(name) if (Path(name) / "cell.json").is_file() else runs / _named(name, runs)
-
-
-def _named(name: str, runs: Path) -> str:
-    """The one run in `runs` whose name is, or begins with, `name`."""
-    cells = sorted(p.parent.name for p in runs.glob("*/cell.json"))
-    fitting = [run for run in cells if run.startswith(name)] if name not in cells else [name]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        more = f" and {len(fitting) - NAMED} more" if len(fitting) > NAMED else ""
-        raise UserError(f"{name!r} begins the names of {', '.join(fitting[:NAMED])}{more}: give more of one of them.")
-    raise UserError(f"there is no run {name!r} in {runs}. {did_you_mean(name, cells)}")
 
 
 def refuse_taken(folder: Path) -> None:

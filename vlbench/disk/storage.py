@@ -200,10 +200,15 @@ def _is_left_over(path: Path) -> bool:
 def refuse_link(folder: Path) -> None:
     """Raise UserError for a cell's folder that is a link: what it leads to is not this folder's to write, or remove."""
     if folder.is_symlink():
-        raise UserError(
-            f"{folder} is a link to {folder.readlink()}, and a cell's folder is its own: move what it leads to here, "
-            "or remove the link, and run again."
-        )
+        raise UserError(linked_folder(folder))
+
+
+def linked_folder(folder: Path) -> str:
+    """What is said of a cell's folder that is a link."""
+    return (
+        f"{folder} is a link to {folder.readlink()}, and a cell's folder is its own: move what it leads to here, or "
+        "remove the link, and run again."
+    )
 
 
 def refuse_unwritable(folder: Path) -> None:

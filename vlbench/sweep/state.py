@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from ..disk import lease
+from ..disk.storage import linked_folder
 from ..errors import UserError
 from ..plugins.workspace import package_folder
 from ..records.record import SCHEMA_VERSION, read_record
@@ -73,9 +74,13 @@ class Runs:
 
     @classmethod
     def read(cls, folder: Path, *, telling: bool = False) -> Runs:
-        """Raises UserError for a result that is damaged; telling: it is noted in `damaged` instead."""
+        """Raises UserError for a result that is damaged; telling: it is noted in `damaged` instead. So are cells whose
+        folders are links, of which nothing is read: a run of them is refused."""
         runs = cls(folder)
-        for name in _names(folder):
+        for name, linked in _entries(folder):
+            if linked:
+                runs.damaged[name] = linked_folder(folder / name)
+                continue
             try:
                 summary = brief(f"{folder}/{name}")
             except UserError as error:
@@ -87,7 +92,7 @@ class Runs:
                 runs.results[name] = summary
             elif name != "logs":
                 runs.begun.add(name)
-        runs.logs = {name.removesuffix(".log") for name in _names(folder / "logs") if name.endswith(".log")}
+        runs.logs = {name.removesuffix(".log") for name, _ in _entries(folder / "logs") if name.endswith(".log")}
         return runs
 
     def state(self, cell: str) -> str:
@@ -119,10 +124,11 @@ class Runs:
         )
 
 
-def _names(folder: Path) -> Iterator[str]:
+def _entries(folder: Path) -> Iterator[tuple[str, bool]]:
+    """Names, and whether they are links."""
     try:
         with os.scandir(folder) as entries:
-            yield from (entry.name for entry in entries if not entry.name.startswith("."))
+            yield from ((entry.name, entry.is_symlink()) for entry in entries if not entry.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
         return
 
