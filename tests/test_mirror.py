@@ -79,6 +79,7 @@ ELSEWHERE = {
     "vlbench/pruning/learned_gates.py": "tests/methods/test_mask_based.py",
     "vlbench/pruning/obs.py": "tests/methods/test_sparsegpt.py",
     "vlbench/pruning/options.py": "tests/pruning/test_modality.py",
+    "vlbench/pruning/unit_rows.py": "tests/methods/test_hesso.py",
     "vlbench/pruning/rotation.py": "tests/methods/test_slicegpt.py",
     "vlbench/training/schedule.py": "tests/training/test_loop.py",
     "vlbench/pruning/owl.py": "tests/methods/test_neighbours.py",

@@ -1,23 +1,30 @@
-"""Oracles: differences of the loss for the gradients of the gates' parameters; the cut model for the gated one; the
-record of a whole run for its target and its shape."""
+"""Oracles: Sheared LLaMA's masked model, recorded; differences of the loss for the gradients of the gates' parameters;
+the cut model for the gated one; the record of a whole run for its target and its shape."""
 
 from __future__ import annotations
 
 import importlib
 import json
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.compression.test_width import KINDS as MODELS
 from tests.lab import Lab
+from tests.oracles import Oracle
 from vlbench.compression.cut import cut
+from vlbench.compression.gates import Gates
 from vlbench.compression.saved import load_model
-from vlbench.compression.width import entries_left
+from vlbench.compression.width import WidthGates, entries_left, key_of_width
 from vlbench.errors import UserError
+from vlbench.nn import llama
 from vlbench.pruning import hard_concrete as hc
 from vlbench.pruning.l0_search import Search
+from vlbench.structure import Structure
 
 l0 = importlib.import_module("vlbench.methods.l0")
 
@@ -117,3 +124,55 @@ def test_width_is_refused_where_it_cannot_go() -> None:
     kind = MODELS["t5"]
     with pytest.raises(UserError, match="cannot be narrowed"):
         l0.L0(l0.L0Options(units="site+width")).check(kind.structure(kind.adopt(kind.build())))
+
+
+def masked_llama(oracle: Oracle) -> tuple[nn.Module, Structure]:
+    """The recorded model as transformers has it."""
+    facts = oracle.facts
+    config = LlamaConfig(
+        vocab_size=facts["vocab"], hidden_size=facts["d_model"], intermediate_size=facts["intermediate"],
+        num_hidden_layers=facts["layers"], num_attention_heads=facts["heads"], rms_norm_eps=facts["rms_norm_eps"],
+    )  # fmt: skip
+    net = LlamaForCausalLM(config).double().eval()
+    names = {
+        "wte": "embed_tokens", "blocks": "layers", "ln_1": "input_layernorm", "ln_2": "post_attention_layernorm",
+        "attn.wq": "self_attn.q_proj", "attn.wk": "self_attn.k_proj", "attn.wv": "self_attn.v_proj",
+        "attn.out_proj": "self_attn.o_proj", "ln_f": "norm",
+    }  # fmt: skip
+    weights = {}
+    for key, value in oracle.tensors("weight/").items():
+        name = key.removeprefix("transformer.")
+        for old, new in names.items():
+            name = name.replace(f"{old}.", f"{new}.") if f"{old}." in name else name
+        weights["lm_head.weight" if name == "output.weight" else f"model.{name}"] = value
+    net.load_state_dict(weights)
+    return llama.adopt(net), Structure((llama.tower(net, "model.layers", read_by=["lm_head"]),))
+
+
+@torch.no_grad()
+def test_masked_and_cut_models_are_the_recorded_ones(shared: Path) -> None:
+    """Soft and zero masks of heads, neurons, blocks and width in one model; and the cut that leaves the head alone,
+    which the released extraction multiplies by the width's masks once more."""
+    oracle = Oracle(shared / "oracles" / "neighbours" / "sheared_masked_llama_a.npz")
+    net, structure = masked_llama(oracle)
+    structure = l0.L0(l0.L0Options()).units(structure)
+    assert torch.allclose(net(oracle["ids"]).logits, oracle["logits_dense"], atol=1e-5)
+    hidden, (tower,) = oracle["hidden_z"], structure.towers
+    gates, widths = Gates(net, structure), WidthGates(net, structure)
+    values = {}
+    for number in range(oracle.facts["layers"]):
+        attention, ffn = tower.blocks[number].sites
+        values[attention.name] = oracle["head_z"][number].flatten() * oracle["head_layer_z"][number]
+        values[ffn.name] = oracle["intermediate_z"][number].flatten() * oracle["mlp_z"][number]
+    gates.set(values)
+    widths.set({key_of_width(tower): hidden})
+    assert torch.allclose(net(oracle["ids"]).logits, oracle["logits_masked"], atol=1e-5)
+    widths.remove()
+    gates.fold()
+    for part in tower.stream.slices:  # what writes the stream and its norms take the width's masks in
+        if part.param.endswith(("embed_tokens.weight", "o_proj.weight", "down_proj.weight", "norm.weight")):
+            parameter = net.get_parameter(part.param)
+            parameter.mul_(hidden.view(-1, 1) if part.dim == 0 and parameter.ndim == 2 else hidden)
+    keep = {name: value.nonzero().flatten() for name, value in values.items()}
+    cut(net, structure, {**keep, key_of_width(tower): hidden.nonzero().flatten()})
+    assert torch.allclose(net(oracle["ids"]).logits, oracle["logits_pruned_head_not_scaled"], atol=1e-5)
