@@ -364,10 +364,11 @@ class _Collector:
 
     def rows(self, rows: Rows, index: Tensor, *, gated: bool) -> None:
         layer = self.module.get_submodule(rows.path)
+        index = index + rows.first if rows.first else index  # the same tensor wherever it is the same
         for part in ("weight", "bias"):
             if getattr(layer, part, None) is not None:
                 entry = self.found.setdefault((f"{rows.path}.{part}", 0), ([], []))
-                entry[0 if gated else 1].append(index + rows.first)
+                entry[0 if gated else 1].append(index)
 
     def columns(self, path: str, index: Tensor) -> None:
         self.found.setdefault((f"{path}.weight", 1), ([], []))[1].append(index)
@@ -378,7 +379,8 @@ class _Collector:
             shape = tuple(self.module.get_parameter(param).shape)
             for gated, index in zip((True, False), parts, strict=True):
                 if index:
-                    slices.append(Slice(param, shape, dim, torch.cat(index, 1), gated))
+                    whole = index[0] if len(index) == 1 else torch.cat(index, 1)
+                    slices.append(Slice(param, shape, dim, whole, gated))
         self.found = {}
         return tuple(sorted(slices, key=lambda s: not s.gated))
 

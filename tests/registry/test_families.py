@@ -290,25 +290,30 @@ def _adder(total: Tensor) -> Callable[..., None]:
     return add
 
 
-def test_statistics_of_a_pruned_walk_are_those_of_whole_runs(opened: Opened) -> None:
-    """Of every matrix of every tower, each block pruned before the next one is looked at."""
-    model = copy(opened.model)
-    model.net = deepcopy(opened.model.net)
-    batch = batch_of(model, [picture(60, 20), picture(28, 28)], [[0], [1], [0]], ["a", "b", "c d"])
-    for block, statistics in block_statistics(model.net, model.structure(), [lambda: model.answer_loss(batch)]):
+def statistics_equal_hooked_runs(model: Any, loss: Callable[[], Any]) -> None:
+    """Of every matrix of every tower, each block pruned before the next one is looked at; the model is pruned by it."""
+    for block, statistics in block_statistics(model.net, model.structure(), [loss]):
         names = list(statistics)
         want = {name: torch.zeros_like(statistics[name].square_sum) for name in names}
         hooks = [
             model.net.get_submodule(name.rpartition(".")[0]).register_forward_hook(_adder(want[name])) for name in names
         ]
         with torch.no_grad():
-            model.answer_loss(batch)
+            loss()
             for hook in hooks:
                 hook.remove()
             for name in names:
                 worst = float((statistics[name].square_sum - want[name]).abs().max())
-                assert worst <= 1e-5 * float(want[name].max()), (block.path, name)
+                assert worst <= 1e-6 * float(want[name].max()), (block.path, name)
                 model.net.get_parameter(name)[::2] = 0
+
+
+def test_statistics_of_a_pruned_walk_are_those_of_whole_runs(opened: Opened) -> None:
+    """The rest is 1.5e-7 with glue, which is a difference of two float32, and 2e-15 without."""
+    model = copy(opened.model)
+    model.net = deepcopy(opened.model.net)
+    batch = batch_of(model, [picture(60, 20), picture(28, 28)], [[0], [1], [0]], ["a", "b", "c d"])
+    statistics_equal_hooked_runs(model, lambda: model.answer_loss(batch))
 
 
 def test_a_cut_model_is_saved_and_opened_again_to_the_bit(opened: Opened, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,9 @@ def costs(words: Mapping[str, str]) -> tuple[list[Cost], dict[str, str]]:
     weights = _checkpoint(words["checkpoint"], models) if "checkpoint" in words else None
     for entry in models:
         try:
-            for name in [capability] if capability else entry.facts["capabilities"]:
-                listed += [_cost(entry, name, target, weights) for target in (0.0, *targets)]
+            names = [capability] if capability else entry.facts["capabilities"]
+            counted = [_costs(entry, names, target, weights) for target in (0.0, *targets)]
+            listed += [cost for of_capability in zip(*counted, strict=True) for cost in of_capability]
         except UserError as error:
             if "model" in words:
                 raise
@@ -97,7 +98,7 @@ def _checkpoint(checkpoint: str, models: list[Entry]) -> Path:
     return locate(checkpoint, models[0].facts.get("revision", "main"), named_roots())
 
 
-def _with_weights(entry: Entry, weights: Path, work: Callable[[Model], Cost]) -> Cost:
+def _with_weights(entry: Entry, weights: Path, work: Callable[[Model], list[Cost]]) -> list[Cost]:
     """work(the model of a checkpoint), at the size that its folder says, as a run would open it."""
     family = entry.load()
     card = next(c for c in family.cards if c.name == entry.name)
@@ -105,22 +106,23 @@ def _with_weights(entry: Entry, weights: Path, work: Callable[[Model], Cost]) ->
     return work(open_checkpoint(family, replace(card, image=image), weights)[0])
 
 
-def _cost(entry: Entry, capability: str, target: float, weights: Path | None = None) -> Cost:
-    def count(model: Model) -> Cost:
+def _costs(entry: Entry, capabilities: Sequence[str], target: float, weights: Path | None = None) -> list[Cost]:
+    """Of each capability, at one width, of one and the same model."""
+
+    def count(model: Model) -> list[Cost]:
         size = model.structure().size
         if target:
             cut_uniformly(model, target)
-        parameters = list(model.net.parameters())
-        return Cost(
-            model=entry.name,
-            capability=capability,
-            sparsity=1 - model.structure().size / size,
-            parameters=sum(p.numel() for p in parameters),
-            prunable=size,
-            bytes=_bytes(model),
-            macs=stated_macs(model, capability),
-            sample=stated(capability).trained,
-        )
+        facts: dict[str, Any] = {
+            "sparsity": 1 - model.structure().size / size,
+            "parameters": sum(p.numel() for p in model.net.parameters()),
+            "prunable": size,
+            "bytes": _bytes(model),
+        }
+        return [
+            Cost(entry.name, name, macs=stated_macs(model, name), sample=stated(name).trained, **facts)
+            for name in capabilities
+        ]
 
     return with_blank(entry, count) if weights is None else _with_weights(entry, weights, count)
 
