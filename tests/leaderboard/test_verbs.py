@@ -148,8 +148,13 @@ def test_a_sweeps_rows_alone(place: Place) -> None:
 
 def test_submit_without_a_finished_run(place: Place) -> None:
     code, _, err = place("submit", "nothing")
+    assert (code, "there is no run 'nothing' in runs" in err) == (2, True)
+    for name in ("begun", "neither"):
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "cell.json").write_text("{}")
+    code, _, err = place("submit", "begun")
     assert (code, "is not finished" in err) == (2, True)
-    code, out, err = place("submit", "nothing", "neither")
+    code, out, err = place("submit", "begun", "neither")
     assert (code, out.count("refused: "), "2 of 2 runs" in err) == (1, 2, True)
     code, _, err = place("submit", "upload=up")
     assert (code, "no finished runs in runs" in err) == (2, True)

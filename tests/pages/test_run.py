@@ -73,7 +73,7 @@ def test_other_data_than_those_of_the_run_show_no_samples(lab: Lab) -> None:
 
 
 def test_a_page_of_nothing_is_refused(lab: Lab) -> None:
-    assert "is no finished run" in lab.refused("page", "nothing")
+    assert "there is no run 'nothing'" in lab.refused("page", "nothing")
 
 
 def shown(number: int, value: float, dense: float | None) -> Shown:

@@ -41,7 +41,7 @@ def test_a_link_is_nobodys_run(runs: Path, tmp_path: Path) -> None:
     (runs / "a-upop-2").rename(tmp_path / "elsewhere")
     (runs / "a-upop-2").symlink_to(tmp_path / "elsewhere")
     for name in ("a-upop-2", str(runs / "a-upop-2")):
-        with pytest.raises(UserError, match="is a link to .*elsewhere"):
+        with pytest.raises(UserError, match=r"is a link to .*elsewhere"):
             run_of(name, runs)
     read = Runs.read(runs)
     assert read.state("a-upop-2") == "damaged"

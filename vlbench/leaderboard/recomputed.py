@@ -129,6 +129,11 @@ def _of_counts(record: Record) -> Iterator[str]:
             yield f"{sizes.removed} entries were cut away, and {sizes.total} of {sizes.dense} parameters are left"
     elif sizes.nonzero > sizes.total - sizes.removed:
         yield f"{sizes.removed} entries are zero, and {sizes.nonzero} of {sizes.total} parameters are not"
+    if record.macs is None or record.macs_dense is None or sizes.total > sizes.dense:  # adapters beside the weights
+        return
+    cut = record.pattern == "structured" and sizes.removed > 0
+    if record.macs >= record.macs_dense if cut else record.macs != record.macs_dense:
+        yield f"it takes {record.macs} MACs of {record.macs_dense}, which pattern {record.pattern} does not leave"
 
 
 def _compare_with_dense(path: Path, record: Record, scores: Array, dense: Array) -> None:
