@@ -214,3 +214,17 @@ def test_on_a_model_of_two_modalities(tmp_path: Path) -> None:
     assert record.parameters.towers["vision"] == 0
     assert record.sparsity == 0
     assert record.pattern == "dense"
+
+
+@pytest.mark.parametrize("schedule", ["warmup", "mixed", "dynamic"])
+def test_a_rank_schedule_is_merged_saved_and_resumed(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, schedule: str
+) -> None:
+    words = {"rank_schedule": schedule, "rank": "2", "steps": "6", "dropout": "0"}
+    one, two = (run(workshop, chain("lora", "unstructured", merge=word, **words)) for word in ("true", "false"))
+    torch.testing.assert_close(workshop.outputs(one.model), workshop.outputs(two.model), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(workshop.outputs(one.model), workshop.outputs(pruned(workshop, "unstructured").model))
+    kept = [len(p) for n, p in two.model.net.named_parameters() if n.endswith("lora_a")]
+    assert sum(kept) <= 2 * len(kept) + kept.count(1)  # one that has lost all of its rank keeps a column of zeros
+    reloads(workshop, two, tmp_path / "saved")
+    resumes(workshop, chain("lora", "unstructured", merge="false", **words), monkeypatch, after=3)

@@ -216,13 +216,16 @@ def alone(net: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(wanted)
 
 
-def restore(job: Job, stage: str, options: RestoreOptions) -> None:
-    """Train what requires a gradient, at the best of the learning rates that are asked for."""
+def restore(
+    job: Job, stage: str, options: RestoreOptions, more: Callable[[nn.Module], list[Hook]] = lambda net: []
+) -> None:
+    """Train what requires a gradient, at the best of the learning rates that are asked for. more: network -> what its
+    training takes along besides."""
     count = sum(p.numel() for p in job.model.net.parameters() if p.requires_grad)
 
     def train(job: Job, options: RestoreOptions) -> None:
         hooks = options.hooks(job.model.net) if isinstance(options, AdapterOptions) else []
-        job.train(stage, options, hooks, options.objective(job))
+        job.train(stage, options, [*hooks, *more(job.model.net)], options.objective(job))
 
     tuned(job, stage, options, train)
     job.changes.state.log[stage] = {**job.changes.state.log[stage], "parameters": count}
