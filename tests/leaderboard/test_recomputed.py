@@ -72,7 +72,10 @@ EDITS: dict[str, tuple[Edit, str]] = {
         lambda one: one.model_copy(update={"macs": 5}),
         "takes 5 MACs of 45600000, which pattern unstructured does not leave",
     ),
-    "a dearer dense model": (lambda one: one.model_copy(update={"macs_dense": 10**9}), "its dense model has"),
+    "a dearer dense model": (
+        lambda one: one.model_copy(update={"macs": 10**9, "macs_dense": 10**9}),
+        "its dense model has",
+    ),
 }
 
 
