@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests import minis
@@ -49,6 +50,50 @@ def test_ria(neighbours: Path, power: float) -> None:
     score = pruner("ria", power=power).score(oracle["W"], seen(oracle["scaler_row"]))
     assert torch.allclose(score, oracle[f"score/{power}"], rtol=1e-6, atol=0)
     assert torch.equal(keep_fraction(score, 0.5, "row"), oracle[f"keep_per_row/{power}"])
+
+
+@pytest.mark.parametrize("ranking", ["sum", "retained_degree_unstructured", "retained_degree_per_outneuron"])
+def test_ria_deals_columns_out(neighbours: Path, ranking: str) -> None:
+    """The published order, and the 2:4 mask in it, mapped back."""
+    oracle = Oracle(neighbours / "ria_a.npz")
+    ria, scores = pruner("ria", sparsity="2:4", reallocate=ranking), oracle["score/0.5"]
+    order = ria.order(scores, torch.arange(scores.shape[1])[:, None])
+    assert torch.equal(order, oracle[f"reallocated/{ranking}/index"])
+    keep = torch.zeros_like(scores, dtype=torch.bool)
+    keep[:, order] = keep_n_of_m(scores[:, order], 2, 4)
+    assert torch.equal(keep, oracle[f"reallocated/{ranking}/keep"])
+
+
+@pytest.mark.parametrize("name", ["deit", "llama", "blip_vqa"])
+@torch.no_grad()
+def test_units_in_another_order_compute_the_same(name: str) -> None:
+    kind = next(k for k in KINDS if k.name == name)
+    net = kind.adopt(kind.build())
+    want, ria = kind.run(net), module("ria")
+    sites = [pair for t in kind.structure(net).towers for block in t.blocks for pair in ria.readers(block)]
+    assert {site.unit for site, _ in sites} >= {"neuron"}
+    for site, reader in sites:
+        before = net.get_parameter(reader.param).clone()
+        for path, weight in ria.permuted(net, site, torch.randperm(site.units)).items():
+            net.get_parameter(path).copy_(weight)
+        assert not torch.equal(net.get_parameter(reader.param), before)
+    assert float((kind.run(net) - want).abs().max()) <= 1e-10
+
+
+def test_a_run_deals_out_and_keeps_the_pattern(lab: Lab) -> None:
+    told = lab.run("method=ria", "sparsity=2:4", "reallocate=sum", "calibration_samples=4")
+    assert told.code == 0, told.err
+    folder = next(p.parent for p in lab.folder.rglob("result.json") if "ria" in str(p))
+    model, state = load_model(folder / "model")
+    assert all((mask.view(-1, 4).sum(1) == 2).all() for mask in state.masks.values())
+    name = "blocks.0.mlp.fc1.weight"
+    dense, saved = load_file(lab.weights / "model.safetensors")[name], model.net.get_parameter(name).detach()
+    rows = [
+        ((dense * mask == row).all(1)).nonzero().flatten() for row, mask in zip(saved, state.masks[name], strict=True)
+    ]
+    assert torch.cat(rows).sort().values.tolist() == list(range(len(dense)))  # every neuron once,
+    assert torch.cat(rows).tolist() != list(range(len(dense)))  # in another order
+    assert "reallocate=sum is for n:m patterns" in lab.refused_run("method=ria", "sparsity=0.5", "reallocate=sum")
 
 
 def test_owl(neighbours: Path) -> None:
