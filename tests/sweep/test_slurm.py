@@ -6,6 +6,7 @@ once, is theirs. Stub workers without torch.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -49,6 +50,11 @@ os.execvp(words[0], words)
 print("JobID|State|NodeList")
 for file in FAKE.glob("*.state"):
     print(f"{file.stem}|{file.read_text()}|here")
+""",
+    "squeue": """
+for file in FAKE.glob("*.state"):
+    if file.read_text() in ("RUNNING", "PENDING"):
+        print(file.stem)
 """,
     "scontrol": """
 assert sys.argv[1] == "requeue"
@@ -177,6 +183,44 @@ def test_a_job_that_ends_without_a_word_is_tried_three_times(fake: Path) -> None
     assert "state FAILED" in found["a"].reason
     assert "in each of 3 attempts" in log_file(Path("runs"), "a").read_text()
     assert len(list(fake.glob("*.sh"))) == 3
+
+
+NO_ACCOUNTING = 'sys.exit("Slurm accounting storage is disabled")'
+
+
+@pytest.mark.parametrize("queue", ["answers", "does not answer"])
+def test_a_lost_node_is_noticed_without_accounting(fake: Path, monkeypatch: pytest.MonkeyPatch, queue: str) -> None:
+    """Its processes are killed, and nobody writes an outcome: by the queue, or by the lease, the cell is run again."""
+    (fake / "bin" / "sacct").write_text(HEAD + NO_ACCOUNTING)
+    monkeypatch.setattr(slurm, "QUEUE", 0.2)
+    monkeypatch.setattr(slurm.lease, "EXPIRES", 0.5)
+    if queue != "answers":
+        (fake / "bin" / "squeue").write_text(HEAD + "sys.exit(1)")
+    executor = start()
+
+    def lose() -> None:
+        until(lambda: tries("a") == 1)
+        holder = {"machine": f"{os.uname().nodename} gone", "pid": 2**22 + 1, "since": 0.0}  # a process that is no more
+        Path("runs/a/lease.json").write_text(json.dumps(holder))
+        os.killpg(int((fake / "1.group").read_text()), signal.SIGKILL)
+        (fake / "1.state").write_text("NODE_FAIL")
+
+    thread = threading.Thread(target=lose)
+    thread.start()
+    found = run(executor, a="once")
+    thread.join()
+    assert found["a"].state == "done"
+    assert tries("a") == 2
+    assert len(list(fake.glob("*.sh"))) == 2
+
+
+def test_without_accounting_nobody_who_works_is_taken_for_lost(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (fake / "bin" / "sacct").write_text(HEAD + NO_ACCOUNTING)
+    monkeypatch.setattr(slurm, "QUEUE", 0.2)
+    found = run(start(), a="meet b", b="meet a", c="go")
+    assert {outcome.state for outcome in found.values()} == {"done"}
+    assert [tries(cell) for cell in "abc"] == [1, 1, 1]
+    assert len(list(fake.glob("*.sh"))) == 1
 
 
 def test_closing_cancels(fake: Path) -> None:

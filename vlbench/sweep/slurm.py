@@ -3,6 +3,9 @@
 A job hands its cell to a worker process (process.py) and writes how it ended into a small JSON file, which is all that
 is read here: submitit's own results are pickles. Before its time is up, or when the machine is taken for another job,
 Slurm sends a signal; the cell is let go and the job asks to be queued again, and the cell resumes in it.
+
+A job that ends without that file is noticed by Slurm's accounting (sacct, which submitit asks); on a cluster that keeps
+none by the queue (squeue); and where that does not answer either, by the cell's lease, which gives no sign of life.
 """
 
 from __future__ import annotations
@@ -12,12 +15,14 @@ import json
 import os
 import secrets
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..disk import lease
 from ..disk.storage import write_json
 from ..errors import UserError
 from . import process
@@ -29,6 +34,7 @@ MINUTES = 240  # of a job, where --slurm time= does not say: a longer cell takes
 TIMEOUTS = 100  # jobs that one cell may fill: one that never gets anywhere must end
 ARRAY = 1000  # jobs of an array: Slurm's own default allows 1001
 SETTLES = 60.0  # seconds that a network file system may take to show what a job wrote before its end
+QUEUE = 20.0  # seconds between two looks into the queue, less than SETTLES: what was submitted after one is in the next
 PATIENCE = 120.0  # seconds in which Slurm says, or does, what comes after SIGTERM
 
 
@@ -48,6 +54,7 @@ class SlurmExecutor:
         self.folder = self.runs / "logs" / "slurm"  # what submitit writes, and the outcomes
         self._executor = _connect(self.folder, sbatch_parameters(parameters, jobs))
         self._open: dict[str, _Submitted] = {}  # by the outcome's file name
+        self._queue = Queue()
 
     def submit(self, works: Iterable[Work]) -> None:
         """Each call is an array, or several where it has more cells than one may."""
@@ -76,7 +83,7 @@ class SlurmExecutor:
             ended = [
                 (file, submitted, outcome)
                 for file, submitted in self._open.items()
-                if (outcome := _outcome(file, submitted))
+                if (outcome := self._outcome(file, submitted))
             ]
             for file, submitted, outcome in ended:
                 del self._open[file]
@@ -90,12 +97,35 @@ class SlurmExecutor:
                 self.tell()
                 time.sleep(LOOK)
 
+    def _outcome(self, file: str, submitted: _Submitted) -> Outcome | None:
+        """How the cell ended; LOST where its job is gone without a word; None while it waits or runs."""
+        with contextlib.suppress(OSError):
+            return Outcome(**json.loads(Path(file).read_text(encoding="utf-8")))
+        if not self._ended(submitted):
+            submitted.gone = 0.0
+            return None
+        submitted.gone = submitted.gone or time.monotonic()
+        return LOST if time.monotonic() - submitted.gone > SETTLES else None
+
+    def _ended(self, submitted: _Submitted) -> bool:
+        """Whether the job is no more, by the first of accounting, queue and lease that knows of it."""
+        if submitted.job.done():
+            return True
+        if submitted.job.get_info(mode="cache").get("State"):
+            return False
+        queued = self._queue.holds(submitted.job.job_id)
+        if queued is None:
+            return _silent(self.runs / submitted.work.cell, submitted.at)
+        # Accounting may be slower than the queue: it is asked once more, and what it says then counts.
+        return not queued and (not submitted.job.get_info(mode="force").get("State") or submitted.job.done())
+
     def running(self) -> list[str]:
-        states = [
-            (submitted.work.cell, submitted.job.get_info(mode="cache").get("State", ""))
+        return [
+            submitted.work.cell
             for submitted in self._open.values()
+            if submitted.job.get_info(mode="cache").get("State") == "RUNNING"
+            or lease.held(self.runs / submitted.work.cell)
         ]
-        return [cell for cell, state in states if state == "RUNNING"]
 
     def close(self) -> None:
         """Cancel what has not ended. It lets its cell go, and Slurm kills it a while later."""
@@ -112,19 +142,42 @@ class _Submitted:
     attempts: int = 1
     job: Any = None
     gone: float = 0.0  # when its job was first seen to have ended
+    at: float = field(default_factory=time.time)
 
 
 LOST = Outcome("", "failed", "its job ended without an outcome")
 
 
-def _outcome(file: str, submitted: _Submitted) -> Outcome | None:
-    """How the cell ended; LOST where its job is gone without a word; None while it waits or runs."""
-    with contextlib.suppress(OSError):
-        return Outcome(**json.loads(Path(file).read_text(encoding="utf-8")))
-    if not submitted.job.done():
+class Queue:
+    """The jobs of this user that wait or run, as squeue lists them."""
+
+    def __init__(self) -> None:
+        self._ids: frozenset[str] | None = None
+        self._asked = -QUEUE
+
+    def holds(self, job: str) -> bool | None:
+        """None where squeue does not answer."""
+        if time.monotonic() - self._asked >= QUEUE:
+            self._ids, self._asked = _queued(), time.monotonic()
+        return None if self._ids is None else job in self._ids
+
+
+def _queued() -> frozenset[str] | None:
+    words = ["squeue", "--noheader", "--array", "--format=%i", f"--user={os.getuid()}"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=QUEUE, check=True)
+    except (OSError, subprocess.SubprocessError):
         return None
-    submitted.gone = submitted.gone or time.monotonic()
-    return LOST if time.monotonic() - submitted.gone > SETTLES else None
+    return frozenset(done.stdout.split())
+
+
+def _silent(folder: Path, since: float) -> bool:
+    """Whether somebody began the cell after that time, and gives no sign of life any more."""
+    try:
+        begun = (folder / "lease.json").stat().st_mtime > since
+    except OSError:
+        return False
+    return begun and lease.held(folder) is None
 
 
 def _why(job: Any) -> str:
