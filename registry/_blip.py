@@ -175,7 +175,9 @@ class Blip(Model):
     def stock(self) -> Stock:
         """transformers' class of this head."""
         return Stock.of(
-            {"class": type(self.net).__name__, "attention": blip.cut_attributes(self.net)}, LOADERS / "blip.py"
+            {"class": type(self.net).__name__, "attention": blip.cut_attributes(self.net)},
+            LOADERS / "blip.py",
+            needs_heads=True,
         )
 
     def encode(self, images: Tensor) -> Tensor:

@@ -219,7 +219,8 @@ def of_library(net: Any, attention: Mapping[str, Any]) -> Stock:
     """How transformers opens a model of its own class. Only where values were cut, its loader hooks their layers."""
     loader = "values.py" if any("spread" in attributes for attributes, _ in attention.values()) else "language.py"
     names = {"class": type(net).__name__, "config": type(net.config).__name__}
-    return Stock.of({**names, "attention": attention}, Path(__file__).parent / "loaders" / loader)
+    path = Path(__file__).parent / "loaders" / loader
+    return Stock.of({**names, "attention": attention}, path, needs_heads=True)
 
 
 def read_kind(folder: Path, model_type: str) -> Config:

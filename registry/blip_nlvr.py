@@ -52,7 +52,7 @@ class BlipNlvr(Blip, Judge):
     def stock(self) -> Stock:
         """transformers has no class of this head: network.py has it."""
         facts = {"attention": blip.cut_attributes(self.net)}
-        return Stock.of(facts, LOADERS / "blip_nlvr.py", LOADERS / "blip_nlvr_network.py")
+        return Stock.of(facts, LOADERS / "blip_nlvr.py", LOADERS / "blip_nlvr_network.py", needs_heads=True)
 
     def stages(self) -> tuple[Stage, ...]:
         """The ViT, and the text encoder with both images in view; its head is two small matrices."""

@@ -89,6 +89,11 @@ class Site:
         """Name -> shape of the weight matrices this site prunes."""
         return {s.param: s.shape for s in self.slices if len(s.shape) > 1} | dict(self.beside)
 
+    @property
+    def emptied(self) -> bool:
+        """Whether nothing of it is left: one of its matrices has no entry."""
+        return any(0 in shape for shape in self.matrices.values())
+
     def with_unit(self, unit: str) -> Site:
         """This site cut by another unit. Raises UserError with the reason where that would not keep the function."""
         for site in (self, *self.variants):
@@ -239,6 +244,7 @@ def attention_site(
     the values alone legal: it tells the module which are left of every head.
     """
     refusals = dict(refusals or {})
+    heads = heads or 1  # of a layer whose heads are all gone: one of no width
     kv_heads = kv_heads or heads
     if rope:
         refusals.setdefault("dim", "rotary position embedding turns dimensions i and i + d/2 together")

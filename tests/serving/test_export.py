@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 import torch
 
-from tests import minis
+from tests import minis, stock_runs
 from tests.lab import Lab, workspace
+from vlbench.compression.export import export
+from vlbench.compression.saved import save_model
+from vlbench.compression.state import Compression
 from vlbench.errors import UserError
 from vlbench.plugins.table import table
 from vlbench.runtime import Served, Stage
@@ -205,3 +209,31 @@ def _served(name: str, way: str) -> Served:
     served = Served(model, state, ())
     capability = model.card.capabilities[0]
     return Served(model, state, stated_parts(served, capability))
+
+
+@pytest.mark.parametrize(
+    ("name", "gone", "refusing"),
+    [
+        ("deit-mini", "attention", {"onnx", "openvino"}),
+        ("deit-mini", "ffn", {"openvino"}),
+        ("blip-vqa-mini", "attention", {"onnx", "openvino", "stock"}),
+        ("blip-vqa-mini", "ffn", {"openvino"}),
+    ],
+)
+def test_a_layer_of_which_nothing_is_left_is_held_or_refused(
+    name: str, gone: str, refusing: set[str], tmp_path: Path
+) -> None:
+    """A division by zero, once. What is not refused by a sentence computes the same; so does the library's class."""
+    model, state = minis.opened(name), Compression(pattern="structured")
+    sites = model.structure().sites
+    minis.cut_to(model, state, {s.name: torch.arange(0 if s.kind == gone else s.units) for s in sites})
+    save_model(tmp_path / "saved", model, state)
+    served = Served(model, state, (), tmp_path / "saved")
+    runtimes = {word: table("runtimes").get(word).load()() for word in ("onnx", "openvino", "stock", "pt2", "torch")}
+    assert {word for word, made in runtimes.items() if "is left" in made.refusal(served)} == refusing
+    told = export(str(tmp_path / "saved"), tmp_path / "out", tmp_path)
+    assert ("nothing is left of" in told[-1]) == ("stock" in refusing)
+    if "stock" not in refusing:
+        found = stock_runs.outputs(name, run_path(str(tmp_path / "out" / "load.py"))["load"](tmp_path / "out"))
+        for key, one in stock_runs.outputs(name, model.net).items():
+            assert float((found[key] - one).abs().max() / one.abs().max()) <= 1e-6

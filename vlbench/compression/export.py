@@ -34,13 +34,19 @@ def export(run: str, folder: Path, runs: Path) -> list[str]:
         stock = write_stock(source, model, state, temporary)
     names = sorted(p.name for p in folder.iterdir())
     lines = [f"wrote {folder}: {', '.join(names)}"]
+    return lines if stock else [*lines, f"no {LOADER}: {why_no_library(model, state)}; vlbench.load opens the folder."]
+
+
+def why_no_library(model: Model, state: Compression) -> str:
+    """In words that end a sentence: why no library opens what is saved. "" where one does."""
     if state.adapters:
-        lines.append(f"no {LOADER}: adapters stand beside the weights, which libraries do not read; vlbench.load does.")
-    elif not stock:
-        lines.append(
-            f"no {LOADER}: {model.card.name} has no Model.stock() that says it; vlbench.load opens the folder."
-        )
-    return lines
+        return "adapters stand beside its weights, which libraries do not read"
+    stock = model.stock()
+    if stock is None:
+        return f"{model.card.name} has no Model.stock() that says how its library opens it"
+    sites = model.structure().sites if stock.needs_heads else ()
+    gone = [site.name for site in sites if site.kind == "attention" and site.emptied]
+    return f"nothing is left of {gone[0]}, which the library's own attention does not compute" if gone else ""
 
 
 def _dropped(source: Path, model: Model, state: Compression) -> dict[str, Any]:
@@ -63,8 +69,8 @@ def write_stock(source: Path, model: Model, state: Compression, folder: Path) ->
     state: those in `source`."""
     copy_saved(source, folder)
     write_json(folder / PREPROCESSING, asdict(model.card.image))
-    stock = None if state.adapters else model.stock()
-    if stock is None:
+    stock = model.stock()
+    if stock is None or why_no_library(model, state):
         return False
     write_json(folder / STOCK, {**stock.facts, **_dropped(source, model, state)})
     for name, text in stock.files.items():

@@ -23,7 +23,7 @@ def attend(
 
     mask: additive float or boolean (True = visible), broadcast to (B, H, Lq, Lk). `causal` is aligned to the top left.
     """
-    if q.shape[-1] == 0:  # every unit of the site is gone
+    if q.shape[-1] == 0 or q.shape[1] == 0:  # every unit of the site is gone
         return q
     return F.scaled_dot_product_attention(
         q,
@@ -40,7 +40,8 @@ def attend(
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, L, H * d) -> (B, H, L, d); d is whatever is left of the head after cutting."""
     batch, length, size = x.shape
-    return x.reshape(batch, length, heads, size // heads).transpose(1, 2)
+    width = size // heads if heads else 0  # every head is gone
+    return x.reshape(batch, length, heads, width).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
@@ -116,6 +117,8 @@ class Shared:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: float = 0.0) -> Tensor:
         """q (R * b, H, L, d) -> (R * b, H, L, d), every row against the keys of its own state."""
         rows, heads, length, width = q.shape
+        if not heads * width:
+            return q
         beams = rows // len(self.owner)
         if not self.even:
             slot = self._slot.to(q.device)  # a model may be split over devices

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..structure import AfterCut, Block, Mask, Rows, Site, Tower, attention_site, blocks_named, ffn_site
+from .emptied import Emptied, empty
 from .narrowed import Picking, Valued, cuttable, original
 from .stock import CutAttributes
 from .stream import with_stream
@@ -142,6 +143,10 @@ def normed(layer: nn.Module, row: Row) -> str:
 def _sizes(layer: Any, row: Row) -> tuple[int, int, int]:
     """(query heads, key/value heads, width of a head) as the layer is now."""
     fused = row.query == row.value
+    if isinstance(layer, Emptied):
+        heads, kv_heads = layer.sizes
+        query: Any = layer.get_submodule(row.query)  # type: ignore[attr-defined]
+        return heads, kv_heads, query.weight.shape[0] // ((3 if fused else 1) * heads)
     rows = layer.get_submodule(row.query).weight.shape[0] // (3 if fused else 1)
     heads = getattr(layer, row.count) if row.count else rows // getattr(layer, row.width)
     width = rows // heads
@@ -258,7 +263,7 @@ def _described(module: nn.Module, at: str, path: str, layer: Any, row: Row, moda
     return attention_site(
         module, at, modality=modality, query=q, key=k, value=v, output=f"{path}.{row.output}", heads=heads,
         kv_heads=kv_heads, rope=row.rotary and not reason, refusals=refusals, after_cut=_width_keeper(path, row),
-        set_heads=_head_keeper(path, row), set_values=_value_keeper(path) if reason else None,
+        set_heads=_head_keeper(path, row), set_values=_value_keeper(path, row) if reason else None,
     )  # fmt: skip
 
 
@@ -267,6 +272,7 @@ def _width_keeper(path: str, row: Row) -> AfterCut:
 
     def keep(module: nn.Module, kept: Tensor) -> None:
         layer: Any = module.get_submodule(path)
+        _emptied(layer, row, kept)
         width = int(kept.numel()) * (2 if row.rotary else 1)
         if row.width:
             setattr(layer, row.width, width)
@@ -278,14 +284,25 @@ def _width_keeper(path: str, row: Row) -> AfterCut:
     return keep
 
 
-def _value_keeper(path: str) -> AfterCut:
+def _value_keeper(path: str, row: Row) -> AfterCut:
     """What follows from keeping some dimensions of every head's values."""
 
     def keep(module: nn.Module, kept: Tensor) -> None:
         layer: Any = module.get_submodule(path)
+        if not kept.numel():  # queries and keys are as they were, and nothing is left to weigh
+            heads, kv_heads, _ = _sizes(layer, row)
+            empty(layer, (heads, kv_heads), row.output, alone=False)
         layer.values = layer.values[kept.to(layer.values.device)]
 
     return keep
+
+
+def _emptied(layer: Any, row: Row, kept: Tensor) -> None:
+    """Of a layer that keeps no unit only the bias is left."""
+    if not kept.numel() and not isinstance(layer, Emptied):
+        fused = row.query == row.value
+        heads = getattr(layer, row.count) if row.count else 1
+        empty(layer, (heads or 1, heads or 1), row.output, alone=fused)
 
 
 def _head_keeper(path: str, row: Row) -> AfterCut:
@@ -293,6 +310,7 @@ def _head_keeper(path: str, row: Row) -> AfterCut:
 
     def keep(module: nn.Module, kept: Tensor) -> None:
         layer: Any = module.get_submodule(path)
+        _emptied(layer, row, kept)
         if row.total:
             setattr(layer, row.total, int(kept.numel()) * getattr(layer, row.width))
         if row.count:

@@ -38,6 +38,8 @@ class LlamaAttention(LibraryAttention):  # type: ignore[misc]
         is_causal: bool | None = None,
         **rest: Any,
     ) -> tuple[Tensor, None]:
+        if not self.kv_heads:  # every head is gone
+            return self._emptied(hidden_states, cache_in(rest)), None
         q = split_heads(self.q_proj(hidden_states), self.kv_heads * self.num_key_value_groups)  # (B, H, L, d)
         k = split_heads(self.k_proj(hidden_states), self.kv_heads)  # (B, K, L, d)
         v = split_heads(self.v_proj(hidden_states), self.kv_heads)  # (B, K, L, d)
@@ -52,6 +54,13 @@ class LlamaAttention(LibraryAttention):  # type: ignore[misc]
         dropout = self.attention_dropout if self.training else 0.0
         out = attend(q, k, v, scale=self.scaling, mask=attention_mask, causal=causal, dropout=dropout)
         return self.o_proj(merge_heads(out)), None
+
+    def _emptied(self, hidden_states: Tensor, cache: Any) -> Tensor:
+        """(B, L, D), of nothing: what the output's bias adds. The cache counts what its layers have read."""
+        if cache is not None:
+            cache.update(hidden_states[:, None, :, :0], hidden_states[:, None, :, :0], self.layer_idx)
+        states: Tensor = self.o_proj(hidden_states[..., :0])
+        return states
 
     def _kept(self, angles: Tensor) -> Tensor:
         """(B, L, d) cos or sin of the original head -> those of the kept pairs."""

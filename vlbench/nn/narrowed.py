@@ -100,5 +100,5 @@ def cuttable(cls: type[nn.Module], rotary: bool, valued: bool | str) -> type[nn.
 
 
 def original(cls: type[nn.Module]) -> type[nn.Module]:
-    """The library's class of one that `cuttable` made; any other as it is."""
-    return next(base for base in cls.__mro__ if base.__module__ != __name__)
+    """The library's class of one that was made of it here (`cuttable`, emptied.py); any other as it is."""
+    return next(base for base in cls.__mro__ if not base.__module__.startswith(f"{__package__}."))

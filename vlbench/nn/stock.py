@@ -20,16 +20,21 @@ CutAttributes = dict[str, tuple[Attributes, float]]
 class Stock:
     """files: name -> Python source. load.py has load(folder) -> nn.Module, in eval mode, and imports no vlbench;
     network.py has a class that no library has. facts: what load.py reads in stock.json, beside config.json and
-    model.safetensors; JSON values."""
+    model.safetensors; JSON values. needs_heads: the library's attention fails where every unit of it is gone
+    (transformers' views no elements as heads of a width that torch should find)."""
 
     files: Mapping[str, str]
     facts: Mapping[str, Any]
+    needs_heads: bool = False
 
     @classmethod
-    def of(cls, facts: Mapping[str, Any], loader: Path, network: Path | None = None) -> Stock:
+    def of(
+        cls, facts: Mapping[str, Any], loader: Path, network: Path | None = None, *, needs_heads: bool = False
+    ) -> Stock:
         """From source files that lie beside a family's."""
         paths = {LOADER: loader, **({NETWORK: network} if network else {})}
-        return cls({name: path.read_text(encoding="utf-8") for name, path in paths.items()}, facts)
+        texts = {name: path.read_text(encoding="utf-8") for name, path in paths.items()}
+        return cls(texts, facts, needs_heads)
 
 
 def query_factor(scale: float, width: int) -> float:

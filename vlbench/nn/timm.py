@@ -23,7 +23,8 @@ class VisionAttention(Attention):  # type: ignore[misc]
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, -1))
-        q, k = self.q_norm(q), self.k_norm(k)
+        if self.num_heads:  # a norm of the head's width has nothing to norm where every head is gone
+            q, k = self.q_norm(q), self.k_norm(k)
         dropout = self.attn_drop.p if self.training else 0.0
         out = attend(q, k, v, scale=self.scale, mask=attn_mask, causal=is_causal, dropout=dropout)
         out = self.norm(merge_heads(out))
@@ -86,9 +87,10 @@ def cut_attributes(module: nn.Module) -> CutAttributes:
     for path, layer in module.named_modules():
         if isinstance(layer, VisionAttention):
             heads = int(layer.num_heads)
-            width = int(layer.qkv.weight.shape[0]) // (3 * heads)
-            attributes = {"num_heads": heads, "head_dim": width, "attn_dim": heads * width, "scale": width**-0.5}
-            by_path[path] = attributes, query_factor(layer.scale, width)
+            width = int(layer.qkv.weight.shape[0]) // (3 * heads) if heads else 0
+            scale = width**-0.5 if width else 1.0  # of no width: nothing is scaled
+            attributes = {"num_heads": heads, "head_dim": width, "attn_dim": heads * width, "scale": scale}
+            by_path[path] = attributes, query_factor(layer.scale, width) if width else 1.0
     return by_path
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ..model import Model
-from ..runtime import Part, Stage
+from ..runtime import Part, Served, Stage
 
 
 class Traced(nn.Module):
@@ -19,6 +19,13 @@ class Traced(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         return self._stage.compute(self._model, *tensors)
+
+
+def emptied(served: Served, *kinds: str) -> str:
+    """In words that end a sentence: that a layer of these kinds has no unit left. "" where each has some."""
+    gone = [site.name for site in served.model.structure().sites if site.kind in kinds and site.emptied]
+    more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+    return f"it reads no layer of which nothing is left, as of {gone[0]}{more}" if gone else ""
 
 
 def program(model: Model, part: Part) -> ExportedProgram:

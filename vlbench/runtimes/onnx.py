@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..runtime import Runtime, Serve, Served, Tensors, runtime
-from ._traced import program
+from ._traced import emptied, program
 
 
 @runtime("onnx", title="ONNX Runtime", packages=("onnx", "onnxscript", "onnxruntime"), extra="onnx")
@@ -21,6 +21,10 @@ class Onnx(Runtime):
         import onnxruntime
 
         return f"onnxruntime {onnxruntime.__version__}"
+
+    def refusal(self, served: Served) -> str:
+        """Heads of no width are shapes that ONNX Runtime takes for an error; no neurons are none to it."""
+        return emptied(served, "attention")
 
     def write(self, served: Served, folder: Path) -> Sequence[str]:
         for part in served.parts:

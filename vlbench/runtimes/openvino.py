@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..runtime import Runtime, Serve, Served, Tensors, runtime
-from ._traced import program
+from ._traced import emptied, program
 
 
 @runtime("openvino", title="OpenVINO", packages=("openvino",), extra="openvino")
@@ -21,6 +21,10 @@ class OpenVino(Runtime):
         import openvino
 
         return f"openvino {openvino.__version__.split('-')[0]}"
+
+    def refusal(self, served: Served) -> str:
+        """A product over nothing loses the rows there."""
+        return emptied(served, "attention", "ffn")
 
     def write(self, served: Served, folder: Path) -> Sequence[str]:
         import openvino

@@ -9,7 +9,7 @@ from runpy import run_path
 
 from torch import Tensor, no_grad
 
-from ..compression.export import write_stock
+from ..compression.export import why_no_library, write_stock
 from ..nn.stock import LOADER
 from ..runtime import Runtime, Serve, Served, Stage, Tensors, runtime
 
@@ -23,12 +23,10 @@ class Stock(Runtime):
     def refusal(self, served: Served) -> str:
         if served.source is None:
             return "it was never cut, and the checkpoint that it came from is what its library opens"
-        if served.state.adapters:
-            return "adapters stand beside its weights, which libraries do not read"
+        if why := why_no_library(served.model, served.state):
+            return why
         stock = served.model.stock()
-        if stock is None:
-            return "its family has no Model.stock() that says how its library opens it"
-        network = "network.py" in stock.files
+        network = stock is not None and "network.py" in stock.files
         return "no library has a class of it, so that network.py, which is ours, would be compared" if network else ""
 
     def write(self, served: Served, folder: Path) -> Sequence[str]:
