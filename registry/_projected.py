@@ -23,7 +23,7 @@ from vlbench.nn import library
 from vlbench.nn.stock import Stock
 from vlbench.structure import Structure
 from vlbench.tensors.locate import locate
-from vlbench.tensors.reading import load_into, read_weights, refuse_others
+from vlbench.tensors.reading import fill, read_weights, refuse_others
 
 from ._chat import TURN, chat_of, image_processor, processor_of
 from ._layout import Patterns, renamed
@@ -101,7 +101,9 @@ class Projected(Prompted):
                 f"{home} needs the code of its repository, which is never run: use the same model in the library's own "
                 f"layout, {card.checkpoint}."
             )
-        weights = {cls.renamed(k): v for k, v in read_weights(folder).items() if not re.search(cls.dropped, k)}
+        weights = {
+            cls.renamed(k): v for k, v in read_weights(folder, as_stored=True).items() if not re.search(cls.dropped, k)
+        }
         refuse_others(weights, cls.__name__, cls.telling)
         config = read_kind(home, cls.model_type)
         if "processor" not in config:
@@ -115,8 +117,12 @@ class Projected(Prompted):
                 )
             config["prompts"] = {**config.get("prompts", {}), **cls.chat(home, tokenizer)}
         model = unfilled(cls.build, card, config, home)
-        load_into(model.net, weights)
+        fill(model.net, weights)
         return model
+
+    @classmethod
+    def blank(cls: type[P], card: Card, config: Config, folder: Path) -> P:
+        return unfilled(cls.build, card, config, folder)
 
     @classmethod
     def special(cls, config: Config) -> Sequence[str]:
@@ -182,16 +188,20 @@ class Projected(Prompted):
 
     def views(self, image: Tensor) -> View:
         """The library's processor, up to the point where values are no grey levels any more."""
-        processed = self.images(
-            images=[image], do_rescale=False, do_normalize=False, return_tensors="pt",
-            input_data_format="channels_first", **self.words_of_processor,
-        )  # fmt: skip
+        processed = self.processed([image])
         pixels = processed.pop("pixel_values")
         facts = {key: torch.as_tensor(value, device="cpu") for key, value in processed.items()}
         mean, std = (
             torch.tensor(x, device="cpu").view(3, 1, 1) for x in (self.images.image_mean, self.images.image_std)
         )
         return self.viewed(pixels.to(torch.uint8), mean, std, facts)
+
+    def processed(self, images: list[Any]) -> Any:
+        """What the library's processor makes of some images, before they are normalised."""
+        return self.images(
+            images=images, do_rescale=False, do_normalize=False, return_tensors="pt",
+            input_data_format="channels_first", **self.words_of_processor,
+        )  # fmt: skip
 
     def viewed(self, pixels: Tensor, mean: Tensor, std: Tensor, facts: dict[str, Tensor]) -> View:
         """pixels: as the processor gives them for one image."""
@@ -264,9 +274,13 @@ class Projected(Prompted):
         """Words and images by turns; before: token ids in front of each image."""
         words = self.language.embed(torch.zeros(1, 0, dtype=torch.long, device=self.language.device))
         parts: list[Tensor | ImageState] = [words[0]]
-        for ids, image in zip(before, images, strict=True):
+        for ids, image in zip(before, self.together(images), strict=True):
             parts += [self.language.embed(torch.tensor([ids], dtype=torch.long, device=self.language.device))[0], image]
         return Prefix.of(parts, images[0].tokens.dtype if images else words.dtype)
+
+    def together(self, images: Sequence[ImageState]) -> Sequence[ImageState]:
+        """The images of one prompt, as the family reads them beside one another: here as each is read alone."""
+        return images
 
     def prompt_ids(self, text: str) -> list[int]:
         """What comes after the last image."""

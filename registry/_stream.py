@@ -25,7 +25,8 @@ class ImageState(NamedTuple):
     tokens: (N, D). positions: int64 (3, N), of time, height and width, counted from where the image begins; None: one
     after another. span: how many positions the image takes (None: N). layers: (N, D) each, added to the image's tokens
     after the first blocks of the language model. words: int64 (N,), the token ids of words that stand among them, and
-    -1 where a token is the image's; None: all are.
+    -1 where a token is the image's; None: all are. beside: (1, 3, S, S), what is read of it in a prompt with several
+    images, in families that read it another way then.
     """
 
     tokens: Tensor
@@ -33,6 +34,7 @@ class ImageState(NamedTuple):
     span: int | None = None
     layers: tuple[Tensor, ...] = ()
     words: Tensor | None = None
+    beside: Tensor | None = None
 
 
 class Prefix(NamedTuple):

@@ -20,7 +20,7 @@ from vlbench.model import Card, family
 from vlbench.nn import clip_vision, llama
 from vlbench.nn.stock import Stock
 from vlbench.structure import Structure
-from vlbench.tensors.reading import load_into, read_weights, refuse_others
+from vlbench.tensors.reading import fill, read_weights, refuse_others
 
 from ._chat import TEMPLATES, template_in
 from ._language import Causal, Language
@@ -70,14 +70,19 @@ class Llava(Prompted):
         """A folder with config.json, one or more *.safetensors, the tokenizer, and a prompt template (one of TEMPLATES)
         unless config.json has `prompts`."""
         home = folder if folder.is_dir() else folder.parent
-        weights = {renamed(k, LLAVA): v for k, v in read_weights(folder).items() if not DROPPED.search(k)}
+        tensors = read_weights(folder, as_stored=True)
+        weights = {renamed(k, LLAVA): tensors.pop(k) for k in list(tensors) if not DROPPED.search(k)}
         refuse_others(weights, "a LLaVA", ("model.multi_modal_projector.linear_1.weight",))
         config = read_kind(home, "llava")
         if "prompts" not in config:
             config["prompts"] = prompts_of(home)
         model = unfilled(cls.build, card, config, home)
-        load_into(model.net, weights)
+        fill(model.net, weights)
         return model
+
+    @classmethod
+    def blank(cls, card: Card, config: Config, folder: Path) -> Llava:
+        return unfilled(cls.build, card, config, folder)
 
     @classmethod
     def architecture(cls, card: Card) -> Config:

@@ -19,7 +19,7 @@ from torch import Tensor
 from vlbench.capability import Batch, Matcher, Outputs, Prediction, contrasted
 from vlbench.model import Card, family, read_config
 from vlbench.nn.caches import with_cache
-from vlbench.tensors.reading import load_into, read_weights, refuse_others
+from vlbench.tensors.reading import fill, read_weights, refuse_others
 
 from ._blip_text import by_length
 from ._language import ROWS, _meta_mask
@@ -45,20 +45,21 @@ class Llave(LlavaOnevision, Matcher):
     marks: ClassVar[dict[str, tuple[str, ...]]] = {"match": ()}
     tells_hidden: ClassVar[bool] = False
     keys = KEYS
+    several = False  # an image or a text is embedded alone
 
     @classmethod
     def open(cls, card: Card, folder: Path) -> Llave:
         """A folder of the original layout: config.json, *.safetensors with the vision tower, the tokenizer. What its
         config.json has of `vision_config`, `processor` and `prompts` comes first."""
         home = folder if folder.is_dir() else folder.parent
-        weights = {cls.renamed(key): value for key, value in read_weights(folder).items()}
+        weights = {cls.renamed(key): value for key, value in read_weights(folder, as_stored=True).items()}
         refuse_others(weights, cls.__name__, cls.telling)
         stated = read_config(home)
         prompts = {"chat": CHAT, "image": f"{cls.mark} ", **stated.get("prompts", {})}
         config = {**configured(stated, weights), "prompts": prompts}
         config["processor"] = {**config["processor"], **stated.get("processor", {})}
         model = unfilled(cls.build, card, config, home)
-        load_into(model.net, weights)
+        fill(model.net, weights)
         return model
 
     def embed(self, states: Any, batch: Batch) -> list[Prediction]:

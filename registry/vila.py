@@ -21,7 +21,7 @@ from vlbench.errors import UserError
 from vlbench.images.view import View
 from vlbench.model import Card, family, read_config
 from vlbench.nn.stock import Stock
-from vlbench.tensors.reading import load_into, read_weights
+from vlbench.tensors.reading import fill, read_weights
 
 from ._chat import TURN, filled, processor_of
 from ._projected import Projected
@@ -121,7 +121,9 @@ class Vila(Projected):
         for part, name in PARTS.items():
             if not (folder / part).is_dir():
                 raise UserError(f"{folder} has no folder {part}: put that of the checkpoint there.")
-            tensors |= {f"{name}{_plain(key)}": value for key, value in read_weights(folder / part).items()}
+            tensors |= {
+                f"{name}{_plain(key)}": value for key, value in read_weights(folder / part, as_stored=True).items()
+            }
         text, vision = read_config(folder / "llm"), read_config(folder / "vision_tower")
         config = {
             "text_config": {**stated.get("llm_cfg", {}), **text}, "vision_config": vision,
@@ -132,7 +134,7 @@ class Vila(Projected):
         model = unfilled(cls.build, card, config, folder)
         state = model.net.state_dict()
         unused = [k for k in tensors if k not in state and re.search(rf"^vision\.head\.|{cls.dropped}", k)]
-        load_into(model.net, {k: v for k, v in tensors.items() if k not in unused})
+        fill(model.net, {k: v for k, v in tensors.items() if k not in unused})
         return model
 
     @property

@@ -31,6 +31,7 @@ from .evaluation.predictions import Predictions
 from .images.pipeline import ImageStore
 from .machine.workers import ALONE, World
 from .model import Model
+from .nn.spread import widen_to_train
 from .task import Task, for_learning
 from .tensors.checkpoint import CheckpointStore
 from .training.domains import DynamicStream, parse_numbers
@@ -129,6 +130,7 @@ class Job:
         Hook, too. Several workers share a batch; a loss that compares its samples, or is a Hook, is the leader's alone.
         """
         here, state = self.here, self.changes.state
+        widen_to_train(self.model.net)
         kept: list[Hook] = [loss] if isinstance(loss, Hook) else []
         stream = [self._stream(schedule)] if schedule.stream == "dynamic" else []
         batches = stream[0].batches if stream else self.data.batches(schedule.batch_size)

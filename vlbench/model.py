@@ -94,6 +94,12 @@ class Model(ABC):
         """The architecture of `config` with random weights, attention adopted; tokenizer files are in `folder`."""
 
     @classmethod
+    def blank(cls, card: Card, config: dict[str, Json], folder: Path) -> Model:
+        """build() of a model all of whose weights will be read from `folder`. A family that can leave them undrawn
+        does: drawn, they take the memory of the weights once more."""
+        return cls.build(card, config, folder)
+
+    @classmethod
     @abstractmethod
     def open(cls, card: Card, folder: Path) -> Model:
         """build() plus the weights in `folder`, or those of a single checkpoint file of the original project."""

@@ -74,3 +74,22 @@ def test_a_split_model_answers_the_same(name: str, tmp_path: Path) -> None:
         assert (model.answer(model.encode(batch.images), batch), float(model.answer_loss(batch))) == wanted
     with pytest.raises(UserError, match="use more GPUs"):
         spread.split(model.net, blocks, {"cpu": spread.size_of(model.net) // 2})
+
+
+def test_weights_that_a_checkpoint_has_in_16_bits_stay_so_until_they_are_trained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Below LARGE; a step of 1e-4 is lost in a bfloat16 of 1."""
+    net = nn.Sequential(nn.Linear(4, 4).bfloat16(), nn.LayerNorm(4))
+    spread.place(net, [], "bf16")
+    assert {p.dtype for p in net.parameters()} == {torch.bfloat16}
+    net.requires_grad_(False)
+    spread.widen_to_train(net)
+    assert net[0].weight.dtype == torch.bfloat16
+    net[0].requires_grad_(True)
+    monkeypatch.setattr(spread, "LARGE", 20)
+    spread.widen_to_train(net)
+    assert net[0].weight.dtype == torch.bfloat16
+    monkeypatch.setattr(spread, "LARGE", 1000)
+    spread.widen_to_train(net)
+    assert {p.dtype for p in net.parameters()} == {torch.float32}

@@ -98,7 +98,7 @@ def library_inputs(opened: Opened, pictures: list[Image.Image], content: list[di
     text = opened.processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
     )
-    return opened.processor(images=pictures or None, text=[text + answer], return_tensors="pt")
+    return opened.processor(images=[pictures] if pictures else None, text=[text + answer], return_tensors="pt")
 
 
 def content_of(images: int, text: str) -> list[dict[str, str]]:
@@ -132,7 +132,7 @@ def test_prompts_are_those_of_the_librarys_processor(opened: Opened, images: int
         pytest.skip("the library's processor asks for an image")
     found = library_inputs(opened, pictures, content_of(images, "What is it?"))
     batch = batch_of(model, pictures, [list(range(images))], ["What is it?"])
-    states = model.encode(batch.images) if images else []
+    states = model.together(model.encode(batch.images)) if images else []
     mark = model.tokenizer.convert_tokens_to_ids(model.mark)
     first, *rest = model._divided(model._questions(batch)[0])
     ids = [*first, *(t for s, part in zip(states, rest, strict=True) for t in [*ids_of(s, mark), *part])]

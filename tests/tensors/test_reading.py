@@ -26,7 +26,15 @@ from vlbench.disk.digests import file_digest
 from vlbench.errors import UserError
 from vlbench.tensors import reading as weights
 from vlbench.tensors.locate import locate
-from vlbench.tensors.reading import checkpoint_digest, load_into, read_weights, save_tensors, weights_digest
+from vlbench.tensors.reading import (
+    bf16_stays,
+    checkpoint_digest,
+    fill,
+    load_into,
+    read_weights,
+    save_tensors,
+    weights_digest,
+)
 
 
 class Trap:
@@ -374,3 +382,27 @@ def test_a_torchscript_archive_is_called_by_its_name(tmp_path: Path) -> None:
     assert "is a TorchScript archive" in told
     torch.save(torch.jit.load(tmp_path / "clip.pt", "cpu").state_dict(), tmp_path / "tensors.pt")
     assert read_weights(tmp_path / "tensors.pt").keys() == {"weight", "bias"}
+
+
+def test_bfloat16_weights_become_the_files_own_pages(tmp_path: Path) -> None:
+    """Where they stay; elsewhere they are copied once, into float32. What is written to them reaches no file."""
+    file = tmp_path / "model.safetensors"
+    save_file({"weight": torch.randn(3, 4).bfloat16(), "bias": torch.randn(3)}, file)
+    stored = read_weights(file, as_stored=True)
+    assert stored["weight"].dtype == torch.bfloat16
+    for stays in (True, False):
+        net = torch.nn.Linear(4, 3)
+        parameter, tensors = net.weight, dict(stored)
+        with bf16_stays(stays):
+            fill(net, tensors)
+        assert not tensors, "a file is open as long as somebody has its tensors"
+        assert net.weight is parameter
+        assert net.weight.dtype == (torch.bfloat16 if stays else torch.float32)
+        assert (net.weight.data_ptr() == stored["weight"].data_ptr()) is stays
+        assert torch.equal(net.weight.float(), stored["weight"].float())
+        assert torch.equal(net.bias, stored["bias"])
+    with torch.no_grad():
+        stored["weight"].zero_()
+    assert bool(read_weights(file)["weight"].any())
+    with bf16_stays(True), pytest.raises(UserError, match="bias is missing"):
+        fill(torch.nn.Linear(4, 3), {"weight": stored["weight"]})

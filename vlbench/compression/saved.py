@@ -26,7 +26,7 @@ from ..model import Card, Model, read_config
 from ..nn.adapted import adapter_keys, attach_all
 from ..plugins.table import table
 from ..tensors.limits import bounded
-from ..tensors.reading import declared_elements, load_into, read_weights, save_tensors
+from ..tensors.reading import declared_elements, fill, read_weights, save_tensors
 from .changes import give_bias
 from .cut import Cut
 from .state import Compression
@@ -125,7 +125,7 @@ def load_model(folder: Path) -> tuple[Model, Compression]:
         made.repeat(model.net, model.structure())
     for path in state.biases:
         give_bias(_linear(model, path))
-    load_into(model.net, read_weights(folder))
+    fill(model.net, read_weights(folder, as_stored=True))
     if state.adapters:
         attach_all(model.net, load_file(folder / ADAPTERS), state.adapters, folder / ADAPTERS)
     if MASKS in manifest["files"]:

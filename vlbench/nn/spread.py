@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..machine.device import computing_device, count, free_bytes
 
 # From here precision=bf16 holds the weights in 16 bits as well, as the checkpoints of such models are published; below
-# it only computes in them.
+# it does so where the checkpoint has them in bfloat16, and else only computes in them.
 LARGE = 1_000_000_000
 SPARE = 1.2  # of the weights' size: what activations and caches of a batch need beside them
 
@@ -20,7 +20,8 @@ SPARE = 1.2  # of the weights' size: what activations and caches of a batch need
 def place(net: nn.Module, blocks: Sequence[nn.Module], precision: str) -> None:
     """To the device of this process. blocks: what must not be split. Raises UserError with the memory
     needed where the model does not fit and cannot be split."""
-    if precision == "bf16" and sum(p.numel() for p in net.parameters()) >= LARGE:
+    stored = any(p.dtype == torch.bfloat16 for p in net.parameters())
+    if precision == "bf16" and (stored or is_large(net)):
         halve(net)
     device = computing_device()
     needed = SPARE * size_of(net)
@@ -37,6 +38,19 @@ def place(net: nn.Module, blocks: Sequence[nn.Module], precision: str) -> None:
         split(net, blocks, {n: int((free_bytes(torch.device(device.type, n)) or 0) / SPARE) for n in range(number)})
     except ImportError:
         raise UserError(f"{need} pip install accelerate, which splits it over the {number} GPUs.") from None
+
+
+def is_large(net: nn.Module) -> bool:
+    return sum(p.numel() for p in net.parameters()) >= LARGE
+
+
+def widen_to_train(net: nn.Module) -> None:
+    """Parameters of a network below LARGE in float32, if some of bfloat16 are to be trained: steps of an optimiser are
+    smaller than the 8 bits of a bfloat16 can tell."""
+    narrow = [p for p in net.parameters() if p.dtype == torch.bfloat16]
+    if any(p.requires_grad for p in narrow) and not is_large(net):
+        for parameter in narrow:
+            parameter.data = parameter.data.float()
 
 
 def halve(net: nn.Module) -> None:

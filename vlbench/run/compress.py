@@ -26,6 +26,7 @@ from ..images.pipeline import ImageStore
 from ..job import Job, Progress, Surroundings
 from ..machine.workers import ALONE, World
 from ..model import Model
+from ..tensors.reading import bf16_stays
 from .agreement import outputs_of, refuse_other
 from .moved import Witness
 
@@ -117,7 +118,8 @@ class Compressor:
         link.method(link.options).apply(job)
 
     def _opened(self, stage: Path) -> tuple[Model, Compression]:
-        model, state = load_model(stage)
+        with bf16_stays(self.cell.spec.words.precision == "bf16"):
+            model, state = load_model(stage)
         model.place(self.cell.spec.words.precision)
         return model, state
 

@@ -34,6 +34,7 @@ from ..machine.workers import ALONE, World
 from ..method import Method
 from ..model import Card, Model
 from ..records.record import Record, finished, read_record, write_record
+from ..tensors.reading import bf16_stays
 from .compress import Compressor
 from .outcome import record_of
 
@@ -152,7 +153,8 @@ class Runner:
 
     def _build(self, cell: Cell) -> tuple[Model, Compression]:
         """The dense model on its device (of a compressed checkpoint, that), and what is to be saved with it."""
-        model, state = open_model(cell)
+        with bf16_stays(cell.spec.words.precision == "bf16"):
+            model, state = open_model(cell)
         model.place(cell.spec.words.precision)
         return model, state
 

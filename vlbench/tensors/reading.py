@@ -8,7 +8,9 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -26,8 +28,23 @@ from .locate import PATTERNS
 INDEX = "model.safetensors.index.json"
 
 
-def read_weights(source: Path) -> dict[str, Tensor]:
+_BF16_STAYS: ContextVar[bool] = ContextVar("bf16_stays", default=False)
+
+
+@contextmanager
+def bf16_stays(wanted: bool) -> Iterator[None]:
+    """Inside, weights that a file has in bfloat16 are the file's own pages (see `fill`), where `wanted`: a cell of
+    precision=bf16 holds them so."""
+    token = _BF16_STAYS.set(wanted)
+    try:
+        yield
+    finally:
+        _BF16_STAYS.reset(token)
+
+
+def read_weights(source: Path, *, as_stored: bool = False) -> dict[str, Tensor]:
     """All tensors of a model folder, a safetensors file or a .pth state dict, as float32 where they are floating.
+    as_stored: in the file's own types, and of safetensors the file's own pages, copied by nobody: for `fill`.
 
     A .pth file is read with weights_only=True; {'model': ...} and {'state_dict': ...} are looked through, and the
     prefixes of DistributedDataParallel and torch.compile are taken off. Raises UserError for a file that is truncated,
@@ -48,7 +65,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{source}: {index[lacking[0]]} lacks {lacking[0]}, which the index says it has: fetch it anew."
         )
-    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    return {k: v.float() if v.is_floating_point() and not as_stored else v for k, v in tensors.items()}
 
 
 def weight_files(source: Path) -> tuple[list[Path], dict[str, str]]:
@@ -232,6 +249,28 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
 def load_into(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load strictly, but for keys that are tied to a present one. Raises UserError naming the first five keys that
     differ."""
+    net.load_state_dict(_fitting(net, tensors))
+
+
+def fill(net: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """load_into() of what `read_weights(as_stored=True)` gave, into a network that nobody has touched yet; `tensors` is
+    empty afterwards. Every weight is copied once, into the network's type. Where bfloat16 stays, those are not copied
+    at all: they become the network's parameters, pages of the file that are read when they are needed, and become
+    memory of ours when a method writes to them."""
+    fitting = _fitting(net, tensors)
+    tensors.clear()
+    stays = _BF16_STAYS.get()
+    with torch.no_grad():
+        for key, value in net.state_dict(keep_vars=True).items():
+            source = fitting.pop(key)  # a file is closed with its last tensor
+            if stays and isinstance(value, nn.Parameter) and source.dtype == torch.bfloat16:
+                value.data = source
+            else:
+                value.copy_(source)
+
+
+def _fitting(net: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensor of every key of the network. Raises UserError where keys or shapes differ."""
     state = net.state_dict()
     tensors = {**_tied_to(net, tensors), **tensors}
     wrong = [f"{k} is missing" for k in state if k not in tensors]
@@ -243,7 +282,7 @@ def load_into(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     ]
     if wrong:
         raise UserError(f"these weights are of another architecture: {_first_five(wrong)}")
-    net.load_state_dict(dict(tensors))
+    return tensors
 
 
 def refuse_others(tensors: Mapping[str, Tensor], family: str, needed: Sequence[str]) -> None:
