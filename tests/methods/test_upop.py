@@ -187,9 +187,44 @@ def vqa_batch(oracle: Oracle, index: int) -> Batch:
     return Batch(samples, oracle[at + "im"].double(), torch.arange(len(counts))[:, None])
 
 
+class Questions:
+    """The recorded batches, as the loop asks for them."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        self.oracle = oracle
+
+    def at(self, step: int) -> Batch:
+        return vqa_batch(self.oracle, step % self.oracle.facts["nb"])
+
+
+class AsRecorded(Hook):
+    """Compares summed gradients and masks with the recording, wherever it has them."""
+
+    def __init__(self, oracle: Oracle, search: Any, structure: Structure) -> None:
+        self.oracle, self.search, self.structure, self.names = oracle, search, structure, blip_names(structure)
+
+    def after_backward(self, step: int) -> None:
+        facts = self.oracle.facts
+        if step in facts["grad_snapshots"]:
+            weights, found = (
+                {"attention": facts["w_attn"], "ffn": facts["w_mlp"]},
+                masks_of(self.oracle, step, self.names, "grad"),
+            )
+            for site in self.structure.sites:
+                expected = found[site.name] - weights[site.kind] * (step + 1)
+                assert torch.allclose(self.search.total[site.name], expected, rtol=0, atol=1e-10)
+
+    def after_step(self, step: int) -> None:
+        if step in [at for at, _ in self.oracle.facts["updates"]]:
+            masks = masks_of(self.oracle, step, self.names)
+            for name, gate in self.search.gates.value.items():
+                assert torch.equal(gate.detach(), masks[name].double())
+
+
 @pytest.mark.parametrize("name", recorded("search_vqa"))
 def test_blip_vqa_trajectory_equals_the_original(shared: Path, tmp_path: Path, name: str) -> None:
-    """End to end in float64: three towers of 12 layers, gates after every update equal, and the weights at the end."""
+    """End to end in float64, by the project's own loop with recipe=upop-code: three towers of 12 layers, gates after
+    every update equal, and the weights at the end."""
     oracle = Oracle(shared / "oracles" / "models" / f"{name}.npz")
     facts = oracle.facts
     oracle.facts["vocab"] = Oracle(shared / "oracles" / "models" / "blip_vqa_eval_a.npz").facts["vocab"]
@@ -201,29 +236,15 @@ def test_blip_vqa_trajectory_equals_the_original(shared: Path, tmp_path: Path, n
     dims |= {"heads": d["heads"], "positions": positions}
     model = open_blip_vqa(oracle, dims, "init/", tmp_path)
     structure = model.structure()
-    options = code_options("vqav2", sparsity=facts["p"], steps=facts["steps"])
-    assert options.interval == facts["interval"]
+    # The recording's rate in the place of the script's; what decays is the recipe's.
+    options = code_options("vqav2", sparsity=facts["p"], steps=facts["steps"], lr=1e-3, decay="constant", warmup=0)
+    assert (options.interval, options.weight_decay, options.decayed) == (facts["interval"], 0.05, "all")
     search = code_search(Gates(model.net, structure), structure, options)
-    optimiser = torch.optim.AdamW(model.net.parameters(), lr=1e-3, weight_decay=0.05)
-    names, model.net.training = blip_names(structure), True
-    w_sp = {"attention": oracle.facts["w_attn"], "ffn": oracle.facts["w_mlp"]}
-    for step in range(facts["steps"]):
-        loss = model.answer_loss(vqa_batch(oracle, step % oracle.facts["nb"]))
-        assert float(loss.detach()) == pytest.approx(float(oracle["loss"][step]), abs=1e-10)
-        loss.backward()
-        search.after_backward(step)
-        if step in oracle.facts["grad_snapshots"]:
-            recorded = masks_of(oracle, step, names, "grad")
-            for site in structure.sites:
-                expected = recorded[site.name] - w_sp[site.kind] * (step + 1)
-                assert torch.allclose(search.total[site.name], expected, rtol=0, atol=1e-10)
-        optimiser.step()
-        optimiser.zero_grad()
-        search.after_step(step)
-        if step in [at for at, _ in facts["updates"]]:
-            recorded = masks_of(oracle, step, names)
-            for name, gate in search.gates.value.items():
-                assert torch.equal(gate.detach(), recorded[name].double())
+    losses = Loop(
+        model.net, model.answer_loss, cast(Any, Questions(oracle)), options, seed=0,
+        hooks=[search, AsRecorded(oracle, search, structure)],
+    ).run()  # fmt: skip
+    assert losses == pytest.approx(oracle["loss"].flatten().tolist()[: facts["steps"]], abs=1e-10)
     assert search.updates == [(at, pytest.approx(ratio, abs=1e-15)) for at, ratio in facts["updates"]]
     assert_final_weights(oracle, model.net)
     model.net.eval()
