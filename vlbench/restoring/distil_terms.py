@@ -28,6 +28,8 @@ from ..errors import UserError
 DEVIATION = 1e-7  # added to a standard deviation, as in the code
 COUNTED = 1e-6  # added to a number of pairs, as in the code
 
+UNSHOWN = "kd_affinity= compares image tokens with answer tokens of one stream, and this model has none."
+
 Direction = Literal["forward", "reverse", "jsd", "mse"]
 Places = Literal["answer", "all"]
 
@@ -128,4 +130,4 @@ def contrasted_affinities(teacher: Sequence[Hidden], student: Sequence[Hidden]) 
 
 def _refuse_unshown(student: Sequence[Hidden]) -> None:
     if not any(bool(part.shown.any()) for part in student):
-        raise UserError("kd_affinity= compares image tokens with answer tokens of one stream, and this model has none.")
+        raise UserError(UNSHOWN)

@@ -24,6 +24,7 @@ from ..model import Model
 from ..options import later
 from ..training.loop import Hook, Own, Schedule
 from .distil_terms import (
+    UNSHOWN,
     Places,
     affinities_apart,
     contrasted_affinities,
@@ -90,6 +91,8 @@ class TeacherOptions(Schedule):
         if self.asks_hidden and not model.tells_hidden:
             name = "kd_hidden" if self.kd_hidden else "kd_affinity"
             raise UserError(f"{name}= compares hidden states, which the family of {model.card.name} does not tell.")
+        if self.kd_affinity and type(model).image_tokens is Model.image_tokens:
+            raise UserError(UNSHOWN)
 
     def objective(self, job: Job) -> Callable[[Batch], Tensor] | None:
         """The loss of a batch for Job.train; None for the task's own."""
