@@ -63,6 +63,14 @@ class TaskOptions(BaseModel):
         description="evaluate on images of one colour, the mean of the model's preprocessing: what the texts alone are "
         "worth. Methods see the images",
     )
+    perturb: str = later(
+        "",
+        pattern=r"^$|:",
+        description="evaluate on other texts (mask, drop, typos: a rate of the words, like typos:0.1) or other images "
+        "(gaussian_noise, gaussian_blur, jpeg ...: a severity, like jpeg:3), or both, joined by a +. Methods see the "
+        "data as they are",
+    )
+    perturb_seed: int = later(0, ge=0, description="of the random numbers of perturb=")
 
     def recorded(self) -> dict[str, Any]:
         """Option -> value in JSON, as identities and records have them (see `vlbench.options.later`)."""

@@ -69,7 +69,10 @@ class Cell:
     def settings(self) -> dict[str, Any]:
         """Evaluation settings: what the capability gets as options."""
         settings = {**self.task.settings(self.split), "labelled": self.task.labelled(self.split)}
-        return {**settings, "blind": True} if self.spec.task_options.blind else settings
+        options = self.spec.task_options
+        if options.perturb:
+            settings |= {"perturb": options.perturb, "perturb_seed": options.perturb_seed}
+        return {**settings, "blind": True} if options.blind else settings
 
     @property
     def evaluation(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ whose it is: finetune.steps=, task.decoding=, evaluation.batch_size=.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -66,6 +67,7 @@ class _Resolver:
         if task_class is not None and words.suite == "mini":
             values["task"].update(task_class.mini)
         self._assign(values, owners, complete=complete)
+        self._perturbation(values["task"])
         task_options = self._validated(task_class.Options, values["task"], "") if task_class else None
         split = self._split(words, task_class)
         usable = [entry for entry in links if entry.name in methods]
@@ -80,6 +82,20 @@ class _Resolver:
         chain = tuple(LinkSpec(e, methods[e.name], o) for e, o in zip(links, options, strict=True) if o is not None)
         of_data = {k: v for k, v in self.given.items() if k in self.of_data}
         return Spec(words, task, task_class, task_options, model, split, chain, recipe, self.given, of_data)
+
+    def _perturbation(self, values: dict[str, Any]) -> None:
+        """perturb= in the one way that identities have it."""
+        if not values.get("perturb"):
+            if "perturb_seed" in values:
+                self.errors.append("perturb_seed= has no meaning without perturb=, like perturb=jpeg:3.")
+            return
+        from ..evaluation.perturbation import parse
+
+        try:
+            values["perturb"] = str(parse(str(values["perturb"])))
+        except UserError as error:
+            self.errors.append(str(error))
+            del values["perturb"]
 
     def _words(self) -> Words:
         """The cell's own words; wrong ones are told and then taken for not given."""
@@ -267,8 +283,8 @@ class _Resolver:
                 self.errors.append(f"{key}= belongs to the evaluation and to {' and '.join(fitting)}: write {places}.")
         mine: dict[str, set[str]] = {name: set() for name in values}
         for key, value in self.rest.items():
-            fitting = _owners_of(key, owners)
             name = key.rpartition(".")[2]
+            fitting = _able(_owners_of(key, owners), owners, name, value)
             if len(fitting) > 1:
                 places = " or ".join(f"{o}.{key}=" for o in fitting)
                 self.errors.append(f"{key}= belongs to {' and '.join(fitting)}: write {places}.")
@@ -319,6 +335,21 @@ class _Resolver:
         except ValidationError as error:
             self.errors += _sentences(error, prefix)
             return None
+
+
+def _able(fitting: list[str], owners: Mapping[str, type[BaseModel]], name: str, value: str) -> list[str]:
+    """The only one of several owners whose option `name` can be that text (perturb=mgpo is an adapter's, perturb=jpeg:3
+    the task's), or all of them. Of a number, which several may take, the user says whose it is."""
+    able = [owner for owner in fitting if _takes(owners[owner], name, value)]
+    return able if len(able) == 1 and not re.fullmatch(r"[-+.\deE]+", value) else fitting
+
+
+def _takes(options: type[BaseModel], name: str, value: str) -> bool:
+    try:
+        options.model_validate({name: value})
+    except ValidationError as error:
+        return all(problem["loc"] != (name,) for problem in error.errors())
+    return True
 
 
 def _divide(given: Mapping[str, str], errors: list[str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -67,7 +67,7 @@ def import_(
 def table_(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="task=, model=, pattern= ... and format=markdown, latex or csv"),
+        typer.Argument(metavar="KEY=VALUE", help="task=, model= ... and format=markdown, latex, csv or severity"),
     ] = None,
     file: Annotated[Path | None, typer.Option("--file", help="a sweep file: the rows of its cells, no others")] = None,
     runs: Runs = RUNS,

@@ -24,6 +24,7 @@ from ..machine.device import empty_cache, pinned
 from ..model import Model
 from ..nn.precision import plain_float32
 from ..task import Sample, Task
+from .perturbation import perturbation_of
 from .plan import batch_plan
 from .predictions import Line, Predictions
 
@@ -86,7 +87,9 @@ class Evaluator:
         precision: Literal["fp32", "bf16"] = "fp32",
         progress: Callable[[int, int, str], None] = lambda done, total, text: None,
     ) -> None:
-        self.model, self.task, self.store, self.settings = model, task, store, dict(settings)
+        self.model, self.task, self.settings = model, task, dict(settings)
+        self.perturbation = perturbation_of(settings)
+        self.store = store.changed(self.perturbation.image) if self.perturbation.images else store
         self.batch_size, self.precision, self.progress = batch_size, precision, progress
         self.phases: dict[str, float] = defaultdict(float)
         self.errors = 0
@@ -103,7 +106,8 @@ class Evaluator:
 
     def run(self, samples: Sequence[Sample], predictions: Predictions) -> list[Line]:
         """Predict what `predictions` lacks, score all of it; returns all lines in the order of `samples`."""
-        lines = capability_of(self.task.capability).evaluate(self, samples, predictions)
+        given = self.perturbation.samples(samples)  # answers are scored against the samples as they are
+        lines = capability_of(self.task.capability).evaluate(self, given, predictions)
         with self._phase("score"):
             lines = self._scored(samples, lines)
         return predictions.finish(lines)

@@ -34,9 +34,11 @@ class ImageStore:
         *,
         workers: int | None = None,
         keep_bytes: int = 512 << 20,
+        change: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """views: the model's own preprocessing of one (3, H, W) uint8 image; None: `spec` says all there is to do."""
-        self.spec, self.views = spec, views
+        """views: the model's own preprocessing of one (3, H, W) uint8 image; None: `spec` says all there is to do.
+        change: what is done to an image before that."""
+        self.spec, self.views, self.change = spec, views, change
         self.pool = ThreadPoolExecutor(workers or min(32, os.cpu_count() or 1), thread_name_prefix="decode")
         # First come, first kept: an epoch longer than the room would push every image out of a least-recently-used
         # cache just before its turn.
@@ -44,6 +46,10 @@ class ImageStore:
         self._room = keep_bytes
         # File -> its own (height, width), of every image decoded so far.
         self.sizes: dict[Path, tuple[int, int]] = {}
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> ImageStore:
+        """A store of its own whose images are changed before the model's preprocessing, (3, H, W) uint8 each."""
+        return ImageStore(self.spec, self.views, change=change)
 
     def load(self, paths: Sequence[Path]) -> list[Any]:
         """Each image, (3, H, W) uint8 or the model's View. Raises Undecodable naming the file."""
@@ -64,6 +70,8 @@ class ImageStore:
         pixels = self._kept.get(path)
         if pixels is None:
             image = decode(path)
+            if self.change is not None:
+                image = self.change(image)
             try:
                 pixels = self.views(image)
                 pixels = preprocess(image, self.spec) if pixels is None else pixels

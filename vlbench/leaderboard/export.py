@@ -1,4 +1,4 @@
-"""`vlbench table`: chosen rows as CSV, Markdown or LaTeX."""
+"""`vlbench table`: chosen rows as CSV, Markdown or LaTeX, or against the severity of what was perturbed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from .filters import FILTERS, absent, selected
 from .latex import latex
 from .metric import higher
 from .rows import Row
+from .severity import severity_text
 from .tables import csv_text, markdown
 
-FORMATS = ("markdown", "latex", "csv")
+FORMATS = ("markdown", "latex", "csv", "severity")
 
 
 def table_text(words: Mapping[str, str], runs: Path, cells: Collection[str] | None = None) -> tuple[str, list[str]]:
@@ -23,6 +24,8 @@ def table_text(words: Mapping[str, str], runs: Path, cells: Collection[str] | No
     if wanted not in FORMATS:
         raise UserError(f"format={wanted} is not known. {did_you_mean(wanted, FORMATS)}")
     chosen, _ = selected({k: v for k, v in words.items() if k in FILTERS}, runs, cells)
+    if wanted == "severity":
+        return severity_text(chosen), absent(cells, chosen)
     rows = [row for row, _ in chosen]
     text = csv_text(rows) if wanted == "csv" else latex(rows, higher) if wanted == "latex" else _pages(rows)
     return text, absent(cells, chosen)

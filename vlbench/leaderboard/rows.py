@@ -32,6 +32,7 @@ TAKEN_OVER = (
 )
 AGREED = 1e-9  # relative: what two processors may differ by in a statistic
 BLIND = "without images"  # flag of a block that was evaluated so
+PERTURBED = "perturb="  # flag of a block whose texts or images were perturbed: what perturb= said
 # Flags of blocks whose written answers an evaluator's rule read, or whose options were ranked, which needs none.
 RULE, DECODING = "rule=", "decoding=rank"
 OWN_COLUMN = {"sparsity", "ratio", "pattern"}  # options that the column `options` need not repeat
@@ -104,7 +105,9 @@ class Row:
     @property
     def settings(self) -> list[str]:
         """What of the evaluation a heading must say."""
-        return [flag for flag in self.flags.split(";") if flag in (BLIND, DECODING) or flag.startswith(RULE)]
+        return [
+            flag for flag in self.flags.split(";") if flag in (BLIND, DECODING) or flag.startswith((RULE, PERTURBED))
+        ]
 
     @property
     def section(self) -> str:
@@ -234,12 +237,13 @@ def _row(config: str, same: Sequence[Record], options: str) -> Row:
 
 
 def _settings(record: Record) -> set[str]:
-    """What the numbers of a block with other evaluation settings must not be read without: that it saw no images, and
-    whose rule read its answers (ranked options are read by none)."""
+    """What the numbers of a block with other evaluation settings must not be read without: that it saw no images, or
+    perturbed samples, and whose rule read its answers (ranked options are read by none)."""
     rule = record.evaluation.get("rule")
     ranked_options = record.evaluation.get("decoding") == "rank"
     reading = {DECODING if ranked_options else f"{RULE}{rule}"} if rule else set()
-    return {BLIND, *reading} if record.evaluation.get("blind") else reading
+    perturbation = {f"{PERTURBED}{text}"} if (text := record.evaluation.get("perturb")) else set()
+    return perturbation | ({BLIND, *reading} if record.evaluation.get("blind") else reading)
 
 
 def _quality(same: Sequence[Record]) -> dict[str, Any]:

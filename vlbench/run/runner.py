@@ -25,6 +25,7 @@ from ..disk.lease import LeaseLost, lease
 from ..disk.storage import json_text, refuse_link, write_json
 from ..errors import RunFailed, UserError
 from ..evaluation.loop import Evaluator
+from ..evaluation.perturbation import perturbation_of
 from ..evaluation.predictions import Line, Predictions
 from ..images.pipeline import ImageStore
 from ..machine.device import refuse_precision
@@ -100,6 +101,7 @@ class Runner:
         """What the device cannot do, or the links to this model or with so few samples, is told before the dense model
         is evaluated, which may take hours. (Where that is done, _work asks the methods, before it writes anything.)"""
         refuse_precision(cell.spec.words.precision)
+        perturbation_of(cell.settings).check(cell.samples, cell.spec.task.name)
         refuse_too_few(cell.spec, cell.task, cell.sources, cell.learnt)
         dense = self.runs / cell.dense().id / "result.json"
         if _asks(cell) and _has_baseline(cell) and not dense.is_file():
