@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -92,6 +93,14 @@ def test_images_that_do_not_decode_are_counted_and_the_first_five_named(lab: Lab
     assert line.strip().startswith("7 files do not decode: ")
     assert line.endswith("and 2 more")
     assert sum(str(file) in line for file in broken) == 5
+
+
+def test_a_pipe_among_images_is_named_without_being_opened(lab: Lab) -> None:
+    pipe = lab.data / "val" / WNIDS[0] / "pipe.png"
+    os.mkfifo(pipe)
+    told = lab("data", "verify", "task=imagenet", "suite=full")
+    assert told.code == 1
+    assert f"1 image of its samples is no file but a pipe, a socket or a device: {pipe}" in told.out
 
 
 TASK = '''"""A task whose list names files that are not there."""

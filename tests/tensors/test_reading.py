@@ -406,3 +406,25 @@ def test_bfloat16_weights_become_the_files_own_pages(tmp_path: Path) -> None:
     assert bool(read_weights(file)["weight"].any())
     with bf16_stays(True), pytest.raises(UserError, match="bias is missing"):
         fill(torch.nn.Linear(4, 3), {"weight": stored["weight"]})
+
+
+# Types ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_every_width_are_read_and_looked_at(tmp_path: Path, kind: torch.dtype) -> None:
+    good = torch.tensor([0.5, -2.0, 1.0])
+    save_file({"w": good.to(kind)}, tmp_path / "model.safetensors")
+    assert torch.equal(read_weights(tmp_path)["w"], good)
+    good[1] = float("nan")
+    save_file({"w": good.to(kind)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="w has values that are no numbers"):
+        read_weights(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64])
+def test_numbers_of_another_kind_are_no_weights(kind: torch.dtype) -> None:
+    """Whole numbers of a quantised file would be taken for weights as they are, and an imaginary part be lost."""
+    net = nn.Linear(2, 1)
+    with pytest.raises(UserError, match=rf"weight is of type {str(kind).removeprefix('torch.')}, not float32"):
+        load_into(net, {"weight": torch.ones(1, 2).to(kind), "bias": torch.zeros(1)})

@@ -190,8 +190,13 @@ def _verify_split(task: Task, split: str, exists: _Listing, files: Files) -> Spl
     report.samples, report.clusters = len(samples), _clusters(samples)
     mine = _files(samples)
     report.images = sum(label is None for label in mine.values())
-    if absent := [path for path in mine if not exists(path)]:
+    absent = [path for path in mine if not exists(path)]
+    strange = [path for path in absent if exists.as_something_else(path)]
+    if absent := [path for path in absent if path not in strange]:
         report.problems.append(f"{_count(absent, 'file')} of its samples {_are(absent)} not there: {_some(absent)}")
+    if strange:
+        what = "no file but a pipe, a socket or a device" if len(strange) == 1 else "pipes, sockets or devices"
+        report.problems.append(f"{_count(strange, 'image')} of its samples {_are(strange)} {what}: {_some(strange)}")
     files.update({path: label for path, label in mine.items() if exists(path)})
     if not samples and split != task.roles().get("select"):  # cut from a small train split it may be empty
         report.problems.append("it has no samples")
@@ -213,18 +218,27 @@ def _clusters(samples: Sequence[Sample]) -> int:
 
 
 class _Listing:
-    """Whether a file exists, from one listing of its folder: 1.3 million questions to a network disk take minutes."""
+    """Whether a file exists, from one listing of its folder: 1.3 million questions to a network disk take minutes. The
+    listing says its kind, too; what a link leads to is not asked."""
 
     def __init__(self) -> None:
-        self.folders: dict[Path, set[str]] = {}
+        self.folders: dict[Path, dict[str, bool]] = {}  # name -> whether it is a file or a link
 
     def __call__(self, path: Path) -> bool:
-        if path.parent not in self.folders:
+        return self._listed(path.parent).get(path.name, False)
+
+    def as_something_else(self, path: Path) -> bool:
+        return not self._listed(path.parent).get(path.name, True)
+
+    def _listed(self, folder: Path) -> dict[str, bool]:
+        if folder not in self.folders:
             try:
-                self.folders[path.parent] = set(os.listdir(path.parent))  # noqa: PTH208 - names are all that is needed
+                with os.scandir(folder) as entries:
+                    kinds = {e.name: e.is_symlink() or e.is_file(follow_symlinks=False) for e in entries}
             except OSError:
-                self.folders[path.parent] = set()
-        return path.name in self.folders[path.parent]
+                kinds = {}
+            self.folders[folder] = kinds
+        return self.folders[folder]
 
 
 def _decoded(files: Files, screen: Screen) -> list[str]:

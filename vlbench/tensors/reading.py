@@ -118,8 +118,11 @@ def _refuse_not_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """No weight is infinite or NaN; a flipped bit, an overflow in 16 bits or a diverged training makes one, and every
     number after it is wrong."""
     for key, value in tensors.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            what = "values that are no numbers (NaN)" if bool(value.isnan().any()) else "infinite values"
+        if not value.is_floating_point():
+            continue
+        wide = value.float() if value.itemsize == 1 else value  # torch asks this of no 8-bit type
+        if not bool(wide.isfinite().all()):
+            what = "values that are no numbers (NaN)" if bool(wide.isnan().any()) else "infinite values"
             raise UserError(f"{file} is damaged: {key} has {what}.")
 
 
@@ -279,6 +282,11 @@ def _fitting(net: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
         f"{k} has shape {tuple(tensors[k].shape)}, not {tuple(v.shape)}"
         for k, v in state.items()
         if k in tensors and v.shape != tensors[k].shape
+    ]
+    wrong += [
+        f"{k} is of type {tensors[k].dtype}, not {v.dtype}".replace("torch.", "")
+        for k, v in state.items()
+        if k in tensors and v.is_floating_point() and not tensors[k].is_floating_point()
     ]
     if wrong:
         raise UserError(f"these weights are of another architecture: {_first_five(wrong)}")
