@@ -153,7 +153,8 @@ def proximal(p: Tensor, d: Tensor, threshold: float) -> Tensor:
         # d/dt value^(-1/2) = value^(-3/2) * slope
         after = t + (1 - value.rsqrt()) * value.pow(1.5) / slope
         after = torch.where((after > low) & (after < high), after, (low + high) / 2)
-        if bool(((after - t).abs() <= 1e-15 * t)[alive].all()):
-            break
+        still = (after - t).abs() <= 5 * torch.finfo(p.dtype).eps * t  # float64: 1e-15
         t = torch.where(alive, after, t)
+        if bool(still[alive].all()):
+            break
     return torch.where(alive, p * (t / (t + inverse)), torch.zeros_like(p))
