@@ -8,7 +8,7 @@ from vlbench.errors import UserError
 from vlbench.job import Job
 from vlbench.method import Method, method
 from vlbench.model import Model
-from vlbench.restoring.adapters import RestoreOptions, alone, restore
+from vlbench.restoring.adapters import RestoreOptions, alone, refuse_large_teacher, restore
 
 from .finetune import small_batches
 
@@ -30,7 +30,7 @@ class Norms(Method):
     def check_model(self, model: Model) -> None:
         if not _trained(model.net):
             raise UserError(f"{model.card.name} has neither norms nor biases: use finetune or sparselora.")
-        self.options.refuse_model(model)
+        refuse_large_teacher(model, self.options)
 
     def apply(self, job: Job) -> None:
         net = job.model.net

@@ -191,7 +191,7 @@ def refuse_misplaced(model: Model, options: AdapterOptions) -> None:
     towers = {tower.name for tower in structure.towers}
     if not any(_fits(model, options, {name}) for name in towers):
         placed(model, options, towers)
-    options.refuse_model(model)
+    refuse_large_teacher(model, options)
 
 
 def _fits(model: Model, options: AdapterOptions, pruned: set[str]) -> bool:
@@ -199,6 +199,11 @@ def _fits(model: Model, options: AdapterOptions, pruned: set[str]) -> bool:
         return bool(placed(model, options, pruned))
     except UserError:
         return False
+
+
+def refuse_large_teacher(model: Model, options: TeacherOptions) -> None:
+    """Raise UserError for what distillation asks that this model, or the memory, does not give."""
+    options.refuse_model(model)
 
 
 # Their training ----------------------------------------------------------------------------------------------------
