@@ -146,9 +146,10 @@ def proximal(p: Tensor, d: Tensor, threshold: float) -> Tensor:
     low, high = torch.zeros_like(norm), p.norm(dim=1, keepdim=True)
     t = torch.where(alive, high * (1 - 1 / norm.clamp(min=1)), high).clamp(min=torch.finfo(p.dtype).tiny)
     for _ in range(NEWTON):
-        ratio = p / (t + inverse)
-        value = ratio.square().sum(1, keepdim=True)
-        slope = (ratio.square() / (t + inverse)).sum(1, keepdim=True)
+        below = t + inverse
+        squares = (p / below).square_()
+        value = squares.sum(1, keepdim=True)
+        slope = squares.div_(below).sum(1, keepdim=True)
         low, high = torch.where(value > 1, t, low), torch.where(value > 1, high, t)
         # d/dt value^(-1/2) = value^(-3/2) * slope
         after = t + (1 - value.rsqrt()) * value.pow(1.5) / slope
