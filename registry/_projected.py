@@ -7,7 +7,7 @@ of an image; sizes are cards in a JSON file beside it. The rest is here, with th
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -105,6 +105,7 @@ class Projected(Prompted):
             cls.renamed(k): v for k, v in read_weights(folder, as_stored=True).items() if not re.search(cls.dropped, k)
         }
         refuse_others(weights, cls.__name__, cls.telling)
+        cls._refuse_without_vision(home, weights)
         config = read_kind(home, cls.model_type)
         if "processor" not in config:
             config["processor"] = processor_of(home)
@@ -119,6 +120,15 @@ class Projected(Prompted):
         model = unfilled(cls.build, card, config, home)
         fill(model.net, weights)
         return model
+
+    @classmethod
+    def _refuse_without_vision(cls, home: Path, weights: Mapping[str, Tensor]) -> None:
+        """Raise UserError where the checkpoint was saved without its vision tower, which was frozen."""
+        if not any(key.startswith(f"{cls.vision}.") for key in weights):
+            raise UserError(
+                f"the weights in {home} have no vision tower ({cls.vision}.*): add the file of the checkpoint that has "
+                "it, or take the checkpoint that was saved whole."
+            )
 
     @classmethod
     def blank(cls: type[P], card: Card, config: Config, folder: Path) -> P:
@@ -260,7 +270,7 @@ class Projected(Prompted):
             images = [int(row)] if isinstance(row, int | Tensor) else list(row)
             if len(images) > 1 and not self.several:
                 raise ValueError(f"{self.card.name} reads one image a prompt here, and this sample has {len(images)}")
-            *before, _ = self._divided(text)
+            *before, after = self._divided(text)
             if len(before) != len(images):
                 raise ValueError(f"the prompt has {len(before)} places for images, and the sample {len(images)} images")
             key = (*map(tuple, before), *images)
@@ -268,7 +278,18 @@ class Projected(Prompted):
                 numbers[key] = len(prefixes)
                 prefixes.append(self._prefix([states[i] for i in images], before))
             rows.append(numbers[key])
+            self._refuse_too_long(prefixes[numbers[key]].end + len(after))
         return prefixes, torch.tensor(rows, device="cpu")
+
+    def _refuse_too_long(self, length: int) -> None:
+        """Raise ValueError, which is the sample's error, for a prompt that ends behind the last position that the
+        language model was made for: tiles and large pictures take thousands."""
+        most = getattr(self.net.get_submodule(self.decoder).config, "max_position_embeddings", None)
+        if most is not None and length > most:
+            raise ValueError(
+                f"image and prompt take {length} positions, and {self.card.name} has {most}: give a smaller picture, "
+                "or allow fewer pixels or tiles in the folder's processor file"
+            )
 
     def _prefix(self, images: Sequence[ImageState], before: Sequence[Sequence[int]]) -> Prefix:
         """Words and images by turns; before: token ids in front of each image."""

@@ -10,6 +10,7 @@ cell of a tiny model takes (the libraries, mostly) is measured first and taken o
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -88,8 +89,10 @@ def main() -> None:
     given = words.parse_args()
     large, small = given.folder / "large", given.folder / "small"
     for folder, sizes in ((small, TINY), (large, TINY if given.tiny else {})):
-        if not folder.is_dir():
-            write(folder, given.model, sizes)
+        if not folder.is_dir():  # elsewhere: a process that is started begins with its parent's peak
+            writing = multiprocessing.get_context("spawn").Process(target=write, args=(folder, given.model, sizes))
+            writing.start()
+            writing.join()
     weights = sum(file.stat().st_size for file in weight_files(large)[0])
     bound = 1.3 * (weights + block_statistics(given.model))
     for method in given.methods.split(","):

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import adapters, boards, calibration, metrics
+from tests.benchmarks import adapters, boards, calibration, loading, metrics
 from vlbench.cost import timing
+from vlbench.plugins.table import table
 
 
 def words(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> Any:
@@ -42,6 +43,19 @@ def test_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     metrics.segmentation(tmp_path)
     metrics.retrieval()
     assert "ranks of (6, 30) scores" in capsys.readouterr().out
+
+
+def test_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that opens; its cells are run by hand."""
+    loading.write(tmp_path / "large", "internvl3-1b", loading.TINY)
+    loading.write(tmp_path / "small", "internvl3-1b", loading.TINY)
+    cls = table("models").get("internvl3-1b").load()
+    model = cls.open(cls.cards[0], tmp_path / "large")
+    assert set(model.structure().tower_sizes()) == {"vision", "language"}
+    monkeypatch.setattr(loading, "peak", lambda folder, *_: {"small": 1, "large": 2}[folder.name])
+    monkeypatch.setattr(sys, "argv", ["loading", str(tmp_path), "--methods", "dense"])
+    loading.main()
+    assert "internvl3-1b dense: peak 0.00 GB" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

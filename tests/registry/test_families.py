@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.nn.test_kinds import close_gates, random_keep
@@ -384,6 +385,48 @@ def test_folders_that_lack_something_are_told_what(opened: Opened, tmp_path: Pat
     folder = copied("kind")
     edited(folder, "config.json", lambda c: c.update(model_type="bert"))
     assert "is of a model of type 'bert'" in refused(opened, folder)
+
+
+def test_a_picture_too_large_for_the_context_is_its_samples_error(opened: Opened) -> None:
+    """One position less than it takes; with all of them it is answered."""
+    model = copy(opened.model)
+    model.net = deepcopy(opened.model.net)
+    batch = batch_of(model, [picture(60, 20)], [[0]], ["a"], decoding="rank", candidates=["red", "no"], k_test=2)
+    states = model.encode(batch.images)
+    prompt = model._questions(batch)[0]
+    needed = model.shown(states, [[0]], [prompt])[0][0].end + len(model.prompt_ids(prompt))
+    config = model.net.get_submodule(model.decoder).config
+    config.max_position_embeddings = needed
+    assert model.answer(states, batch)
+    config.max_position_embeddings = needed - 1
+    with pytest.raises(ValueError, match=f"take {needed} positions, and {model.card.name} has {needed - 1}"):
+        model.answer(states, batch)
+
+
+def test_weights_without_a_vision_tower_are_told_so(opened: Opened, tmp_path: Path) -> None:
+    folder = shutil.copytree(opened.folder, tmp_path / "blind")
+    tensors = load_file(folder / "model.safetensors")
+    kept = {k: v for k, v in tensors.items() if not opened.model.renamed(k).startswith(f"{opened.model.vision}.")}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    assert f"have no vision tower ({opened.model.vision}.*)" in refused(opened, folder)
+
+
+def test_weights_that_lie_there_twice(opened: Opened, tmp_path: Path) -> None:
+    """An index says which are read; without one, whole weights beside shards are refused, as are mixed shards."""
+    folder = tmp_path / "twice"
+    made = next(f for f in FOLDERS if f.name == opened.model.card.name)
+    made.write(folder, max_shard_size="30kB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    whole = {k: v for shard in shards for k, v in load_file(shard).items()}
+    save_file(whole, folder / "consolidated.safetensors")
+    other = type(opened.model).open(opened.model.card, folder)
+    for key, value in opened.model.net.state_dict().items():
+        assert torch.equal(other.net.state_dict()[key], value), key
+    shutil.copytree(folder, tmp_path / "mixed")
+    (folder / "model.safetensors.index.json").unlink()
+    assert "in two files: keep the weights of one model" in refused(opened, folder)
+    shutil.copy(tmp_path / "mixed" / shards[0].name, tmp_path / "mixed" / shards[-1].name)
+    assert "which the index says it has: fetch it anew" in refused(opened, tmp_path / "mixed")
 
 
 def test_a_tokenizer_without_the_words_around_an_image_is_refused(opened: Opened, tmp_path: Path) -> None:
