@@ -74,7 +74,7 @@ def test_flags_change_nothing_about_it(lab: Lab, flag: str) -> None:
         ("new method task", "should be a lower-case Python identifier"),
         ("new method upop", "there is a method 'upop' already"),
         ("submit nothing", "leaderboards does not exist"),
-        ("leaderboard", "leaderboards/results does not exist"),
+        ("leaderboard", "no run in runs enters a board"),
         ("score nothing file=x.json", "there is no run 'nothing' in runs"),
         ("score nothing fle=x.json", "vlbench score takes RUN and file=PATH"),
     ],

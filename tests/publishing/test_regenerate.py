@@ -13,7 +13,8 @@ import pytest
 from tests.leaderboard.factory import board, record
 from vlbench.errors import UserError
 from vlbench.leaderboard.rows import rows
-from vlbench.publishing.regenerate import boards, check, write
+from vlbench.plugins.workspace import boards_folder
+from vlbench.publishing.regenerate import boards, check, own_boards, write, write_own
 from vlbench.records.record import read_record, write_record
 
 DIGEST = """
@@ -152,3 +153,24 @@ def test_bytes_do_not_depend_on_the_process(results, tmp_path):
         command = [sys.executable, "-c", DIGEST, str(folder)]
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == wanted
+
+
+def test_own_runs_stand_beside_the_committed_rows_that_they_compare_with(tmp_path: Path) -> None:
+    """A cell of ours replaces the committed one, with a star; boards of other tasks are not there."""
+    committed = boards_folder() / "results" / "mini"
+    mine = next(file for file in sorted(committed.glob("mini-imagenet-deit-mini-magnitude-0.5-*")))
+    runs = tmp_path / "runs"
+    write_record(runs / mine.stem / "result.json", read_record(mine))
+    with pytest.raises(UserError, match=r"no run in .* enters a board"):
+        own_boards(tmp_path)
+    names = write_own(runs, runs / "boards")
+    assert [name.as_posix() for name in names] == ["mini/imagenet.csv", "mini/imagenet.md", "mini/index.html"]
+    both = (runs / "boards", committed.parents[1])
+    ours, theirs = ((folder / "mini" / "imagenet.csv").read_text().splitlines() for folder in both)
+    assert len(ours) > 20
+    assert set(ours) <= set(theirs)
+    starred = [line for line in (runs / "boards/mini/imagenet.md").read_text().splitlines() if "| * " in line]
+    assert len(starred) == 1
+    assert "magnitude" in starred[0]
+    assert '"* magnitude' in (runs / "boards/mini/index.html").read_text()
+    assert write_own(runs, runs / "boards") == []

@@ -13,16 +13,26 @@ from ..errors import RunFailed, UserError
 from ..records.runs import run_of
 from .common import RUNS, Json, Runs, cells_of, names_and_words
 
+LEADERBOARDS = Path("leaderboards")
+
 
 def leaderboard(
     check: Annotated[bool, typer.Option("--check", help="write nothing; exit 1 where bytes differ")] = False,
-    folder: Annotated[Path, typer.Option(help="the leaderboards folder")] = Path("leaderboards"),
+    folder: Annotated[Path, typer.Option(help="the leaderboards folder")] = LEADERBOARDS,
+    runs: Runs = RUNS,
 ) -> None:
-    """Regenerate leaderboards/<suite>/<task>.csv, .md and index.html from leaderboards/results."""
+    """Regenerate leaderboards/<suite>/<task>.csv, .md and index.html from leaderboards/results.
+
+    Where there is no such folder: RUNS/boards, of your own runs beside the committed rows that they compare with."""
     from ..publishing import regenerate
 
     if not (folder / "results").is_dir():
-        raise UserError(f"{folder / 'results'} does not exist: run this in the checkout, or give --folder.")
+        if check or folder != LEADERBOARDS:
+            raise UserError(f"{folder / 'results'} does not exist: run this in the checkout, or give --folder.")
+        for path in regenerate.write_own(runs, runs / "boards"):
+            print(f"wrote {runs / 'boards' / path}")
+        print(f"{runs / 'boards'}: rows that begin with * were run here.")
+        return
     if check:
         try:
             differences = regenerate.check(folder / "results", folder)
@@ -112,7 +122,7 @@ def submit(
         list[str], typer.Argument(metavar="RUN... [upload=DIR]", help="names or folders; upload=DIR alone: all runs")
     ],
     runs: Runs = RUNS,
-    folder: Annotated[Path, typer.Option(help="the leaderboards folder")] = Path("leaderboards"),
+    folder: Annotated[Path, typer.Option(help="the leaderboards folder")] = LEADERBOARDS,
 ) -> None:
     """Verify finished runs and copy their records to leaderboards/results, or to a folder to hand in: upload=DIR."""
     from ..publishing.submission import submit as submit_run
@@ -122,7 +132,11 @@ def submit(
     if "upload" in words and not given:
         return _submit_all(submit_all(runs, Path(words["upload"])))
     if "upload" not in words and not folder.is_dir():
-        raise UserError(f"{folder} does not exist: run this in the checkout, or give --folder or upload=DIR.")
+        raise UserError(
+            f"{folder} does not exist: a result is handed in with a clone of vlbench. Write it with upload=DIR, copy "
+            "that into the clone's leaderboards/results and open a pull request (docs/leaderboards.md). "
+            "--folder names another one."
+        )
     target = Path(words["upload"]) if "upload" in words else folder / "results"
     folders = [run_of(name, runs) for name in given]
     if len(folders) > 1:

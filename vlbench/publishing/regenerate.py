@@ -1,4 +1,4 @@
-"""leaderboards/results -> the boards beside it, byte for byte.
+"""leaderboards/results -> the boards beside it, byte for byte; and the same of one's own runs.
 
 No model runs here, and no clock, locale, hash seed or file order shows in a board.
 """
@@ -6,16 +6,21 @@ No model runs here, and no clock, locale, hash seed or file order shows in a boa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 from ..disk.storage import write_text
 from ..errors import UserError
+from ..leaderboard.consistency import board_of
+from ..leaderboard.local import readable
 from ..leaderboard.published import load_published
-from ..leaderboard.rows import COLUMNS, load_results, rows_of
+from ..leaderboard.rows import COLUMNS, Row, load_results, merge, ranked, rows_of
 from ..leaderboard.tables import GENERATED, csv_text, markdown
 from ..pages.board import page
+from ..plugins.workspace import boards_folder
+from ..records.record import Record
 from .difference import differences
 
 PATH_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -24,22 +29,52 @@ PATH_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 def boards(results_root: Path) -> dict[Path, str]:
     """<suite>/<task>.csv and .md, a board for each suite and task, and <suite>/index.html, a page for each suite:
     names relative to the leaderboards' folder -> text."""
+    return _texts(rows_of(load_results(results_root, scores=False)))
+
+
+def own_boards(runs: Path) -> dict[Path, str]:
+    """The same of the finished runs in `runs`, beside the committed rows that they may be compared with. What was run
+    here has a star before its method, but for the CSV files, whose columns are for programs. Raises UserError where no
+    run enters a board."""
+    mine = [record for record in readable(runs) if ranked(record)]
+    if not mine:
+        raise UserError(f"no run in {runs} enters a board: `vlbench list runs` shows them, `vlbench run` makes one.")
+    blocks = {board_of(record) for record in mine}
+    committed = [r for r in load_results(boards_folder() / "results", scores=False) if board_of(r) in blocks]
+    records, local = merge(committed, mine)
+    return _texts(rows_of(records), local)
+
+
+def _texts(rows: Sequence[tuple[Row, Sequence[Record]]], starred: Collection[str] = ()) -> dict[Path, str]:
+    """starred: the `config` of rows that are marked."""
     texts: dict[Path, str] = {}
-    rows = rows_of(load_results(results_root, scores=False))
     for (suite, task), group in groupby(rows, key=lambda pair: (pair[0].suite, pair[0].task)):
         members = [row for row, _ in group]
         board = Path(file_name(suite)) / file_name(task)
         texts[board.with_name(f"{board.name}.csv")] = csv_text(members)
-        texts[board.with_name(f"{board.name}.md")] = markdown(members)
+        texts[board.with_name(f"{board.name}.md")] = markdown([_marked(row, starred) for row in members])
     for suite, pairs in groupby(rows, key=lambda pair: pair[0].suite):
-        texts[Path(file_name(suite)) / "index.html"] = page(suite, list(pairs), load_published())
+        shown = [(_marked(row, starred), records) for row, records in pairs]
+        texts[Path(file_name(suite)) / "index.html"] = page(suite, shown, load_published())
     return texts
+
+
+def _marked(row: Row, starred: Collection[str]) -> Row:
+    return replace(row, method=f"* {row.method}") if row.config in starred else row
 
 
 def write(results_root: Path, out_root: Path) -> list[Path]:
     """Write all boards under `out_root`, remove generated ones that have no results left; return what
     changed."""
-    texts = boards(results_root)
+    return _written(boards(results_root), out_root)
+
+
+def write_own(runs: Path, out_root: Path) -> list[Path]:
+    """Write the boards of one's own runs, as `write` does those of results."""
+    return _written(own_boards(runs), out_root)
+
+
+def _written(texts: Mapping[Path, str], out_root: Path) -> list[Path]:
     changed = [name for name, text in texts.items() if _bytes(out_root / name) != text.encode()]
     for name in changed:
         write_text(out_root / name, texts[name])
