@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=2 python -m tests.benchmarks.steps [--model deit-small] [--batch 8] [--pairs 7] [--of l0,mgpo]
 
 A model of real size with random weights; steps of the training loop, in pairs of one plain and one with the method's
-hook, so that what else the machine does falls on both. l0 and group_lasso train all weights beside a plain training;
-mgpo and ggpo train adapters beside the same adapters unperturbed. Targets: l0 1.1, group_lasso 1.05, mgpo 1.1, ggpo
-2.1.
+hook, so that what else the machine does falls on both. l0 (heads and neurons), l0_all (blocks and width, too) and
+group_lasso train all weights beside a plain training; mgpo and ggpo train adapters beside the same adapters
+unperturbed. Targets: l0 1.1, group_lasso 1.05, mgpo 1.1, ggpo 2.1. What group_lasso adds does not grow with the batch.
 """
 
 from __future__ import annotations
@@ -55,12 +55,15 @@ def copied(model: Model) -> Model:
     return other
 
 
-def of_l0(model: Model) -> tuple[Schedule, list[Hook], list[Hook]]:
-    l0 = importlib.import_module("vlbench.methods.l0")
-    method = l0.L0(l0.L0Options(steps=STEPS, units="site+block+width"))
-    structure = method.units(model.structure())
-    search = Search(model.net, structure, method.options, method.sizes(structure), method.counts(structure), seed=0)
-    return method.options, [search], []
+def of_l0(units: str) -> Callable[[Model], tuple[Schedule, list[Hook], list[Hook]]]:
+    def made(model: Model) -> tuple[Schedule, list[Hook], list[Hook]]:
+        l0 = importlib.import_module("vlbench.methods.l0")
+        method = l0.L0(l0.L0Options(steps=STEPS, units=units))
+        structure = method.units(model.structure())
+        sizes, counts = method.sizes(structure), method.counts(structure)
+        return method.options, [Search(model.net, structure, method.options, sizes, counts, seed=0)], []
+
+    return made
 
 
 def of_group_lasso(model: Model) -> tuple[Schedule, list[Hook], list[Hook]]:
@@ -81,8 +84,12 @@ def of_adapters(kind: str) -> Callable[[Model], tuple[Schedule, list[Hook], list
 
 
 KINDS: dict[str, Callable[[Model], tuple[Schedule, list[Hook], list[Hook]]]] = {
-    "l0": of_l0, "group_lasso": of_group_lasso, "mgpo": of_adapters("mgpo"), "ggpo": of_adapters("ggpo"),
-}  # fmt: skip
+    "l0": of_l0("site"),
+    "l0_all": of_l0("site+block+width"),
+    "group_lasso": of_group_lasso,
+    "mgpo": of_adapters("mgpo"),
+    "ggpo": of_adapters("ggpo"),
+}
 
 
 def seconds(loop: Loop, step: int) -> float:
