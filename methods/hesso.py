@@ -92,12 +92,12 @@ class Hesso(WholeHeads, Method):
 
 def scores(rows: Mapping[str, Tensor], directions: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Site -> criterion -> (units,), scaled, and "overall", their sum. rows, directions: site -> (units, entries)."""
-    found = {name: _criteria(x.double(), directions[name].double()) for name, x in rows.items()}
-    for what in next(iter(found.values())):
-        norm = (sum(one[what].square().sum() for one in found.values()) + TINY) ** 0.5 + TINY
-        for one in found.values():
+    criteria = {name: _criteria(x.double(), directions[name].double()) for name, x in rows.items()}
+    for what in next(iter(criteria.values())):
+        norm = (sum(one[what].square().sum() for one in criteria.values()) + TINY) ** 0.5 + TINY
+        for one in criteria.values():
             one[what] = one[what] * (SHARE / norm)
-    return {name: {**one, "overall": torch.stack(list(one.values())).sum(0)} for name, one in found.items()}
+    return {name: {**one, "overall": torch.stack(list(one.values())).sum(0)} for name, one in criteria.items()}
 
 
 def _criteria(x: Tensor, direction: Tensor) -> dict[str, Tensor]:
@@ -140,8 +140,8 @@ class FallingOut(Hook):
         if (period := self._period(number)) is not None:
             self._commit()
             before = {name: moved.before for name, moved in self._moved.items()}
-            found = scores(before, {name: moved.direction() for name, moved in self._moved.items()})
-            self._choose({name: one["overall"].cpu() for name, one in found.items()}, period)
+            criteria = scores(before, {name: moved.direction() for name, moved in self._moved.items()})
+            self._choose({name: one["overall"].cpu() for name, one in criteria.items()}, period)
             self._moved = {}
         place = (number - options.start) % options.duration
         factor = (options.duration - place - 1) / (options.duration - place)

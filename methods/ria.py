@@ -100,11 +100,11 @@ class Ria(ScorePruner):
 
 def readers(block: Block) -> list[tuple[Site, Slice]]:
     """Of a block's sites, in units whose order is free: the columns of the matrix that reads the units."""
-    found = []
+    matrices = []
     for site in block.sites:
-        for one in [v for v in (site, *site.variants) if v.unit in FREE][:1]:
-            found += [(one, part) for part in one.slices if part.dim == 1 and len(part.shape) == 2]
-    return found
+        for free in [v for v in (site, *site.variants) if v.unit in FREE][:1]:
+            matrices += [(free, part) for part in free.slices if part.dim == 1 and len(part.shape) == 2]
+    return matrices
 
 
 def keys(scores: Tensor, ranking: str, ratio: float) -> list[Tensor]:

@@ -136,8 +136,8 @@ def probe(model: Model) -> list[Tensor]:
         torch.manual_seed(0)
         batch = stated(capability).make(model, 2, True)
         states = model.encode(batch.images)
-        found = [states, train(model, capability, batch)]
-    return [x.detach().double().cpu() for x in found if isinstance(x, Tensor)]
+        outputs = [states, train(model, capability, batch)]
+    return [x.detach().double().cpu() for x in outputs if isinstance(x, Tensor)]
 
 
 def _refuse_other(before: Sequence[Tensor], after: Sequence[Tensor], dtype: torch.dtype) -> None:
@@ -165,8 +165,8 @@ def _watched(net: nn.Module, plans: Sequence[Plan], moments: dict[str, Tensor]) 
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             x = args[0].double()
             x = x - x.mean(-1, keepdim=True) if made.mean else x
-            found = second_moment([x / (x.square().mean(-1, keepdim=True) + 1e-12).sqrt()])
-            moments[made.tower.name] = moments.get(made.tower.name, torch.zeros_like(found)) + found
+            moment = second_moment([x / (x.square().mean(-1, keepdim=True) + 1e-12).sqrt()])
+            moments[made.tower.name] = moments.get(made.tower.name, torch.zeros_like(moment)) + moment
 
         return hook
 

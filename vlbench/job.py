@@ -148,7 +148,7 @@ class Job:
         state.samples_seen += batches.seen(schedule.steps)
         state.log[stage] = {**state.log.get(stage, {}), "loss": [round(x, 6) for x in losses]}
         for hook in stream:
-            state.log[stage] |= hook.told()
+            state.log[stage] |= hook.recorded()
         return losses
 
     def _stream(self, schedule: Schedule) -> DynamicStream:
@@ -169,14 +169,14 @@ class Job:
         """Name -> mean loss over the terms of some batches. Neither dropout nor what it draws is noticed outside."""
         was_training, device = model.net.training, model.device
         model.net.eval()
-        found = {}
+        mean_losses = {}
         with torch.random.fork_rng([] if device.type == "cpu" else [device]), torch.no_grad():
             for name, parts in batches.items():
                 terms = [self.capability.terms(model, part) for part in parts]
                 sums = [float(self.capability.loss(model, part)) * n for part, n in zip(parts, terms, strict=True) if n]
-                found[name] = sum(sums) / max(1, sum(terms))
+                mean_losses[name] = sum(sums) / max(1, sum(terms))
         model.net.train(was_training)
-        return found
+        return mean_losses
 
     def _terms(self, batch: Batch) -> int:
         """How many terms the loss of a batch is the mean over."""

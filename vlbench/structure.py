@@ -219,23 +219,11 @@ class Rows:
 
 
 def attention_site(
-    module: nn.Module,
-    name: str,
-    *,
-    modality: str,
-    query: Rows,
-    key: Rows,
-    value: Rows,
-    output: str,
-    heads: int,
-    kv_heads: int | None = None,
-    rope: bool = False,
-    refusals: Mapping[str, str] | None = None,
-    set_heads: AfterCut | None = None,
-    after_cut: AfterCut | None = None,
-    rescale: AfterCut | None = None,
+    module: nn.Module, name: str, *, modality: str, query: Rows, key: Rows, value: Rows, output: str, heads: int,
+    kv_heads: int | None = None, rope: bool = False, refusals: Mapping[str, str] | None = None,
+    set_heads: AfterCut | None = None, after_cut: AfterCut | None = None, rescale: AfterCut | None = None,
     set_values: AfterCut | None = None,
-) -> Site:
+) -> Site:  # fmt: skip
     """Describe one attention layer. Widths are read from the weights, so a cut layer describes itself as well.
 
     heads / kv_heads: query heads and key/value heads (grouped attention); refusals: illegal unit -> reason.
@@ -366,28 +354,28 @@ class _Collector:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.found: dict[tuple[str, int], tuple[list[Tensor], list[Tensor]]] = {}
+        self._parts: dict[tuple[str, int], tuple[list[Tensor], list[Tensor]]] = {}
 
     def rows(self, rows: Rows, index: Tensor, *, gated: bool) -> None:
         layer = self.module.get_submodule(rows.path)
         index = index + rows.first if rows.first else index  # the same tensor wherever it is the same
         for part in ("weight", "bias"):
             if getattr(layer, part, None) is not None:
-                entry = self.found.setdefault((f"{rows.path}.{part}", 0), ([], []))
+                entry = self._parts.setdefault((f"{rows.path}.{part}", 0), ([], []))
                 entry[0 if gated else 1].append(index)
 
     def columns(self, path: str, index: Tensor) -> None:
-        self.found.setdefault((f"{path}.weight", 1), ([], []))[1].append(index)
+        self._parts.setdefault((f"{path}.weight", 1), ([], []))[1].append(index)
 
     def take(self) -> tuple[Slice, ...]:
         slices = []
-        for (param, dim), parts in self.found.items():
+        for (param, dim), parts in self._parts.items():
             shape = tuple(self.module.get_parameter(param).shape)
             for gated, index in zip((True, False), parts, strict=True):
                 if index:
                     whole = index[0] if len(index) == 1 else torch.cat(index, 1)
                     slices.append(Slice(param, shape, dim, whole, gated))
-        self.found = {}
+        self._parts = {}
         return tuple(sorted(slices, key=lambda s: not s.gated))
 
 

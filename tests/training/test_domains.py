@@ -92,7 +92,7 @@ class Run:
 def test_shares_move_at_known_steps_and_a_killed_run_ends_the_same(tmp_path: Path) -> None:
     calm = Run(None)
     calm.loop.run()
-    told = calm.hook.told()
+    told = calm.hook.recorded()
     assert told["domains"] == ["few", "many"]
     assert len(told["shares"]) == 1 + (STEPS - 1) // 2
     assert told["shares"][-1][0] > told["shares"][0][0]  # its loss lies further above its reference
@@ -102,7 +102,7 @@ def test_shares_move_at_known_steps_and_a_killed_run_ends_the_same(tmp_path: Pat
         again = Run(tmp_path / str(kill))
         assert again.loop.run() == calm.loop.losses
         assert torch.equal(again.net.weight, calm.net.weight)
-        assert again.hook.told() == told
+        assert again.hook.recorded() == told
         assert again.drawn.taken == calm.drawn.taken
 
 

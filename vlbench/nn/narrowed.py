@@ -67,12 +67,12 @@ class Valued:
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             layer.config._attn_implementation, library.eager_attention_forward
         )
-        told = {"sliding_window": layer.sliding_window} if hasattr(layer, "sliding_window") else {}
+        options = {"sliding_window": layer.sliding_window} if hasattr(layer, "sliding_window") else {}
         if position_embeddings is None:  # an encoder: every token sees every other
-            told["is_causal"] = False
+            options["is_causal"] = False
         dropped = layer.attention_dropout if layer.training else 0.0
         scale = getattr(layer, "scaling", None) or layer.scale
-        out, weights = attend(layer, q, k, v, attention_mask, dropout=dropped, scaling=scale, **told)
+        out, weights = attend(layer, q, k, v, attention_mask, dropout=dropped, scaling=scale, **options)
         out = getattr(layer, self.output)(out.reshape(*sizes, -1).contiguous())
         return layer.projection_dropout(out) if hasattr(layer, "projection_dropout") else out, weights
 

@@ -152,13 +152,15 @@ class DynamicStream(Hook):
     def before_step(self, step: int) -> None:
         if step and step % self.every == 0:
             # Workers whose devices round otherwise go by the leader's losses, or they would draw other batches.
-            found: dict[str, float] = json.loads(self.world.share("losses of domains", json.dumps(dict(self.losses()))))
-            above = torch.tensor([found[name] - self.reference[name] for name in self.batches.domains])
+            losses: dict[str, float] = json.loads(
+                self.world.share("losses of domains", json.dumps(dict(self.losses())))
+            )
+            above = torch.tensor([losses[name] - self.reference[name] for name in self.batches.domains])
             self.batches.share_of = moved(self.batches.share_of, above, self.rule)
             self.history = torch.cat([self.history, self.batches.share_of[None]])
         self.batches.plan(step)
 
-    def told(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, Any]:
         """What a record says of it: the domains, their reference, and their shares after every move."""
         names = list(self.batches.domains)
         return {
