@@ -14,9 +14,10 @@ from vlbench.cell.resolve import resolve
 from vlbench.errors import UserError
 from vlbench.evaluation.loop import Evaluator
 from vlbench.evaluation.perturbation import MASK, parse
-from vlbench.evaluation.predictions import Predictions
+from vlbench.evaluation.predictions import Predictions, read_predictions
 from vlbench.images.pipeline import ImageStore, decode
 from vlbench.machine.ui import Screen
+from vlbench.publishing.predicted import verify_predictions
 from vlbench.run.runner import Runner, open_model
 from vlbench.task import Sample
 
@@ -147,3 +148,16 @@ def test_the_model_sees_it_and_the_score_does_not(tmp_path: Path) -> None:
     file = cell.samples[0].images[0]
     assert torch.equal(evaluator.store.load([file])[0], parse("jpeg:5").image(decode(file)))
     assert torch.equal(store.load([file])[0], decode(file))  # what methods see
+
+
+def test_submit_predicts_perturbed_samples_again(tmp_path: Path) -> None:
+    """As the run was given them: else every honest run with perturbed texts would be refused."""
+    runner = Runner(tmp_path, Screen(quiet=True))
+    cell = open_cell(resolve({**WORDS, "limit": "24", "perturb": "mask:0.6"}))
+    record = runner.cell(cell)
+    file = tmp_path / cell.id / "predictions.jsonl"
+    lines = read_predictions(file, [sample.id for sample in cell.samples])
+    verify_predictions(file, cell, open_model(cell)[0], lines, "", record.provenance)
+    clean = open_cell(resolve({**WORDS, "limit": "24"}))
+    with pytest.raises(UserError, match="samples otherwise"):
+        verify_predictions(file, clean, open_model(clean)[0], lines, "", record.provenance)

@@ -106,11 +106,15 @@ class Evaluator:
 
     def run(self, samples: Sequence[Sample], predictions: Predictions) -> list[Line]:
         """Predict what `predictions` lacks, score all of it; returns all lines in the order of `samples`."""
-        given = self.perturbation.samples(samples)  # answers are scored against the samples as they are
-        lines = capability_of(self.task.capability).evaluate(self, given, predictions)
+        lines = self.answered(samples, predictions)
         with self._phase("score"):
             lines = self._scored(samples, lines)
         return predictions.finish(lines)
+
+    def answered(self, samples: Sequence[Sample], predictions: Predictions) -> list[Line]:
+        """The lines without their scores. The model is given the samples as perturb= says; answers are scored against
+        the samples as they are."""
+        return capability_of(self.task.capability).evaluate(self, self.perturbation.samples(samples), predictions)
 
     def predict(
         self, one: Pass, samples: Sequence[Sample], lines: Predictions, options: Mapping[str, Any]
