@@ -100,6 +100,31 @@ def test_it_is_given_back_after_a_failure(tmp_path: Path, wrote: bool) -> None:
     assert [p.name for p in tmp_path.rglob("*")] == (["cell", "cell.json"] if wrote else [])
 
 
+def test_a_refusal_leaves_no_folder_of_all_cells_that_was_not_there(tmp_path: Path) -> None:
+    (tmp_path / "had").mkdir()
+    for runs in ("had", "new"):
+        with lease(tmp_path / runs / "cell", never, quiet):
+            pass
+    assert [p.name for p in tmp_path.rglob("*")] == ["had"]
+
+
+def test_a_folder_of_all_cells_that_vanishes_while_a_cell_is_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir, told = Path.mkdir, list[Path]()
+
+    def once(self: Path, *args: object, **options: object) -> None:
+        if not told:
+            told.append(self)
+            raise FileNotFoundError(2, "No such file or directory", str(self))
+        mkdir(self, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "mkdir", once)
+    with lease(tmp_path / "runs" / "cell", never, quiet) as mine:
+        assert mine
+        assert told
+
+
 def test_a_folder_that_is_removed_meanwhile_is_no_failure(tmp_path: Path) -> None:
     with lease(tmp_path / "cell", never, quiet):
         shutil.rmtree(tmp_path / "cell")
@@ -321,7 +346,7 @@ def test_of_many_who_take_over_one_is_inside_at_a_time(tmp_path: Path) -> None:
 
 def test_a_folder_that_vanishes_while_it_is_made_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """mkdir says "exists", and a holder that wrote nothing removes the folder before mkdir looks at it."""
-    mkdir, told = Path.mkdir, []
+    mkdir, told = Path.mkdir, list[Path]()
 
     def once(self: Path, *args: object, **options: object) -> None:
         if not told:

@@ -107,8 +107,9 @@ def test_a_root_that_no_folder_can_have_is_named(box: Path, value: str) -> None:
         spaces.workspace()
 
 
-def test_toml_nested_without_end_is_one_sentence(box: Path) -> None:
-    (box / "vlbench.toml").write_text("roots = " + "[" * 5000)
+@pytest.mark.parametrize("value", ["[" * 5000, "9" * 5000], ids=lambda v: v[:3])
+def test_toml_nested_without_end_or_a_number_without_end_is_one_sentence(box: Path, value: str) -> None:
+    (box / "vlbench.toml").write_text(f"roots = {value}")
     with pytest.raises(UserError, match="cannot be read as TOML"):
         spaces.workspace()
 

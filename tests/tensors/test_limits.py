@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from tests.lab import Lab
 from vlbench.errors import UserError
+from vlbench.tensors.limits import bounded
 from vlbench.tensors.reading import declared_elements, read_weights
 
 GIANT = 10**12
@@ -129,4 +130,12 @@ def test_a_giant_configuration_is_refused_before_it_is_built(lab: Lab, argument:
     assert told.code == 2
     assert f"{lab.weights} is refused: the network of its configuration has" in told.err
     assert len(told.err.splitlines()) == 1
-    assert not list((lab.folder / "runs").iterdir())
+    assert not (lab.folder / "runs").exists()
+
+
+def test_a_network_without_end_is_refused_by_the_number_of_its_tensors(tmp_path: Path) -> None:
+    """Blocks of one element: 10^7 of them would be built for hours before they fill a memory."""
+    with pytest.raises(UserError, match=r"has 20,000 tensors or more"), bounded(tmp_path):
+        _ = [torch.empty(1) for _ in range(30_000)]
+    with pytest.raises(UserError, match=r"has 20,000 tensors or more"), bounded(tmp_path):
+        torch.linspace(0, 0.1, 30_000)

@@ -74,6 +74,7 @@ def lease(
     (after two heartbeats where the last one is OLD). A live holder's is never stolen; this call waits for it.
     """
     file = folder / "lease.json"
+    first = not folder.parent.exists()
     try:
         mine = _wait(file, done, tell)
     except OSError as error:
@@ -95,6 +96,8 @@ def lease(
         _remove(file, mine)
         with contextlib.suppress(OSError):
             folder.rmdir()  # only where nothing was written: a refused model leaves no empty folder
+            if first:
+                folder.parent.rmdir()
 
 
 def _wait(file: Path, done: Callable[[], bool], tell: Callable[[str], None]) -> str | None:
@@ -136,6 +139,8 @@ def _claim(file: Path) -> str | None:
         if file.parent.is_file():
             raise
         return None  # the folder went away between mkdir's two looks: a holder that wrote nothing has just left
+    except FileNotFoundError:
+        file.parent.mkdir(parents=True, exist_ok=True)  # so did the folder of all cells, which that holder had made
     try:
         draft.write_text(text, encoding="utf-8")
         os.link(draft, file)

@@ -105,7 +105,7 @@ def announce(folder: Path) -> None:
 def _read_roots(file: Path) -> dict[str, str]:
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError, RecursionError) as error:
+    except (ValueError, OSError, RecursionError) as error:  # no TOML, no UTF-8, or a number of 5,000 digits
         raise UserError(f"{file} cannot be read as TOML ({error}): mend it.") from error
     unknown = [key for key in content if key != "roots"]
     if unknown:

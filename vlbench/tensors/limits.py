@@ -25,6 +25,9 @@ from ..errors import UserError
 # How much larger the network of a checkpoint may be when it is built: one that was cut to a tenth is built whole first,
 # and weights are drawn twice; besides, there are masks and positions.
 TIMES, BESIDE = 100, 10**7
+# Tensors that a network may be made of. The largest published ones have 3,000; a depth of 10^7 would be built for hours
+# before its elements fill the memory.
+TENSORS = 20_000
 
 
 def declared(file: Path, load: Callable[[], Mapping[str, Any]]) -> dict[str, int]:
@@ -99,10 +102,19 @@ class _Bounded(TorchDispatchMode):
 
     def __init__(self, limit: int, source: Path, other: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.limit, self.source, self.other, self.made = limit, source, other, 0
+        self.limit, self.source, self.other = limit, source, other
+        self.made = self.tensors = 0  # elements, and what holds them
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.made += _made(func, args)
+        made = _made(func, args)
+        self.made, self.tensors = self.made + made, self.tensors + bool(made)
+        # A rate for every layer (timm's linspace) is unpacked, number by number, before the first layer is built.
+        layers = made if func.overloadpacket is torch.ops.aten.linspace else 0
+        if max(self.tensors, layers) > TENSORS:
+            raise UserError(
+                f"{self.source} is refused: the network of its configuration has {TENSORS:,} tensors or more: give the "
+                "weights with their own config.json."
+            )
         if self.made > self.limit:
             raise UserError(
                 f"{self.source} is refused: the network of its configuration has {self.made:,} elements or more, and "
