@@ -160,6 +160,7 @@ def test_the_side_of_the_network_wins_and_rounding_is_no_difference(tmp_path: Pa
         ({"size": 0}, "a number of pixels"),
         ({"size": True}, "a number of pixels"),
         ({"size": "big"}, "a number of pixels"),
+        ({"size": 2 * 10**9, "crop_size": 64}, "a number of pixels"),
         ({"resample": 1}, "interpolation is 'lanczos'"),
         ({"image_std": [0.1, 0.0, 0.1]}, "std is"),
         ({"image_std": [0.1, 0.2]}, "each of three colours"),
@@ -173,6 +174,12 @@ def test_words_that_cannot_be_followed_are_told(tmp_path: Path, told: dict[str, 
         folder_image(CARD, tmp_path)
     assert "preprocessing=card" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_share_that_would_fill_the_memory_is_no_share(tmp_path: Path) -> None:
+    write(tmp_path, "config.json", {"pretrained_cfg": {"crop_pct": 1e-9}})
+    with pytest.raises(UserError, match="crop_pct is 1e-09"):
+        folder_image(CARD, tmp_path)
 
 
 # In a run ------------------------------------------------------------------------------------------------------------

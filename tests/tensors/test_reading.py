@@ -428,3 +428,19 @@ def test_numbers_of_another_kind_are_no_weights(kind: torch.dtype) -> None:
     net = nn.Linear(2, 1)
     with pytest.raises(UserError, match=rf"weight is of type {str(kind).removeprefix('torch.')}, not float32"):
         load_into(net, {"weight": torch.ones(1, 2).to(kind), "bias": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("tensor", "sentence"),
+    [
+        (torch.eye(2).to_sparse(), "w is sparse"),
+        (torch.full((2,), 1e300, dtype=torch.float64), "w has infinite values"),
+    ],
+    ids=["sparse", "larger than 32 bits hold"],
+)
+def test_what_is_no_plain_tensor_of_finite_values_is_refused(
+    tmp_path: Path, tensor: torch.Tensor, sentence: str
+) -> None:
+    torch.save({"w": tensor}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=sentence):
+        read_weights(tmp_path / "w.pth")

@@ -30,6 +30,7 @@ NORMALISATIONS = {
 }  # fmt: skip
 PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 COMPUTED = ("bicubic", "bilinear")  # interpolations that the pipeline has
+LARGEST = 2**16  # pixels of a side: a picture that is enlarged further, by a share of 10^-9, would fill the memory
 # Classes of transformers that crop where their file leaves do_center_crop out.
 CROPPING = ("CLIP", "ChineseCLIP", "Llava")
 
@@ -158,7 +159,7 @@ def _timm(card: ImageSpec, pretrained: Mapping[str, Any]) -> ImageSpec:
         spec = replace(spec, size=_side(sides[1:], "input_size"))
     if "crop_pct" in pretrained or "crop_mode" in pretrained:
         share = pretrained.get("crop_pct", card.crop_pct)
-        if not _number(share) or not 0 < share <= 1:
+        if not _number(share) or not 0 < share <= 1 or spec.size / share > LARGEST:
             raise UserError(f"its crop_pct is {share!r}, where a share from 0 to 1 should be.")
         modes: dict[Any, Any] = {"center": "crop", None: "crop", "": "crop", "squash": "squash"}
         mode = pretrained.get("crop_mode", "center")
@@ -244,7 +245,7 @@ def _number(value: Any) -> bool:
 def _side(value: Any, name: str) -> int:
     """Of a square: 384, [384, 384], {"height": 384, "width": 384} or {"shortest_edge": 384}."""
     sides = list(value.values()) if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
-    if not sides or any(not isinstance(n, int) or isinstance(n, bool) or n <= 0 for n in sides):
+    if not sides or any(not isinstance(n, int) or isinstance(n, bool) or not 0 < n <= LARGEST for n in sides):
         raise UserError(f"its {name} is {value!r}, where a number of pixels should be.")
     if len(set(sides)) > 1:
         raise UserError(f"its {name} is {value!r}, and only squares are computed here.")

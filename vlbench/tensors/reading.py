@@ -119,11 +119,14 @@ def _refuse_not_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """No weight is infinite or NaN; a flipped bit, an overflow in 16 bits or a diverged training makes one, and every
     number after it is wrong."""
     for key, value in tensors.items():
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            raise UserError(f"{file}: {key} is sparse, quantised or without values: save it as a plain tensor.")
         if not value.is_floating_point():
             continue
         # In parts: what isfinite() makes is larger than the weights in 16 bits that it looks at.
         for part in value.flatten().split(LOOKED_AT):
-            wide = part.float() if part.itemsize == 1 else part  # torch asks this of no 8-bit type
+            # torch asks this of no 8-bit type, and one of 64 bits may be infinite in the 32 that it is computed in.
+            wide = part if part.itemsize in (2, 4) else part.float()
             if bool(wide.isfinite().all()):
                 continue
             what = "values that are no numbers (NaN)" if bool(wide.isnan().any()) else "infinite values"
