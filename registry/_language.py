@@ -226,9 +226,9 @@ def whole(states: Tensor) -> Hidden:
 
 def hidden_of(states: Tensor, row: Tensor, spot: Tensor, image: Tensor) -> Hidden:
     """Of states (n, S, D) without padding. row, spot: (T,) those that tell a token; image: bool (n, S), an image's."""
-    told = torch.zeros_like(image)
-    told[row, spot] = True
-    return Hidden(states, told, torch.ones_like(image), image)
+    learnt = torch.zeros_like(image)
+    learnt[row, spot] = True
+    return Hidden(states, learnt, torch.ones_like(image), image)
 
 
 def _meta_mask(net: Any, inputs: Tensor) -> Tensor | None:

@@ -121,14 +121,14 @@ def owners(rows: Sequence[Sequence[int]], device: torch.device) -> Any:
 class Hidden(NamedTuple):
     """States of the last layer, of n rows of one length each: what is read before the head.
 
-    states: (n, S, width). told: bool (n, S), places whose next token the loss tells. seen: bool (n, S), what is no
-    padding. shown: bool (n, S), an image's tokens, in models that have these and text in one stream.
+    states: (n, S, width). learnt: bool (n, S), places whose next token the loss is of. real: bool (n, S), what is no
+    padding. image: bool (n, S), an image's tokens, in models that have these and text in one stream.
     """
 
     states: Tensor
-    told: Tensor
-    seen: Tensor
-    shown: Tensor
+    learnt: Tensor
+    real: Tensor
+    image: Tensor
 
 
 class Outputs(NamedTuple):

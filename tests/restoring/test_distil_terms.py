@@ -94,7 +94,7 @@ def test_affinities(oracle: Oracle, name: str, loss: Any) -> None:
         [Hidden(*(x[i : i + 1] for x in whole[0])) for i in (0, 1)] for whole in (hidden(oracle, "teacher"), student)
     ]
     assert torch.allclose(loss(*parts).detach(), oracle[f"loss/{name}"], rtol=0, atol=1e-10)  # rows of other lengths
-    unseen = [student[0]._replace(shown=torch.zeros_like(student[0].shown))]
+    unseen = [student[0]._replace(image=torch.zeros_like(student[0].image))]
     with pytest.raises(UserError, match="this model has none"):
         loss(hidden(oracle, "teacher"), unseen)
 
@@ -136,10 +136,10 @@ def outputs_of(name: str) -> tuple[Any, Batch, Outputs]:
 def test_the_head_on_hidden_states_gives_the_logits(name: str, head: str) -> None:
     model, _, outputs = outputs_of(name)
     assert model.tells_hidden
-    found = [model.net.get_submodule(head)(part.states[part.told]) for part in hidden_of(outputs, model)]
+    found = [model.net.get_submodule(head)(part.states[part.learnt]) for part in hidden_of(outputs, model)]
     logits = [part.movedim(1, -1).flatten(0, -2) for part, _ in outputs.logits]
     assert torch.allclose(torch.cat(found), torch.cat(logits), atol=1e-5)
-    assert any(part.shown.any() for part in hidden_of(outputs, model)) == (name == "llava-mini")
+    assert any(part.image.any() for part in hidden_of(outputs, model)) == (name == "llava-mini")
 
 
 def test_the_projector_trains_with_the_student_and_is_kept() -> None:

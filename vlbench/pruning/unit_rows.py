@@ -48,13 +48,13 @@ class Moved:
 
     def direction(self) -> Tensor:
         """(units, entries), right after the step."""
-        found, start = [], 0
+        directions, start = [], 0
         for (p, index), (rate, decay) in zip(self.rows.parts, self.rates, strict=True):
             count = index.shape[1] * (p.numel() // p.shape[0])
             before, after = self.before[:, start : start + count], p.detach()[index].flatten(1)
-            found.append((before * (1 - rate * decay) - after) / rate if rate else torch.zeros_like(before))
+            directions.append((before * (1 - rate * decay) - after) / rate if rate else torch.zeros_like(before))
             start += count
-        return torch.cat(found, 1)
+        return torch.cat(directions, 1)
 
 
 def about_to_move(net: nn.Module, structure: Structure, optimiser: torch.optim.Optimizer) -> dict[str, Moved]:

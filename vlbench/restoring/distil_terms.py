@@ -84,7 +84,7 @@ def states_apart(
                 f"the student's hidden states are {had.states.shape[-1]} wide and the teacher's "
                 f"{wanted.states.shape[-1]}: give kd_projector=mlp."
             )
-        counted = (had.told if places == "answer" else had.seen).to(projected.dtype)  # (n, S)
+        counted = (had.learnt if places == "answer" else had.real).to(projected.dtype)  # (n, S)
         squares = (projected - wanted.states.to(projected.dtype)).square().mean(-1) * counted
         sums.append((squares.sum(1) / counted.sum(1).clamp(min=1)).sum())
         rows += len(projected)
@@ -97,7 +97,7 @@ def affinities_apart(teacher: Sequence[Hidden], student: Sequence[Hidden]) -> Te
     sums, pairs = [], []
     for wanted, had in zip(teacher, student, strict=True):
         apart = (_cosines(had.states) - _cosines(wanted.states).to(had.states.dtype)).square()  # (n, S, S)
-        among = had.shown[:, :, None] & had.told[:, None, :]
+        among = had.image[:, :, None] & had.learnt[:, None, :]
         sums.append((apart * among).sum())
         pairs.append(among.sum())
     apart = torch.stack(sums).sum()
@@ -115,9 +115,9 @@ def contrasted_affinities(teacher: Sequence[Hidden], student: Sequence[Hidden]) 
     _refuse_unshown(student)
     images, answers = [], []
     for wanted, had in zip(teacher, student, strict=True):
-        for s, t, told, shown in zip(had.states, wanted.states, had.told, had.shown, strict=True):
-            images.append([F.normalize(x[shown], dim=-1) for x in (s, t)])
-            answers.append([F.normalize(x[told], dim=-1) for x in (s, t)])
+        for s, t, learnt, image in zip(had.states, wanted.states, had.learnt, had.image, strict=True):
+            images.append([F.normalize(x[image], dim=-1) for x in (s, t)])
+            answers.append([F.normalize(x[learnt], dim=-1) for x in (s, t)])
     total = student[0].states.new_zeros(())
     for image in images:
         for answer in answers:
@@ -129,5 +129,5 @@ def contrasted_affinities(teacher: Sequence[Hidden], student: Sequence[Hidden]) 
 
 
 def _refuse_unshown(student: Sequence[Hidden]) -> None:
-    if not any(bool(part.shown.any()) for part in student):
+    if not any(bool(part.image.any()) for part in student):
         raise UserError(UNSHOWN)

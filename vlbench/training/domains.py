@@ -90,7 +90,9 @@ class DomainBatches(Batches):
     A domain's samples come in shuffled epochs of its own: none comes twice before all have come.
     """
 
-    def __init__(self, samples: Sequence[Sample], domains: Mapping[str, Sequence[int]], *args: Any, **more: Any):
+    def __init__(
+        self, samples: Sequence[Sample], domains: Mapping[str, Sequence[int]], *args: Any, **more: Any
+    ) -> None:
         super().__init__(samples, *args, **more)
         self.domains = {name: list(rows) for name, rows in domains.items()}
         sizes = torch.tensor([len(rows) for rows in self.domains.values()], dtype=torch.float64)
