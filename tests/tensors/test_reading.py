@@ -168,6 +168,8 @@ def test_keys_that_differ_are_named() -> None:
     assert "0.bias is missing; 1.weight is missing" in told
     assert "and 4 more." in told
     before = weights_digest(net)
+    with pytest.raises(UserError, match=r"these weights have 'a\.b\.' before every name"):
+        load_into(net, {f"a.b.{key}": value for key, value in net.state_dict().items()})
     with pytest.raises(UserError, match=r"0\.weight has shape \(3, 2\), not \(2, 2\)"):
         load_into(net, {**net.state_dict(), "0.weight": torch.ones(3, 2)})
     assert weights_digest(net) == before

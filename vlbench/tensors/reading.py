@@ -279,9 +279,19 @@ def fill(net: nn.Module, tensors: dict[str, Tensor]) -> None:
                 value.copy_(source)
 
 
+def _prefix(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    """What stands before every key of the tensors, where all that follows are the network's keys; else nothing."""
+    first = next(iter(state), "")
+    longer = next((key for key in tensors if key.endswith(f".{first}")), first)
+    prefix = longer.removesuffix(first)
+    return prefix if all(k.startswith(prefix) and k.removeprefix(prefix) in state for k in tensors) else ""
+
+
 def _fitting(net: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensor of every key of the network. Raises UserError where keys or shapes differ."""
     state = net.state_dict()
+    if prefix := _prefix(state, tensors):
+        raise UserError(f"these weights have {prefix!r} before every name: save them again without it.")
     tensors = {**_tied_to(net, tensors), **tensors}
     wrong = [f"{k} is missing" for k in state if k not in tensors]
     wrong += [f"{k} is unknown" for k in tensors if k not in state]
