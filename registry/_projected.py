@@ -15,7 +15,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from vlbench.capability import Batch
+from vlbench.capability import Batch, Stage
 from vlbench.errors import UserError
 from vlbench.images.view import View
 from vlbench.model import Card, read_config
@@ -226,6 +226,12 @@ class Projected(Prompted):
         """(T, 3, S, S) -> (T, N, D) tokens for the language model."""
         tokens: Tensor = self.net.model.get_image_features(pixel_values=tiles, return_dict=True).pooler_output
         return tokens
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The image tower and its projector, of tiles of one size. A family that reads a native grid calls no such
+        stage, and is refused."""
+        tiles = {"tiles": ("tiles", "", "", "")}
+        return (Stage("features", "features", tiles, lambda model, *tensors: model.features(*tensors)),)
 
     # Prompts --------------------------------------------------------------------------------------------------------
 

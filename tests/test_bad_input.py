@@ -75,6 +75,7 @@ def test_flags_change_nothing_about_it(lab: Lab, flag: str) -> None:
         ("new method upop", "there is a method 'upop' already"),
         ("submit nothing", "leaderboards does not exist"),
         ("leaderboard", "no run in runs enters a board"),
+        ("cost model=", "model= is empty: give a value, or leave it out for all"),
         ("score nothing file=x.json", "there is no run 'nothing' in runs"),
         ("score nothing fle=x.json", "vlbench score takes RUN and file=PATH"),
     ],

@@ -189,7 +189,7 @@ def test_a_runtime_computes_the_same_bits_or_nearly(name: str, tmp_path: Path) -
     if missing := [p for p in table("runtimes").get(name).facts["packages"] if not installed(p)]:
         pytest.skip(f"{missing[0]} is not installed")
     runtime = runtime_named(name)
-    for model_name in ["deit-mini"] if name in HEAVY else ["blip-nlvr-mini", "segmenter-mini"]:
+    for model_name in ["deit-mini"] if name in HEAVY else ["blip-nlvr-mini", "segmenter-mini", "internvl-mini"]:
         served = _served(model_name, "cut")
         folder = tmp_path / model_name
         folder.mkdir()

@@ -46,7 +46,10 @@ def cost(
     from ..cell.words import parse
     from ..cost.report import print_costs
 
-    print_costs(parse(words or []), json=json)
+    given = parse(words or [])
+    if empty := [key for key, value in given.items() if not value]:
+        raise UserError(f"{empty[0]}= is empty: give a value, or leave it out for all.")
+    print_costs(given, json=json)
 
 
 def doctor(runs: Runs = RUNS, device: Device = "", json: Json = False) -> None:
