@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import RunFailed
+from ..errors import RunFailed, UserError
 from .common import RUNS, Device, Json, Runs, resumable
 
 
