@@ -98,7 +98,8 @@ class SaapSearch(WholeHeads, Method):
         over = {s.name: fluctuation([fused(*importances(net, s, one)) for one in taken]) for s in structure.sites}
         ratios = adaptive(over, {s.name: s.entries_per_unit * s.units for s in structure.sites}, options)
         job.changes.state.log["saap_search"] = {"ratios": {name: round(r, 6) for name, r in ratios.items()}}
-        job.changes.cut(kept(importance, ratios, options.multiple_of), structure)
+        costs = {site.name: float(site.entries_per_unit) for site in structure.sites}
+        job.changes.cut(kept(importance, ratios, costs, options.multiple_of), structure)
 
 
 def parted(batches: Sequence[Any], parts: int) -> list[list[Any]]:
@@ -157,11 +158,18 @@ def adaptive(over: Mapping[str, float], sizes: Mapping[str, int], options: SaapO
     return met(dict(zip(over, ratios.tolist(), strict=True)), sizes, options.fraction)
 
 
-def kept(importance: Mapping[str, Tensor], ratios: Mapping[str, float], multiple_of: int) -> Kept:
-    """The most important units of every site, at its ratio."""
+def kept(
+    importance: Mapping[str, Tensor], ratios: Mapping[str, float], cost: Mapping[str, float], multiple_of: int
+) -> Kept:
+    """The most important units of every site, at its ratio. cost: entries of one unit. What rounding a site's units
+    adds or takes away is made up for by the sites after it, the ones with the smallest units last."""
     keep: Kept = {}
-    for name, one in importance.items():
-        keep |= allocation.uniform({name: one}, ratios[name], multiple_of)
+    owed = 0.0  # entries that should be gone by now, and are not
+    for name in sorted(importance, key=lambda name: -cost[name]):
+        whole = len(importance[name]) * cost[name]
+        ratio = min(1.0, max(0.0, ratios[name] + owed / whole))
+        keep |= allocation.uniform({name: importance[name]}, ratio, multiple_of)
+        owed += ratios[name] * whole - (len(importance[name]) - len(keep[name])) * cost[name]
     return keep
 
 

@@ -21,9 +21,10 @@ from vlbench.plugins.workspace import package_folder
 
 # The source --------------------------------------------------------------------------------------------------------
 
-# Modules that run what they read. tensors/reading.py names an exception of pickle and reads nothing with it.
+# Modules that run what they read. tensors/reading.py names an exception of pickle and reads nothing with it;
+# images/folder.py reads variant.yml with safe_load alone, and what is called of yaml elsewhere is looked at below.
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml"}
-NAMES_AN_EXCEPTION = {"tensors/reading.py": {"pickle"}}
+NAMES_AN_EXCEPTION = {"tensors/reading.py": {"pickle"}, "images/folder.py": {"yaml"}}
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__", "extractall", "unpack_archive", "from_dynamic_module"}
 RUNS_PLUGINS = {"plugins/entry.py": {"import_module", "spec_from_file_location"}}
 
@@ -58,6 +59,7 @@ def _unsafe_call(node: ast.Call, name: str) -> list[str]:
     found += ["torch.load without weights_only=True"] if (owner, called) == ("torch", "load") and (
         words.get("weights_only") is not True
     ) else []  # fmt: skip
+    found += [f"yaml.{called}"] if owner == "yaml" and called != "safe_load" else []
     found += ["allow_pickle"] if words.get("allow_pickle", False) is not False else []
     found += ["trust_remote_code"] if words.get("trust_remote_code", False) is not False else []
     found += ["shell=True"] if words.get("shell", False) is not False else []

@@ -81,7 +81,7 @@ def test_other_weights_under_the_old_name_are_refused(lab: Lab) -> None:
 
 
 def test_what_is_refused(lab: Lab) -> None:
-    assert "is no finished run" in lab.refused("time", "nothing")
+    assert "there is no run 'nothing' in runs" in lab.refused("time", "nothing")
     assert "torch finds no such device here" in lab.refused("time", "nothing", "--device", "tpu")
     assert "should be fp32 or bf16" in lab.refused("time", "nothing", "--precision", "fp16")
 

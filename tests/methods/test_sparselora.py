@@ -152,7 +152,7 @@ def test_a_teacher_that_does_not_fit_is_told_first(lab: Lab, monkeypatch: pytest
     assert " GB more, and cpu has 7e-06 GB left: use loss=task" in told
     # Finetuning asks when it makes the copy.
     told = lab.run("method=magnitude+finetune", "loss=kd", "finetune.steps=1", "finetune.batch_size=4").err
-    assert "distillation needs the dense model beside the pruned one" in told
+    assert "loss=kd needs the dense model beside the pruned one" in told
 
 
 # On models of the package ------------------------------------------------------------------------------------------

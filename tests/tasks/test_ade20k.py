@@ -147,7 +147,8 @@ def test_a_perfect_and_a_partly_wrong_prediction(root: Path) -> None:
 def test_settings_and_options() -> None:
     task = make(Path("nowhere"))
     assert task.settings("validation") == {
-        "window": None, "stride": None, "scales": [1.0], "flip": False, "blind": False,
+        "window": None, "stride": None, "scales": [1.0], "flip": False,
+        "blind": False, "perturb": "", "perturb_seed": 0,
     }  # fmt: skip
     given = make(Path("nowhere"), window="512", stride="480", scales="0.5,0.75, 1", flip="true")
     assert given.settings("select") == {
@@ -156,6 +157,8 @@ def test_settings_and_options() -> None:
         "scales": [0.5, 0.75, 1.0],
         "flip": True,
         "blind": False,
+        "perturb": "",
+        "perturb_seed": 0,
     }
     assert make(Path("nowhere"), scales=[2]).options.scales == [2.0]
     assert make(Path("nowhere"), scales="0.5+1.75").options.scales == [0.5, 1.75]

@@ -124,7 +124,7 @@ def test_what_is_declared_is_what_is_there(tmp_path: Path) -> None:
 def test_a_giant_configuration_is_refused_before_it_is_built(lab: Lab, argument: str) -> None:
     file = lab.weights / "config.json"
     config = json.loads(file.read_text())
-    config["model_args"][argument] = {"embed_dim": 10**6, "depth": 10**8, "img_size": 32 * 10**6}[argument]
+    config["model_args"][argument] = {"embed_dim": 10**6, "depth": 10**8, "img_size": 65_000}[argument]
     file.write_text(json.dumps(config))
     told = lab.run()
     assert told.code == 2

@@ -86,7 +86,8 @@ def _writers(block: Block) -> Iterator[str]:
 
 
 def _readers(block: Block) -> Iterator[str]:
-    names = (p.param for site, p in _matrices(block) if p.dim == 0 and p.param not in site.others)
+    names = [p.param for site, p in _matrices(block) if p.dim == 0 and p.param not in site.others]
+    names += [name for site in block.sites for name in site.beside]  # queries and keys, where values are cut alone
     yield from dict.fromkeys(name.removesuffix(".weight") for name in names)
 
 
@@ -105,7 +106,7 @@ class _Parts:
             self.writer(path)
         for path in _readers(block):
             self.reader(path)
-        sites = {part.param.rpartition(".")[0] for _, part in _matrices(block)}
+        sites = {part.param.rpartition(".")[0] for _, part in _matrices(block)} | set(_readers(block))
         for name, inner in self.module.get_submodule(block.path).named_modules(prefix=block.path):
             if name in sites or name.rpartition(".")[2] in _OF_HEADS:
                 continue
