@@ -40,6 +40,29 @@ def masks(folder: Path) -> dict[str, bytes]:
     return {f.parents[1].name: f.read_bytes() for f in folder.glob("*/model/*.safetensors")}
 
 
+def kept(folder: Path) -> dict[str, bytes]:
+    """The statistics that are kept for other cells."""
+    return {f.parents[1].name: f.read_bytes() for f in folder.glob("calibration/*/statistics/*.safetensors")}
+
+
+def stop_after_one_block(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of wanda that ends as soon as the decision of its first block is on disk."""
+    settled = walk.BlockByBlock._step
+
+    def stops(self: walk.BlockByBlock, *given: Any) -> Any:
+        step = settled(self, *given)
+
+        def decided(block: Any, decide: Any) -> Any:
+            step._settle(block, decide)
+            raise KeyboardInterrupt
+
+        return walk.Step(step.block, decided)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(walk.BlockByBlock, "_step", stops)
+        assert lab.run("method=wanda", "sparsity=0.5", *DENSE).code == 130
+
+
 TARGETS = (
     ("sparsity=0.5",), ("sparsity=0.7",), ("sparsity=2:4",), ("sparsity=0.5", "group=model"),
     ("sparsity=0.5", "pattern=structured"),
@@ -93,29 +116,30 @@ def test_what_would_differ_is_taken_anew(lab: Lab, taken: list[int], words: tupl
     assert taken == [0, 0]
 
 
-def test_a_calibration_that_was_interrupted_is_not_shared(
+def test_a_calibration_that_was_interrupted_is_shared_once_it_is_whole(
     lab: Lab, taken: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its cell goes on after its last block; the next cell looks at all of them."""
-    settled = walk.BlockByBlock._step
-
-    def stops(self: walk.BlockByBlock, *given: Any) -> Any:
-        step = settled(self, *given)
-
-        def decided(block: Any, decide: Any) -> Any:
-            step._settle(block, decide)
-            raise KeyboardInterrupt
-
-        return walk.Step(step.block, decided)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(walk.BlockByBlock, "_step", stops)
-        assert lab.run("method=wanda", "sparsity=0.5", *DENSE).code == 130
+    """Its cell goes on after its last block; what it saw before lies on disk, for the next cell as well."""
+    stop_after_one_block(lab, monkeypatch)
+    assert len(list((lab.folder / "runs").glob("calibration/*/blocks/0000"))) == 1
     assert lab.run("method=wanda", "sparsity=0.5", *DENSE).code == 0
+    assert not list((lab.folder / "runs").glob("calibration/*/*blocks*"))
     assert lab.run("method=wanda", "sparsity=0.7", *DENSE).code == 0
-    assert taken == [0, 1, 0]
-    assert lab.run("method=wanda", "sparsity=0.7", *DENSE, "--runs=alone").code == 0
-    assert masks(lab.folder / "alone").items() <= masks(lab.folder / "runs").items()
+    assert taken == [0, 1]
+    for sparsity in (0.7, 0.5):
+        assert lab.run("method=wanda", f"sparsity={sparsity}", *DENSE, "--runs=alone").code == 0
+    assert masks(lab.folder / "alone") == masks(lab.folder / "runs")
+    assert kept(lab.folder / "alone") == kept(lab.folder / "runs")
+
+
+@pytest.mark.parametrize("harm", ["damaged", "removed"])
+def test_without_what_it_saw_before_nothing_is_shared(lab: Lab, harm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of the samples' sums is never taken for all of them; the cell itself does not need them."""
+    stop_after_one_block(lab, monkeypatch)
+    (part,) = (lab.folder / "runs").glob("calibration/*/blocks/0000/state.safetensors")
+    part.write_bytes(b"no tensors") if harm == "damaged" else part.unlink()
+    assert lab.run("method=wanda", "sparsity=0.5", *DENSE).code == 0
+    assert not kept(lab.folder / "runs")
 
 
 def test_other_data_and_other_workers_take_their_own(tmp_path: Path) -> None:

@@ -264,11 +264,7 @@ class Campaign:
         if life.code != 0:
             self.failures.append(f"{told}: exit {life.code}; {life.said[-500:]}")
         ours, theirs = final_files(runs), final_files(calm)
-        # A run that was killed while it pruned has seen a part of its samples alone, and keeps no statistics for others
-        # (docs/identity.md); what it keeps is what a calm one does.
-        lacking = {name for name in theirs.keys() - ours.keys() if name.startswith("calibration/")}
-        names = sorted((ours.keys() | theirs.keys()) - lacking)
-        wrong = [name for name in names if ours.get(name) != theirs.get(name)]
+        wrong = [name for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
         self.failures += [f"{told}: {name} differs" for name in wrong]
 
     def _moment(self, method: str, draw: random.Random) -> dict[str, Any]:

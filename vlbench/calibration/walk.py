@@ -122,7 +122,7 @@ class BlockByBlock(Walk):
         def waits(text: str) -> None:
             self.progress(0, len(blocks), text)
 
-        with shared_statistics(common, self.looking.key, self.net, self.world, waits) as shared:
+        with shared_statistics(common, self.looking.key, self.net, self.world, waits, done) as shared:
             if shared.statistics is not None:
                 for block, store in zip(blocks[done:], stores[done:], strict=True):
                     yield self._step(block, shared.statistics, store)
@@ -131,8 +131,7 @@ class BlockByBlock(Walk):
                 for (block, statistics), store in zip(looked, stores[done:], strict=True):
                     shared.add(statistics)
                     yield self._step(block, statistics, store)
-            if not done:
-                shared.save()
+            shared.save()
 
     def _looked(self, done: int) -> Generator[Looked]:
         """(block, statistics) of every block but the first `done`."""

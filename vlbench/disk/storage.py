@@ -161,10 +161,11 @@ def standing(final: Path) -> Path:
 
 def remove_folder(final: Path) -> None:
     """Remove a folder that replace_folder made. Killed at any moment, standing(final) is the whole folder or none."""
+    gone = final.with_name(f".{final.name}.tmp")
+    if _is_left_over(gone):
+        shutil.rmtree(gone, ignore_errors=True)  # of a removal, or a save, that was killed
     for folder in (_previous(final), final):  # the old one first: it would stand again once `final` is gone
         if folder.exists():
-            gone = final.with_name(f".{final.name}.tmp")
-            shutil.rmtree(gone, ignore_errors=True)
             with contextlib.suppress(OSError):
                 folder.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
