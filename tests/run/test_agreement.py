@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from timm.models.vision_transformer import Block
 
 from tests.lab import Lab
 from vlbench.compression.saved import load_model
@@ -41,6 +43,20 @@ BUFFER = (
     "block.register_forward_hook(lambda module, given, out: out * module.scale)"
 )
 DECLARED = f"{HOOK}; job.changes.at_run_time('byhand', {{'block': 1}})"
+EVERYWHERE = {
+    "hook of all modules": (
+        "handle = torch.nn.modules.module.register_module_forward_pre_hook(lambda module, given: None)",
+        "global_forward_pre_hooks of torch",
+    ),
+    "forward of a class": (
+        "kind = type(block); plain = kind.forward; kind.forward = lambda self, x, **more: plain(self, x, **more) * 2",
+        "Block.forward",
+    ),
+    "torch's function": (
+        "plain = torch.nn.functional.linear; torch.nn.functional.linear = lambda *given: plain(*given) * 2",
+        "torch.nn.functional.linear",
+    ),
+}
 HARMLESS = "block.register_forward_pre_hook(lambda module, given: None)"
 
 
@@ -59,6 +75,21 @@ def test_what_is_not_saved_is_refused(lab: Lab, does: str) -> None:
     assert not list(runs.glob("*byhand*/result.json"))
     assert not list(runs.glob("*byhand*/model"))
     assert lab.run("method=magnitude+byhand", "sparsity=0.5").code == 1, "nor is it taken for done the next time"
+
+
+@pytest.mark.parametrize("what", EVERYWHERE)
+def test_what_acts_on_every_model_is_refused(lab: Lab, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model that is opened again computes with it, too: outputs before and after agree."""
+    hooks = torch.nn.modules.module._global_forward_pre_hooks
+    monkeypatch.setattr(torch.nn.functional, "linear", torch.nn.functional.linear)  # and so put back
+    monkeypatch.setattr(Block, "forward", Block.forward)
+    does, named = EVERYWHERE[what]
+    plug(lab, does)
+    told = lab.run("method=magnitude+byhand", "sparsity=0.5")
+    hooks.clear()
+    assert told.code == 1
+    assert f"byhand changes {named} for every model of this process" in told.err
+    assert not list((lab.folder / "runs").glob("*byhand*/result.json"))
 
 
 def test_a_hook_that_changes_nothing_is_let_be(lab: Lab) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
 
 from ..cost.sample import stated, train
 from ..errors import RunFailed, UserError
@@ -20,6 +21,8 @@ from ..model import Model
 # a tensor lies in memory another way.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 SAMPLES = 2
+CALLS = ("forward", "__call__", "_call_impl")  # what a module's class computes with
+EVERYWHERE = tuple(name for name in vars(torch_modules) if name.startswith("_global_") and name.endswith("_hooks"))
 
 
 def outputs_of(model: Model, capability: str) -> list[Tensor]:
@@ -56,6 +59,28 @@ def refuse_other(before: Sequence[Tensor], after: Sequence[Tensor], link: str, d
             f"{link} leaves something behind that is not saved: the model that was opened again gives {difference}. A "
             "method changes a model by job.changes and training alone; hooks, patched forwards and buffers that are "
             "not registered are lost. What acts at run time is declared with job.changes.at_run_time() and replayed."
+        )
+
+
+def process_wide(net: nn.Module) -> dict[str, Any]:
+    """What acts on every model of this process, by name: hooks of all modules, torch's functions and the forwards of
+    the model's classes. The model that is opened again has them, too, so that outputs cannot tell."""
+    found: dict[str, Any] = {f"{name.strip('_')} of torch": len(vars(torch_modules)[name]) for name in EVERYWHERE}
+    found |= {f"torch.nn.functional.{name}": value for name, value in vars(nn.functional).items() if callable(value)}
+    for kind in {base for part in net.modules() for base in type(part).__mro__}:
+        found |= {f"{kind.__name__}.{name}": vars(kind)[name] for name in CALLS if name in vars(kind)}
+    return found
+
+
+def refuse_process_wide(before: Mapping[str, Any], net: nn.Module, link: str) -> None:
+    """Raise RunFailed, naming the link, where it changed what acts on every model of this process."""
+    after = process_wide(net)
+    changed = sorted(name for name, value in before.items() if name in after and after[name] is not value)
+    if changed:
+        raise RunFailed(
+            f"{link} changes {changed[0]} for every model of this process, which is saved with none. A method changes "
+            "its own model, by job.changes and training alone; what acts at run time is declared with "
+            "job.changes.at_run_time() and replayed."
         )
 
 

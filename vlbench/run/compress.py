@@ -27,7 +27,7 @@ from ..job import Job, Progress, Surroundings
 from ..machine.workers import ALONE, World
 from ..model import Model
 from ..tensors.reading import bf16_stays
-from .agreement import outputs_of, refuse_other
+from .agreement import outputs_of, process_wide, refuse_other, refuse_process_wide
 from .moved import Witness
 
 
@@ -79,8 +79,10 @@ class Compressor:
             self.say(
                 f"{link.entry.name}: no memory for a second copy of the weights, so that what moves them is not seen."
             )
+        everywhere = process_wide(model.net)
         if leads or link.method.parallel:
             self._apply(link, model, state)
+        refuse_process_wide(everywhere, model.net, link.entry.name)
         if witness is not None:
             witness.refuse_moved(model, state, link.entry.name)
             del witness
