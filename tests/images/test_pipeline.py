@@ -56,6 +56,14 @@ def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
     assert torch.equal(found[0], torch.from_numpy((np.arange(1200).reshape(30, 40) * 50) >> 8).to(torch.uint8))
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_values_without_a_scale_are_told(tmp_path: Path, kind: type) -> None:
+    """Clipping made photographs of values from 0 to 1 black, and their samples wrong answers."""
+    Image.fromarray(np.linspace(0, 1, 1200).reshape(30, 40).astype(kind)).save(tmp_path / "scan.tif")
+    with pytest.raises(Undecodable, match="32 bits have no scale"):
+        decode(tmp_path / "scan.tif")
+
+
 @pytest.mark.parametrize("name", ["rgb.png", "rgb.jpg", "rgb.gif", "rgb.webp", "rgb.bmp"])
 @pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.8])
 def test_a_truncated_file_is_told(tmp_path: Path, name: str, part: float) -> None:
