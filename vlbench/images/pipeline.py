@@ -101,8 +101,8 @@ def decode(path: Path) -> Tensor:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """A 16-bit grey picture scaled down; Pillow's convert() would clip it to white. Raises ValueError for one of 32 bits
-    or floating-point values, which clipping makes black or white: its file does not say what is white."""
+    """A 16-bit grey picture scaled down; Pillow's convert() would clip it to white. Raises ValueError for 32 bits
+    or floating-point values, which clipping makes black or white: the file does not say what is white."""
     if image.mode in ("I", "F"):
         raise ValueError("grey values of 32 bits have no scale; store it with 8 or 16 bits")
     if image.mode.startswith("I;16"):
