@@ -377,15 +377,6 @@ def test_a_prefix_inside_and_one_of_some_keys(tmp_path: Path) -> None:
     assert "twice" in sentence(tmp_path / "a.pth")
 
 
-def test_a_torchscript_archive_is_called_by_its_name(tmp_path: Path) -> None:
-    """And what the sentence advises gives weights that are read."""
-    torch.jit.save(torch.jit.script(nn.Linear(2, 3)), tmp_path / "clip.pt")
-    told = sentence(tmp_path / "clip.pt")
-    assert "is a TorchScript archive" in told
-    torch.save(torch.jit.load(tmp_path / "clip.pt", "cpu").state_dict(), tmp_path / "tensors.pt")
-    assert read_weights(tmp_path / "tensors.pt").keys() == {"weight", "bias"}
-
-
 def test_bfloat16_weights_become_the_files_own_pages(tmp_path: Path) -> None:
     """Where they stay; elsewhere they are copied once, into float32. What is written to them reaches no file."""
     file = tmp_path / "model.safetensors"
@@ -446,3 +437,10 @@ def test_what_is_no_plain_tensor_of_finite_values_is_refused(
     torch.save({"w": tensor}, tmp_path / "w.pth")
     with pytest.raises(UserError, match=sentence):
         read_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
+def test_a_pointer_of_git_is_called_by_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n")
+    with pytest.raises(UserError, match=f"{name} is a pointer of Git LFS, not the weights: run git lfs pull"):
+        read_weights(tmp_path / name)

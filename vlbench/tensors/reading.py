@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import pickle
-import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,10 +20,12 @@ from ..disk.digests import MANIFEST, file_digest
 from ..disk.paths import inside
 from ..disk.storage import read_json
 from ..errors import UserError
-from .limits import declared, refuse_bomb, refuse_giant
+from .limits import declared, refuse_giant
 from .locate import PATTERNS
+from .torch_files import load_torch, read_torch, refuse_script
 
 INDEX = "model.safetensors.index.json"
+POINTER = b"version https://git-lfs"
 LOOKED_AT = 1 << 22  # entries of a weight at once
 
 
@@ -133,28 +133,25 @@ def _refuse_not_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
             raise UserError(f"{file} is damaged: {key} has {what}.")
 
 
-def refuse_script(file: Path) -> None:
-    """Raise UserError for a TorchScript archive: its tensors cannot be had without loading the code beside them."""
+def refuse_pointer(file: Path) -> None:
+    """Raise UserError for what git leaves in place of a large file where Git LFS is not installed."""
     try:
-        with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+        with file.open("rb") as stream:
+            pointer = stream.read(len(POINTER)) == POINTER
+    except OSError:
         return
-    if any(name.endswith("/constants.pkl") for name in names) and any("/code/" in name for name in names):
-        raise UserError(
-            f"{file} is a TorchScript archive (the form in which OpenAI publishes CLIP). It holds code, and no code of "
-            "a checkpoint is loaded here. If you trust it, save its tensors alone and give that file: python -c "
-            f"\"import torch; torch.save(torch.jit.load('{file.name}', 'cpu').state_dict(), 'tensors.pt')\"."
-        )
+    if pointer:
+        raise UserError(f"{file} is a pointer of Git LFS, not the weights: run git lfs pull in its repository.")
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of one file as they are. Raises UserError naming the file, before anything is allocated where it
     declares more than it holds, or than the machine could."""
     refuse_script(file)
+    refuse_pointer(file)
     try:
         refuse_giant(file, _elements(file))
-        tensors = dict(load_file(file)) if file.suffix == ".safetensors" else _read_torch(file)
+        tensors = dict(load_file(file)) if file.suffix == ".safetensors" else read_torch(file)
     except UserError:
         raise
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, LookupError, zipfile.BadZipFile) as error:
@@ -174,63 +171,12 @@ def declared_elements(source: Path) -> int:
         files = weight_files(source)[0]
     for file in files:
         refuse_script(file)
+        refuse_pointer(file)
     return sum(sum(_elements(file).values()) for file in files)
 
 
 def _elements(file: Path) -> dict[str, int]:
-    return declared(file, lambda: _load_torch(file))
-
-
-class _Ignored:
-    """Stands in for what training programs leave beside the weights. It takes what it is given, and nothing of the
-    library that the file names is imported or run; tensors are all that is read of a file."""
-
-    def __init__(self, *_: object) -> None: ...
-
-    def __setstate__(self, _: object) -> None: ...
-
-
-# mmengine writes its logs, DeiT and its descendants their arguments; numpy's arrays and numbers stand in both.
-IGNORED = (
-    "argparse.Namespace",
-    "builtins.getattr",  # a method of mmengine's log
-    "mmengine.logging.history_buffer.HistoryBuffer",
-    "numpy.ndarray",
-    "numpy.dtype",
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-)
-
-
-def _read_torch(file: Path) -> dict[str, Tensor]:
-    """torch.save's format. Only tensors are read: an object's code is never run, and its presence is told, unless it
-    is one of IGNORED."""
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:  # torch reads past a wrong checksum
-            refuse_bomb(archive, file)
-            if wrong := archive.testzip():
-                raise zipfile.BadZipFile(f"the checksum of {wrong} differs")
-    try:
-        return _load_torch(file)
-    except pickle.UnpicklingError as error:
-        if not re.search(r"unsupported (global|class)|unrecognized function", str(error), re.IGNORECASE):
-            raise ValueError("it is no pickle") from None  # torch's text advises to unpickle it all the same
-        raise UserError(
-            f"{file} is refused: it holds Python objects besides tensors, and reading them would run their code. "
-            "Save its state dict alone (best as safetensors) and give that file."
-        ) from None
-
-
-def _load_torch(file: Path) -> dict[str, Tensor]:
-    with torch.serialization.safe_globals([(_Ignored, name) for name in IGNORED]):
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    for key in ("model", "state_dict"):
-        content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
-    if not isinstance(content, dict):
-        raise ValueError(f"it is a {type(content).__name__}, not a state dict")
-    if not any(isinstance(v, Tensor) for v in content.values()):  # a state dict for each part of the model
-        parts = {k: v for k, v in content.items() if isinstance(v, dict)}
-        content = {f"{part}.{k}": v for part, own in parts.items() for k, v in own.items()}
-    return {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+    return declared(file, lambda: load_torch(file))
 
 
 def _first_line(error: Exception) -> str:
