@@ -12,6 +12,7 @@ code reads on beyond them, and on small matrices loses the pattern by it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -127,7 +128,7 @@ class DSnoT(Method):
         )  # fmt: skip
 
 
-def matrices(block: Block, masks: dict[str, Tensor], layers: str) -> list[str]:
+def matrices(block: Block, masks: Mapping[str, Tensor], layers: str) -> list[str]:
     """The block's matrices that are masked, of its attention alone where layers says so."""
     sites = [site for site in block.sites if layers == "all" or site.kind == "attention"]
     return [name for name in dict.fromkeys(m for site in sites for m in site.matrices) if name in masks]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.pruning.toy import pruner
 from vlbench.calibration.statistics import Statistics
-from vlbench.compression.masks import Keep, keep_fraction, keep_n_of_m
+from vlbench.compression.masks import Keep, PackedMasks, keep_fraction, keep_n_of_m, pack
 from vlbench.errors import UserError
 
 PATTERNS = {"u50": 0.5, "u60": 0.6, "u70": 0.7, "2of4": (2, 4), "4of8": (4, 8)}
@@ -124,3 +124,19 @@ def test_what_is_gone_goes_first_and_stays_away(rows: int, quads: int, target: A
     found = Keep(0.5 if n_m else target, group, rule, n_m, gone)(score)
     plain = keep(score.masked_fill(gone, -1.0), target, group, rule)
     assert torch.equal(found, plain & ~gone)
+
+
+def test_packed_masks_are_what_was_given() -> None:
+    """A bit an entry, shapes of any size; what is read is a copy, and another set stays as it was."""
+    given = {name: torch.rand(shape) > 0.5 for name, shape in (("a", (3, 5)), ("b", (16,)), ("c", (0, 4)))}
+    masks = PackedMasks(given)
+    assert list(masks) == ["a", "b", "c"]
+    assert all(torch.equal(masks[name], keep) for name, keep in given.items())
+    masks["a"][:] = False
+    assert torch.equal(masks["a"], given["a"])
+    twin = masks.copy()
+    del twin["b"]
+    twin["a"] = ~given["a"]
+    assert torch.equal(masks["a"], given["a"])
+    assert len(masks) == 3
+    assert sum(pack(keep).nbytes for keep in given.values()) == 2 + 2

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vlbench.errors import UserError
@@ -79,6 +80,7 @@ keep_heap()
 blocks = [torch.ones(4 << 20) for _ in range(16)]
 full = resident()
 del blocks
+return_heap(1 << 30)
 kept = resident()
 return_heap()
 print(full, kept, resident())
@@ -94,3 +96,30 @@ def test_a_cell_that_is_done_holds_no_memory() -> None:
     full, kept, after = (int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in done.stdout.split())
     assert full - kept < 1 << 20
     assert kept - after > 200 << 20
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what lies in memory")
+def test_pages_of_a_file_are_given_back_and_read_again(tmp_path: Path) -> None:
+    """And no other tensor's: its numbers would be lost."""
+    save_file({"a": torch.randn(1 << 20), "b": torch.randn(1 << 20)}, tmp_path / "weights.safetensors")
+    read = load_file(tmp_path / "weights.safetensors")
+    sums = {name: float(tensor.sum()) for name, tensor in read.items()}
+    pages, before = memory.FilePages(), _in_memory("weights.safetensors")
+    assert before > 7 << 20
+    pages.give_back(read["a"])
+    assert before - _in_memory("weights.safetensors") > 3 << 20
+    assert {name: float(tensor.sum()) for name, tensor in read.items()} == sums
+    own = torch.ones(1 << 22)
+    pages.give_back(own)
+    assert bool((own == 1).all())
+
+
+def _in_memory(name: str) -> int:
+    """Bytes of the parts of this process's memory that are of that file."""
+    found, here = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            here = line.endswith(name)
+        elif here and line.startswith("Rss:"):
+            found += int(line.split()[1]) * 1024
+    return found

@@ -197,7 +197,9 @@ def test_zeros_and_patterns_are_verified() -> None:
     with pytest.raises(RunFailed, match=r"merging the adapter of one.weight filled zeros"):
         verify_zeros(net, state)
     net, state = masked_net()
-    state.masks["two.weight"][0, 0] = False
+    keep = state.masks["two.weight"]
+    keep[0, 0] = False
+    state.masks["two.weight"] = keep
     with torch.no_grad():
         net.get_parameter("two.weight")[0, 0] = 0
     with pytest.raises(RunFailed, match=r"the mask of two.weight is not of the pattern 2:4"):

@@ -83,8 +83,17 @@ def test_methods_that_cut_mask_or_update_by_a_formula_pass(lab: Lab, words: str)
     assert told.code == 0, told.err
 
 
-def test_a_model_that_is_too_large_to_be_compared_is_said(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlbench.run.moved.SHARE", 0.0)
-    told = lab.run("method=magnitude")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_large_model_is_opened_again_instead_of_copied(lab: Lab, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlbench.run.moved.LARGE", 0)
+    test_weights_that_move_are_declared_or_refused(lab, way)
+
+
+def test_a_later_link_is_compared_with_what_the_one_before_saved(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlbench.run.moved.LARGE", 0)
+    told = lab.run("method=magnitude+dsnot", "magnitude.sparsity=0.5", "dsnot.calibration_samples=4", "--json")
     assert told.code == 0, told.err
-    assert "magnitude: no memory for a second copy of the weights" in told.err
+    lab.plug("methods/hand.py", METHOD.replace("{more}", "job.model.net.get_parameter('head.weight').data += 1"))
+    told = lab.run("method=uniform+hand", "uniform.sparsity=0.5", "hand.sparsity=0.5")
+    assert told.code == 1
+    assert "hand moved weights and says nothing of it" in told.err

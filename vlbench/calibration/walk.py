@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..machine.memory import LARGE, return_heap
 from ..machine.workers import ALONE, World
 from ..structure import Block, Structure
 from ..tensors.checkpoint import CheckpointStore
@@ -48,7 +49,9 @@ class Step:
 
     def decided(self, decide: Decide) -> Decision:
         """What decide(block, its statistics) gives: now, or before this run was interrupted. To be called once."""
-        return self._settle(self.block, decide)
+        decision = self._settle(self.block, decide)
+        return_heap(LARGE)
+        return decision
 
 
 class Walk(ABC):

@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..model import Model
 from ..structure import Structure
 from .cut import Cut, Kept, cut
-from .masks import apply_masks
+from .masks import PackedMasks, apply_masks
 from .state import Compression
 
 
@@ -43,9 +43,10 @@ class Changes:
         """Set weights to zero for good: later links keep them zero, those that mask more weights among them."""
         self._refuse_adapters()
         before = self.state.masks
-        masks = {k: v.cpu() & before[k] if k in before else v.cpu() for k, v in masks.items()}
-        apply_masks(self.model.net, masks)
-        before.update(masks)
+        for name, keep in masks.items():  # one at a time: all together are half of a model in 16 bits
+            both = keep.cpu() & before[name] if name in before else keep
+            apply_masks(self.model.net, {name: both})
+            before[name] = both
         structured = self.state.pattern == "structured"
         self.state.pattern = f"structured+{pattern}" if structured else pattern
 
@@ -61,7 +62,7 @@ class Changes:
         """Put another mask in the place of a matrix's own; what it keeps has the value that the matrix has now."""
         if name not in self.state.masks:
             raise UserError(f"{name} has no mask that another could take the place of: prune it first.")
-        self.state.masks[name] = keep.cpu()
+        self.state.masks[name] = keep
         self.state.updated.add(name)
         apply_masks(self.model.net, {name: keep})
 
@@ -88,7 +89,7 @@ class Changes:
         model = copy(self.model)
         model.net = deepcopy(self.model.net)
         state = Compression(
-            masks=dict(self.state.masks), pattern=self.state.pattern, adapters=self.state.adapters,
+            masks=PackedMasks(self.state.masks), pattern=self.state.pattern, adapters=self.state.adapters,
             biases=list(self.state.biases),
         )  # fmt: skip
         return Changes(model, state)

@@ -10,7 +10,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
@@ -29,6 +28,7 @@ from ..tensors.limits import bounded
 from ..tensors.reading import declared_elements, fill, read_weights, save_tensors
 from .changes import give_bias
 from .cut import Cut
+from .masks import pack, unpack
 from .state import Compression
 
 # 1: without adapters, 2: without what acts at run time, 3: without biases that were added. The lowest that holds the
@@ -50,7 +50,7 @@ def save_model(folder: Path, model: Model, state: Compression) -> None:
         if apart:
             save_tensors(temporary / ADAPTERS, apart)
         if state.masks:
-            save_tensors(temporary / MASKS, {k: _pack(v) for k, v in state.masks.items()})
+            save_tensors(temporary / MASKS, {k: pack(v) for k, v in state.masks.items()})
         manifest = {
             "format": 4 if state.biases else 3 if state.at_run_time else 2 if apart else 1,
             "model": model.card.name,
@@ -106,7 +106,7 @@ def load_model(folder: Path) -> tuple[Model, Compression]:
     if "image" in manifest:
         card = replace(card, image=image_of(manifest["image"]))
     with bounded(folder):
-        model: Model = cls.build(card, read_config(folder), folder)
+        model: Model = cls.blank(card, read_config(folder), folder)
     state = Compression(
         cuts=[
             Cut({name: (unit, kept) for name, (unit, kept) in sites.items()}, number in manifest.get("kept_scale", []))
@@ -130,7 +130,8 @@ def load_model(folder: Path) -> tuple[Model, Compression]:
         attach_all(model.net, load_file(folder / ADAPTERS), state.adapters, folder / ADAPTERS)
     if MASKS in manifest["files"]:
         packed = load_file(folder / MASKS)
-        state.masks = {k: _unpack(v, model.net.get_parameter(k).shape) for k, v in packed.items()}
+        for name, bits in packed.items():
+            state.masks[name] = unpack(bits, model.net.get_parameter(name).shape)
     for name, declared in state.at_run_time.items():
         table("methods").get(name).load().replay(model, declared)
     return model, state
@@ -203,13 +204,3 @@ def distinct_tensors(net: nn.Module) -> dict[str, Tensor]:
         if value.numel() == 0 or first_key.setdefault((value.data_ptr(), value.shape), key) == key:
             kept[key] = value.detach().cpu().contiguous()
     return kept
-
-
-def _pack(mask: Tensor) -> Tensor:
-    """Booleans -> one bit each (7 bytes in 8 saved; a 7B model's masks are 0.8 GB instead of 6.5)."""
-    return torch.from_numpy(np.packbits(mask.flatten().numpy()))
-
-
-def _unpack(packed: Tensor, shape: torch.Size) -> Tensor:
-    bits = np.unpackbits(packed.numpy(), count=shape.numel())
-    return torch.from_numpy(bits.astype(bool)).view(shape)

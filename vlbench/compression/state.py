@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ..records.record import Budget
 from .cut import Cut
+from .masks import PackedMasks
 
 
 @dataclass
@@ -16,7 +18,7 @@ class Compression:
     """What has been done to the model so far. cuts: in order; masks: of the weights of the model as it is now."""
 
     cuts: list[Cut] = field(default_factory=list)
-    masks: dict[str, Tensor] = field(default_factory=dict)
+    masks: MutableMapping[str, Tensor] = field(default_factory=PackedMasks)
     pattern: str = "dense"
     trained: bool = False
     steps: int = 0

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..calibration.statistics import Statistics
 from ..calibration.walk import Decision, Seen
 from ..compression.cut import Kept
-from ..compression.masks import Keep, apply_masks, keep_over, last_of_all
+from ..compression.masks import Keep, PackedMasks, apply_masks, keep_over, last_of_all
 from ..errors import UserError
 from ..job import Job
 from ..structure import Block, Site, Structure
@@ -59,7 +59,8 @@ class Decisions(ABC):
         self.options: ScoreOptions = pruner.options
         self.net = job.model.net
         self.at_once = getattr(self.options, "propagate", "pruned") == "pruned" and not self.options.over_towers
-        self.taken: dict[str, Tensor] = {}
+        self.taken: dict[str, Tensor] = {}  # all but masks
+        self.masks = PackedMasks()
 
     def parameters(self) -> list[str]:
         """What gradients are needed of."""
@@ -118,8 +119,10 @@ class MaskDecisions(Decisions):
             what, _, name = key.partition("/")
             if self.at_once:
                 self._show(what, name, tensor)
-            if what != "weight" or not self.at_once:  # a second copy of the model's weights is not needed
-                self.taken[key] = tensor.cpu() if what == "mask" else tensor
+            if what == "mask":
+                self.masks[name] = tensor
+            elif what != "weight" or not self.at_once:  # a second copy of the model's weights is not needed
+                self.taken[key] = tensor
 
     def _show(self, what: str, name: str, tensor: Tensor) -> None:
         if what == "weight":
@@ -129,16 +132,16 @@ class MaskDecisions(Decisions):
 
     def finish(self) -> None:
         options = self.options
-        parts: dict[str, dict[str, Tensor]] = {"mask": {}, "weight": {}, "score": {}}
+        scores: dict[str, Tensor] = {}
         for key, tensor in self.taken.items():
             what, _, name = key.partition("/")
-            parts[what][name] = tensor
-        for name, weight in parts["weight"].items():
-            self._show("weight", name, weight)
-        masks = parts["mask"]
+            if what == "weight":
+                self._show("weight", name, tensor)
+            else:
+                scores[name] = tensor
         for part, ratio in self.groups() if options.over_towers else ():
-            masks.update(keep_over({n: parts["score"][n] for n in part.matrices}, ratio, options.rule))
-        self.job.changes.mask(masks, str(options.sparsity) if options.n_m else "unstructured")
+            self.masks.update(keep_over({n: scores[n] for n in part.matrices}, ratio, options.rule))
+        self.job.changes.mask(self.masks, str(options.sparsity) if options.n_m else "unstructured")
 
 
 class CutDecisions(Decisions):

@@ -288,8 +288,9 @@ def forget_filled(net: nn.Module, state: Compression) -> None:
     """Drop the masks that merging has filled: the model is as dense there as it looks, and its pattern says so."""
     if not state.masks:
         return
-    before = {name: net.get_parameter(name) for name in state.masks}
-    gone = {name: ~keep.to(before[name].device) for name, keep in state.masks.items()}
-    state.masks = {n: keep for n, keep in state.masks.items() if not bool((before[n][gone[n]] != 0).any())}
+    for name, keep in list(state.masks.items()):
+        weight = net.get_parameter(name)
+        if bool((weight[~keep.to(weight.device)] != 0).any()):
+            del state.masks[name]
     if not state.masks:
         state.pattern = "structured" if state.pattern.startswith("structured+") else "dense"

@@ -24,6 +24,7 @@ from ..errors import RunFailed
 from ..evaluation.predictions import PASSES, discard
 from ..images.pipeline import ImageStore
 from ..job import Job, Progress, Surroundings
+from ..machine.memory import LARGE, return_heap
 from ..machine.workers import ALONE, World
 from ..model import Model
 from ..tensors.reading import bf16_stays
@@ -34,7 +35,7 @@ from .moved import Witness
 @dataclass(frozen=True)
 class Compressor:
     """Applies a cell's chain in its folder. dense: makes the dense model beside the one that a link works on, for links
-    that learn from it. say: prints a line that the user should know."""
+    that learn from it. opened: opens what the chain begins with, on the host."""
 
     cell: Cell
     folder: Path
@@ -44,7 +45,7 @@ class Compressor:
     checkpoint_seconds: float
     progress: Progress
     dense: Callable[[Model], Model]
-    say: Callable[[str], None]
+    opened: Callable[[], Model]
 
     def applied(self, model: Model, state: Compression) -> tuple[Model, Compression]:
         """The model after every link, resuming after the last one that was finished. All workers do this, and go on
@@ -63,22 +64,21 @@ class Compressor:
         if done < len(links) and leads:  # predictions that lie here are of a model that was deleted
             for name in PASSES:
                 discard(self.folder / f"{name}.jsonl")
-        for link, stage in list(zip(links, stages, strict=True))[done:]:
-            model, state = self._link(link, stage, model, state)
+        for number, link in list(enumerate(links))[done:]:
+            model, state = self._link(link, stages[number], model, state, stages[number - 1] if number else None)
         self.world.barrier("the chain is applied")  # nobody removes what another still reads
         if leads:
             shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
         return model, state
 
-    def _link(self, link: LinkSpec, stage: Path, model: Model, state: Compression) -> tuple[Model, Compression]:
-        """Apply one link, save what it says it did, and go on from what was saved, killed or not. Raises RunFailed
-        where the model that was saved is not the model that the link left."""
+    def _link(
+        self, link: LinkSpec, stage: Path, model: Model, state: Compression, before: Path | None
+    ) -> tuple[Model, Compression]:
+        """Apply one link, save what it says it did, and go on from what was saved, killed or not. before: where the
+        link before saved, None where it is the first. Raises RunFailed where the model that was saved is not the model
+        that the link left."""
         leads, name, capability = self.world.leads, self._name(stage), self.cell.task.capability
-        witness = Witness(model, state) if leads and not state.trained else None
-        if witness is not None and witness.net is None:
-            self.say(
-                f"{link.entry.name}: no memory for a second copy of the weights, so that what moves them is not seen."
-            )
+        witness = Witness(model, state, partial(self._again, before)) if leads and not state.trained else None
         everywhere = process_wide(model.net)
         if leads or link.method.parallel:
             self._apply(link, model, state)
@@ -86,7 +86,7 @@ class Compressor:
         if witness is not None:
             witness.refuse_moved(model, state, link.entry.name)
             del witness
-        before = outputs_of(model, capability) if leads else []
+        computed = outputs_of(model, capability) if leads else []
         if leads:
             checksums.forget(self.folder, name)
             save_model(stage, model, state)
@@ -96,11 +96,12 @@ class Compressor:
         model, state = self._opened(stage)
         if leads:
             try:
-                refuse_other(before, outputs_of(model, capability), link.entry.name, dtype)
+                refuse_other(computed, outputs_of(model, capability), link.entry.name, dtype)
             except RunFailed:
                 remove_folder(stage)
                 raise
             checksums.note(self.folder, name)
+        return_heap(LARGE)  # what the link worked with
         return model, state
 
     def _apply(self, link: LinkSpec, model: Model, state: Compression) -> None:
@@ -118,6 +119,11 @@ class Compressor:
         )
         _seed(words.seed)
         link.method(link.options).apply(job)
+
+    def _again(self, stage: Path | None) -> Model:
+        """The model that a link was given, once more and on the host."""
+        with bf16_stays(self.cell.spec.words.precision == "bf16"):
+            return self.opened() if stage is None else load_model(stage)[0]
 
     def _opened(self, stage: Path) -> tuple[Model, Compression]:
         with bf16_stays(self.cell.spec.words.precision == "bf16"):

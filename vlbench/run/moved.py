@@ -6,7 +6,7 @@ gradient by hand would stand among the untrained ones: what it moved is found he
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy, deepcopy
 
 import torch
@@ -14,25 +14,26 @@ from torch import Tensor, nn
 
 from ..compression.state import Compression
 from ..errors import RunFailed
-from ..machine.memory import free_memory
+from ..machine.memory import LARGE, FilePages
 from ..model import Model
-
-SHARE = 0.5  # of the host's free memory, which a copy of the weights may take: a larger model is not compared
 
 
 class Witness:
-    """The weights before a link, and what had been done to the model by then."""
+    """The weights before a link, and what had been done to the model by then. again: opens that model once more, on the
+    host and in the same precision."""
 
-    def __init__(self, model: Model, state: Compression) -> None:
-        self.model, self.cuts, self.net = model, len(state.cuts), _copied(model.net)
+    def __init__(self, model: Model, state: Compression, again: Callable[[], Model]) -> None:
+        self.model, self.cuts, self.again = model, len(state.cuts), again
+        size = sum(p.numel() * p.element_size() for p in model.net.parameters())
+        self.net = _copied(model.net) if size <= LARGE else None  # a copy is quicker
 
     def refuse_moved(self, model: Model, state: Compression, link: str) -> None:
         """Raise RunFailed, naming the link and a tensor, where weights differ that are neither cut, masked nor
         declared, and nothing says that the model was trained."""
-        if self.net is None or state.trained:
+        if state.trained:
             return
         before = copy(self.model)
-        before.net = self.net
+        before.net = self.net or self.again().net
         for made in state.cuts[self.cuts :]:
             made.repeat(before.net, before.structure())
         moved = list(_moved(before.net, model.net, state))
@@ -46,11 +47,8 @@ class Witness:
             )
 
 
-def _copied(net: nn.Module) -> nn.Module | None:
-    """The network once more, on the host; None where that would take too much of it."""
-    size = sum(p.numel() * p.element_size() for p in net.parameters())
-    if size > SHARE * free_memory(torch.device("cpu")):
-        return None
+def _copied(net: nn.Module) -> nn.Module:
+    """The network once more, on the host."""
     devices = {p.device for p in net.parameters()}
     if len(devices) == 1 and devices != {torch.device("cpu")}:  # never twice on the device
         (device,) = devices
@@ -61,17 +59,23 @@ def _copied(net: nn.Module) -> nn.Module | None:
 
 
 def _moved(before: nn.Module, after: nn.Module, state: Compression) -> Iterator[tuple[str, int]]:
-    """Tensors with weights that stand elsewhere, and how many."""
-    old = dict(before.named_parameters())
+    """Tensors with weights that stand elsewhere, and how many. `before` is of no use afterwards."""
+    old, pages = dict(before.named_parameters()), FilePages()
     for name, parameter in after.named_parameters():
         if name not in old or name in state.updated:  # given biases and adapters are declared by what gives them
             continue
         now, then = parameter.detach().cpu(), old[name].detach()
-        if now.shape != then.shape:
-            yield name, now.numel()
-            continue
-        differing: Tensor = now != then
-        if name in state.masks:
-            differing &= state.masks[name]
-        if count := int(differing.count_nonzero()):
+        count = _differing(now, then.to(now.dtype), state.masks.get(name))
+        pages.give_back(then)
+        if count:
             yield name, count
+
+
+def _differing(now: Tensor, then: Tensor, mask: Tensor | None) -> int:
+    """Entries that a mask keeps, or that have none, and that are other numbers than before."""
+    if now.shape != then.shape:
+        return now.numel()
+    if torch.equal(now, then):  # without a tensor of what differs
+        return 0
+    differing = now != then
+    return int((differing if mask is None else differing & mask).count_nonzero())

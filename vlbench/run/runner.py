@@ -170,7 +170,7 @@ class Runner:
     ) -> tuple[Model, Compression]:
         return Compressor(
             cell, folder, store, self.runs, self.world, self.checkpoint_seconds, self._progress,
-            dense=partial(self._second, cell), say=self.screen.say,
+            dense=partial(self._second, cell), opened=lambda: open_model(cell)[0],
         ).applied(model, state)  # fmt: skip
 
     def _evaluate(

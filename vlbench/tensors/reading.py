@@ -20,6 +20,7 @@ from ..disk.digests import MANIFEST, file_digest
 from ..disk.paths import inside
 from ..disk.storage import read_json
 from ..errors import UserError
+from ..machine.memory import LARGE, FilePages
 from .limits import declared, refuse_giant
 from .locate import PATTERNS
 from .torch_files import load_torch, read_torch, refuse_script
@@ -118,6 +119,8 @@ def _without_prefixes(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tenso
 def _refuse_not_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """No weight is infinite or NaN; a flipped bit, an overflow in 16 bits or a diverged training makes one, and every
     number after it is wrong."""
+    large = sum(value.nbytes for value in tensors.values() if value.layout is torch.strided) > LARGE
+    pages = FilePages() if large else None
     for key, value in tensors.items():
         if value.layout is not torch.strided or value.is_quantized or value.is_meta:
             raise UserError(f"{file}: {key} is sparse, quantised or without values: save it as a plain tensor.")
@@ -131,6 +134,8 @@ def _refuse_not_finite(file: Path, tensors: Mapping[str, Tensor]) -> None:
                 continue
             what = "values that are no numbers (NaN)" if bool(wide.isnan().any()) else "infinite values"
             raise UserError(f"{file} is damaged: {key} has {what}.")
+        if pages is not None:
+            pages.give_back(value)
 
 
 def refuse_pointer(file: Path) -> None:
