@@ -92,6 +92,19 @@ def test_wrong_use_of_the_command_line_exits_with_2(lab: Lab, arguments: str) ->
     assert lab.listing() == before
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--runs", ""], "after --runs stands an empty word"),
+        (["--runs="], "--runs has no value"),
+        ([""], "stands an empty word"),
+    ],
+)
+def test_an_empty_word_is_no_folder(lab: Lab, words: list[str], sentence: str) -> None:
+    """As a path it would be the working folder, and cells would lie among the user's files."""
+    assert sentence in lab.refused("run", *lab.words, "method=magnitude", *words)
+
+
 # Data --------------------------------------------------------------------------------------------------------------
 
 

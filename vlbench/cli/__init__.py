@@ -8,6 +8,7 @@ import os
 import select
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,6 +59,7 @@ def main() -> None:
     stopped by Ctrl-C and SIGTERM, to be given again."""
     _print_anything()
     _refuse_no_folder()
+    _refuse_empty(sys.argv[1:])
     try:
         app()
     except SystemExit as ended:
@@ -89,6 +91,17 @@ def _print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # None where it was closed; a test's own
             stream.reconfigure(errors="vlbench")
+
+
+def _refuse_empty(words: list[str]) -> None:
+    """A shell's variable without a value leaves an empty word, which as a path would be the working folder."""
+    for before, word in pairwise(["", *words]):
+        if word.startswith("--") and word.endswith("="):
+            stop(f"{word[:-1]} has no value: give it one, or leave it out.", 2)
+        if not word:
+            stop(
+                f"{f'after {before}' if before else 'first'} stands an empty word: give it a value, or leave it out.", 2
+            )
 
 
 def _refuse_no_folder() -> None:
