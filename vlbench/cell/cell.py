@@ -24,6 +24,9 @@ from .spec import LinkSpec, Spec
 
 # Bumped only when a number can change: new values never mix with old ones, and old results stay valid otherwise.
 NUMERICS_VERSION = 1
+# Added where precision=bf16 meets weights stored in bfloat16: since 0.2.0 they are held as they are stored, and trained
+# in float32 below 10^9 parameters, where they were float32 throughout.
+BF16_HELD = 1
 LONGEST = 180  # characters of a cell's name before seed and identity: a long chain's is no file name otherwise
 # What the dense cell shares with the cells that are compared with it: computed once for both.
 SHARED = ("samples", "settings", "split_digest", "train_digest", "weights_digest")
@@ -100,6 +103,14 @@ class Cell:
 
         return checkpoint_digest(self.weights)
 
+    @cached_property
+    def numerics(self) -> int:
+        """The version of how numbers come about, which is higher for those cells alone in which they changed."""
+        from ..tensors.reading import stores
+
+        held = self.spec.words.precision == "bf16" and stores(self.weights, "bf16")
+        return NUMERICS_VERSION + (BF16_HELD if held else 0)
+
     @property
     def learns(self) -> bool:
         """Whether a link reads the train split."""
@@ -115,7 +126,7 @@ class Cell:
         """Content, never names: what must be equal for a number to be reused."""
         words, spec = self.spec.words, self.spec
         return {
-            "numerics": NUMERICS_VERSION,
+            "numerics": self.numerics,
             "suite": words.suite,
             "task": [spec.task.name, self.task.version, spec.task.digest()],
             "split": [self.split, self.split_digest],

@@ -44,14 +44,35 @@ def declared(file: Path, load: Callable[[], Mapping[str, Any]]) -> dict[str, int
 
 
 def _in_header(file: Path) -> dict[str, int]:
-    """Of safetensors: eight bytes with the length of a JSON object, {tensor: {"shape": ...}}."""
+    try:
+        return {key: math.prod(entry["shape"]) for key, entry in _header(file).items()}
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return {}
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """Of safetensors: eight bytes with the length of a JSON object, {tensor: {"shape": ..., "dtype": ...}}. Empty where
+    the file is damaged."""
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length)) if length < file.stat().st_size else {}
-        return {key: math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__"}
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return {key: entry for key, entry in header.items() if key != "__metadata__"}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
+
+
+def stored_types(file: Path, load: Callable[[], Mapping[str, Any]]) -> set[str]:
+    """Types of a file's tensors as safetensors spells them ("F32", "BF16"; of torch's files "BF16" alone is told from
+    "other"), by its own account. load: as for `declared`. Empty where the file is damaged."""
+    if file.suffix == ".safetensors":
+        entries = _header(file).values()
+        return {str(entry["dtype"]) for entry in entries if isinstance(entry, dict) and "dtype" in entry}
+    try:
+        with FakeTensorMode():
+            return {"BF16" if tensor.dtype == torch.bfloat16 else "other" for tensor in load().values()}
+    except Exception:
+        return set()
 
 
 def refuse_giant(file: Path, elements: Mapping[str, int]) -> None:

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,12 +22,13 @@ from ..disk.paths import inside
 from ..disk.storage import read_json
 from ..errors import UserError
 from ..machine.memory import LARGE, FilePages
-from .limits import declared, refuse_giant
+from .limits import declared, refuse_giant, stored_types
 from .locate import PATTERNS
 from .torch_files import load_torch, read_torch, refuse_script
 
 INDEX = "model.safetensors.index.json"
 POINTER = b"version https://git-lfs"
+KINDS = (".safetensors", ".pt", ".pth")
 LOOKED_AT = 1 << 22  # entries of a weight at once
 
 
@@ -178,6 +180,13 @@ def declared_elements(source: Path) -> int:
         refuse_script(file)
         refuse_pointer(file)
     return sum(sum(_elements(file).values()) for file in files)
+
+
+def stores(source: Path, kind: str) -> bool:
+    """Whether a tensor of a model folder (or of its parts in folders of their own), or of one file, is stored in this
+    type ("bf16"). Reads no weights."""
+    files = [source] if source.is_file() else sorted(f for f in source.rglob("*") if f.suffix in KINDS)
+    return any(kind.upper() in stored_types(file, partial(load_torch, file)) for file in files)
 
 
 def _elements(file: Path) -> dict[str, int]:
