@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from vlbench.job import Job
+from typing import TYPE_CHECKING
+
 from vlbench.method import Method, method
+
+if TYPE_CHECKING:
+    from vlbench.job import Job
 
 
 @method("dense", title="Dense model, unchanged", role="baseline")

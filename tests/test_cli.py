@@ -191,8 +191,8 @@ def test_a_run_is_made_once(lab: Lab) -> None:
     assert lab.listing() == before
 
 
-def test_a_second_call_opens_no_model(lab: Lab) -> None:
-    """Neither the libraries of the models nor the images are needed to print what is done."""
+def test_a_second_call_imports_no_torch_and_opens_no_model(lab: Lab) -> None:
+    """Neither torch, the libraries of the models nor the images are needed to print what is done, or a plan."""
     lab.run("method=magnitude")
     code = """
 import sys
@@ -201,11 +201,12 @@ try:
     main()
 except SystemExit as stopped:
     assert not stopped.code
-print("HEAVY", sorted({"timm", "transformers", "open_clip", "scipy.stats", "pandas"} & set(sys.modules)))
+print("HEAVY", sorted({"torch", "timm", "transformers", "open_clip", "scipy.stats", "pandas"} & set(sys.modules)))
 """
-    command = [sys.executable, "-c", code, "run", *lab.words, "method=magnitude"]
-    done = subprocess.run(command, cwd=lab.folder, capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines()[-1] == "HEAVY []", done
+    for verb in (("run",), ("run", "--plan"), ("sweep", "--plan"), ("status",)):
+        command = [sys.executable, "-c", code, *verb, *lab.words, "method=magnitude"]
+        done = subprocess.run(command, cwd=lab.folder, capture_output=True, text=True, check=False)
+        assert done.stdout.splitlines()[-1] == "HEAVY []", done
 
 
 def test_a_new_method_runs_with_no_other_edit(lab: Lab) -> None:

@@ -52,6 +52,12 @@ class MethodOptions(BaseModel):
         """Whether something is chosen on the select split, which must then be there before anything is done."""
         return False
 
+    @property
+    def checks_task(self) -> bool:
+        """Whether `check_task` has something to ask. Where not, a finished cell is found without importing its methods:
+        an option that alone makes it look says so here."""
+        return type(self).check_task is not MethodOptions.check_task
+
     def check_task(self, task: Any) -> None:
         """Raise UserError for a Task whose samples these options cannot be used with. Asked once its data are there,
         before anything is written."""

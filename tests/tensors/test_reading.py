@@ -25,10 +25,9 @@ from torch import nn
 from vlbench.disk.digests import file_digest
 from vlbench.errors import UserError
 from vlbench.tensors import reading as weights
-from vlbench.tensors.locate import locate
+from vlbench.tensors.locate import checkpoint_digest, locate
 from vlbench.tensors.reading import (
     bf16_stays,
-    checkpoint_digest,
     fill,
     load_into,
     read_weights,

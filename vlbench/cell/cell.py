@@ -99,17 +99,18 @@ class Cell:
 
     @cached_property
     def weights_digest(self) -> str:
-        from ..tensors.reading import checkpoint_digest
+        from ..tensors.locate import checkpoint_digest
 
         return checkpoint_digest(self.weights)
 
     @cached_property
     def numerics(self) -> int:
         """The version of how numbers come about, which is higher for those cells alone in which they changed."""
-        from ..tensors.reading import stores
+        if self.spec.words.precision != "bf16":
+            return NUMERICS_VERSION
+        from ..tensors.reading import stores  # brings torch
 
-        held = self.spec.words.precision == "bf16" and stores(self.weights, "bf16")
-        return NUMERICS_VERSION + (BF16_HELD if held else 0)
+        return NUMERICS_VERSION + (BF16_HELD if stores(self.weights, "bf16") else 0)
 
     @property
     def learns(self) -> bool:
@@ -154,11 +155,10 @@ class Cell:
             options["calibration"] = source.digest
         if self.learnt is not None and link.learns:
             options["train"] = self.learnt.digest
-        for name, value in link.options:
-            if isinstance(value, Path):
-                if not value.exists():
-                    raise UserError(f"{link.entry.name}.{name}={value} does not exist.")
-                options[name] = file_digest(value)
+        for name, value in link.facts.paths.items():
+            if not Path(value).exists():
+                raise UserError(f"{link.entry.name}.{name}={value} does not exist.")
+            options[name] = file_digest(Path(value))
         return [link.entry.name, link.version, options]
 
     @property
@@ -211,7 +211,7 @@ class Cell:
         entry = table("methods").get("dense")
         method = entry.load()
         given = {**self.spec.of_data, "method": entry.name}
-        links = (LinkSpec(entry, method, method.Options()),)
+        links = (LinkSpec.of(entry, method, method.Options()),)
         spec = replace(self.spec, links=links, recipe="default", given=given)
         baseline = replace(self, spec=spec, sources={}, learnt=None)
         vars(baseline).update({name: vars(self)[name] for name in SHARED if name in vars(self)})
@@ -230,7 +230,7 @@ def cell_id(parts: Sequence[str], seed: int | None, identity: Mapping[str, Any])
 
 def recorded_options(link: LinkSpec, source: Source | None, learnt: Source | None = None) -> dict[str, Any]:
     """A link's options as records have them: of other data that it looks at, or learns from, the name alone."""
-    words = link.options.recorded()
+    words = dict(link.facts.recorded)
     if source is not None:
         words["calibration"] = source.name
         words.pop("calibration_images", None)

@@ -45,7 +45,7 @@ class _Resolver:
         own = {key.removeprefix("evaluation."): key for key in given}
         self.of_data = {key for name, key in own.items() if name in Words.model_fields and name not in OF_THE_CHAIN}
         # The cell's own words (evaluation.KEY= is KEY=), and all others.
-        self.general, self.rest = _divide(given, self.errors)
+        self.general, self.rest = divide(given, self.errors)
         self.bare = {key for key in given if key in Words.model_fields}
         self.wrong: set[str] = set()
 
@@ -79,7 +79,7 @@ class _Resolver:
         self._train(words, usable, options)
         if self.errors or task is None or model is None or task_class is None or task_options is None:
             raise UserError("\n".join(dict.fromkeys(self.errors)))
-        chain = tuple(LinkSpec(e, methods[e.name], o) for e, o in zip(links, options, strict=True) if o is not None)
+        chain = tuple(LinkSpec.of(e, methods[e.name], o) for e, o in zip(links, options, strict=True) if o is not None)
         of_data = {k: v for k, v in self.given.items() if k in self.of_data}
         return Spec(words, task, task_class, task_options, model, split, chain, recipe, self.given, of_data)
 
@@ -194,7 +194,7 @@ class _Resolver:
             self.errors.append(
                 f"train={words.train} is the task itself, whose train split is taken anyway: leave it out."
             )
-        chosen = [LinkSpec(e, e.load(), o) for e, o in zip(links, options, strict=True) if o is not None]
+        chosen = [LinkSpec.of(e, e.load(), o) for e, o in zip(links, options, strict=True) if o is not None]
         if chosen and len(chosen) == len(links) and not any(link.learns for link in chosen):
             self.errors.append(
                 f"train={words.train} has no meaning here: no link of method={words.method} learns from it."
@@ -352,7 +352,7 @@ def _takes(options: type[BaseModel], name: str, value: str) -> bool:
     return True
 
 
-def _divide(given: Mapping[str, str], errors: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+def divide(given: Mapping[str, str], errors: list[str]) -> tuple[dict[str, str], dict[str, str]]:
     """(the cell's own words, the rest). evaluation.KEY= is KEY= where a method has an option of that name too."""
     general: dict[str, str] = {}
     rest: dict[str, str] = {}

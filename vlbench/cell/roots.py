@@ -23,14 +23,15 @@ def open_task(spec: Spec, progress: BuildProgress | None = None) -> Task:
     root = data_root(spec, progress)
     task = spec.task_class(root, spec.task_options)
     roles: list[Role] = ["train"] if spec.learns and not spec.words.train else []
-    roles += ["select"] if any(link.options.chooses for link in spec.links) else []
+    roles += ["select"] if any(link.facts.chooses for link in spec.links) else []
     wanted = [spec.split, *(task.split_for(role) for role in roles)]
     missing = list(dict.fromkeys(line for split in wanted for line in task.missing(split)))
     if missing:
         lines = [f"{spec.task.name} lacks data in {root}:", *missing, f"Put the files there, or {_remedy(spec)}"]
         raise UserError("\n".join(lines))
     for link in spec.links:
-        link.options.check_task(task)
+        if link.facts.checks_task:
+            link.options.check_task(task)
     return task
 
 

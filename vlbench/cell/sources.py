@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..calibration.source import Source, refuse_few
-from ..capability import capability_of
 from ..disk.storage import digest
 from ..errors import UserError, did_you_mean
 from ..plugins.table import table
@@ -23,6 +22,7 @@ from .contents import content_digest, learnt_digest
 from .roots import mini_world
 
 if TYPE_CHECKING:
+    from ..capability import Captioned
     from .spec import Spec
 
 
@@ -39,8 +39,8 @@ def open_sources(spec: Spec, task: Task, open_task: Callable[[Spec], Task]) -> d
             if not Path(text).expanduser().is_file():
                 hint = did_you_mean(text, tasks)
                 raise UserError(f"calibration={text} is neither a task nor a file of captions. {hint}")
-            assert link.options.looks_at is not None
-            sources[link.entry.name] = _file_source(Path(text).expanduser(), link.options.looks_at.images, task)
+            assert link.facts.looks_at is not None
+            sources[link.entry.name] = _file_source(Path(text).expanduser(), link.facts.looks_at.images, task)
     return sources
 
 
@@ -55,13 +55,13 @@ def refuse_too_few(spec: Spec, task: Task, sources: Mapping[str, Source], learnt
     if learnt is not None and not learnt.samples:
         raise UserError(f"train={learnt.text} has no samples, and this method needs some.")
     for link in spec.links:
-        if link.options.looks_at is not None:
+        if link.facts.looks_at is not None:
             source = sources.get(link.entry.name)
             word = f"calibration={source.text}" if source else f"train={spec.words.train}"
             data = source or learnt
             train = "" if data else task.split_for("train")
             name = word if data else f"the split {train} of {task.name}"
-            refuse_few(data.samples if data else task.samples(train), link.options.looks_at.samples, name)
+            refuse_few(data.samples if data else task.samples(train), link.facts.looks_at.samples, name)
 
 
 def _task_source(spec: Spec, task: Task, key: str, name: str, open_task: Callable[[Spec], Task]) -> Source:
@@ -73,7 +73,7 @@ def _task_source(spec: Spec, task: Task, key: str, name: str, open_task: Callabl
     mini = spec.words.suite == "mini"
     options = cls.Options.model_validate(dict(cls.mini) if mini else {})
     if cls.capability != task.capability:
-        captions = capability_of(cls.capability).captioned.read is not None
+        captions = _ways(cls.capability).read is not None
         _refuse_other(cls.capability, captions, task, word)
     other = open_task(replace(spec, task=entry, task_class=cls, task_options=options, split=cls.split_for("train")))
 
@@ -104,16 +104,23 @@ def adapted(samples: Sequence[Sample], capability: str, task: Task, word: str) -
     """Samples of one capability as training samples of the task's. Raises UserError where there is no way."""
     if capability == task.capability:
         return list(samples)
-    read = capability_of(capability).captioned.read
+    read = _ways(capability).read
     _refuse_other(capability, read is not None, task, word)
     assert read is not None
     return _captioned(samples, read, task)
 
 
 def _captioned(samples: Sequence[Sample], read: Callable[[Sample], str], task: Task) -> list[Sample]:
-    make = capability_of(task.capability).captioned.make
+    make = _ways(task.capability).make
     assert make is not None
     return [make(sample, read(sample)) for sample in samples]
+
+
+def _ways(capability: str) -> Captioned:
+    """From and to captions. Imported here, where other data than the task's are read: it brings torch."""
+    from ..capability import capability_of
+
+    return capability_of(capability).captioned
 
 
 def _of_file(sample: Sample) -> str:
@@ -123,8 +130,8 @@ def _of_file(sample: Sample) -> str:
 
 def _refuse_other(what: str, captions: bool, task: Task, word: str) -> None:
     """Raise UserError where samples to do `what` cannot become the task's. captions: whether they hold captions."""
-    if not captions or capability_of(task.capability).captioned.make is None:
-        able = [name for name in table("capabilities").entries if capability_of(name).captioned.make is not None]
+    if not captions or _ways(task.capability).make is None:
+        able = [name for name in table("capabilities").entries if _ways(name).make is not None]
         raise UserError(
             f"{word} has samples to {what}, and task={task.name} needs some to {task.capability}: only images "
             f"with captions can become others, for tasks to {', '.join(able)}. Leave {word.partition('=')[0]}= out."

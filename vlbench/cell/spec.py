@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..method import Method
-from ..options import MethodOptions, PruneOptions
+from ..options import Calibration, MethodOptions, PruneOptions
 from ..plugins.entry import Entry
 from ..plugins.table import table
 from ..task import Task, TaskOptions
@@ -43,28 +44,76 @@ class Words(BaseModel):
     batch_size: int = Field(0, ge=0, description="samples a batch in evaluation; 0: chosen by the suite")
 
 
+class LinkFacts(BaseModel):
+    """What a cell's identity and its plan need of a link, in JSON: with these alone a cell is found again without
+    importing its methods, most of which import torch (see index.py)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    number: str  # the version of a built-in with these options
+    recorded: dict[str, Any]  # the options, as identities and records have them
+    printed: dict[str, Any]  # all options
+    uses_seed: bool
+    reads_data: bool
+    looks_at: Calibration | None
+    chooses: bool  # on the select split
+    checks_task: bool  # whether the options want to see the task: they are then loaded
+    target: str | None  # of sparsity, as written (0.5, 2:4); None: it does not prune
+    paths: dict[str, str]  # option -> the file or folder that it names
+    steps: int  # of training; 0: there is no such option
+
+    @classmethod
+    def of(cls, method: type[Method], options: MethodOptions) -> LinkFacts:
+        recorded = options.recorded()
+        return cls(
+            number=str(method.version_of(recorded)), recorded=recorded, printed=options.model_dump(mode="json"),
+            uses_seed=method.uses_seed, reads_data=method.reads_data, looks_at=options.looks_at,
+            chooses=options.chooses, checks_task=options.checks_task,
+            target=_target(options), paths={k: str(v) for k, v in options if isinstance(v, Path)},
+            steps=int(getattr(options, "steps", 0)),
+        )  # fmt: skip
+
+
+def _target(options: MethodOptions) -> str | None:
+    if not isinstance(options, PruneOptions):
+        return None
+    return options.sparsity if isinstance(options.sparsity, str) else f"{options.sparsity:.6g}"
+
+
 @dataclass(frozen=True)
 class LinkSpec:
-    """One link of the chain, with its options resolved. version: the built-in's number, or the digest of a stranger's
-    source, read now: the file may be edited while the cell runs."""
+    """One link of the chain, with its options resolved. loaded: its class and options, for who applies it. version: the
+    built-in's number, or the digest of a stranger's source, read now: the file may be edited while the cell runs."""
 
     entry: Entry
-    method: type[Method]
-    options: MethodOptions
+    facts: LinkFacts
+    loaded: Callable[[], tuple[type[Method], MethodOptions]] = field(compare=False, repr=False)
     version: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "version", self.entry.digest() or str(self.method.version_of(self.options.recorded())))
+        object.__setattr__(self, "version", self.entry.digest() or self.facts.number)
+
+    @classmethod
+    def of(cls, entry: Entry, method: type[Method], options: MethodOptions) -> LinkSpec:
+        return cls(entry, LinkFacts.of(method, options), lambda: (method, options))
+
+    @property
+    def method(self) -> type[Method]:
+        return self.loaded()[0]
+
+    @property
+    def options(self) -> MethodOptions:
+        return self.loaded()[1]
 
     @property
     def calibration(self) -> str:
         """The task or file that it is calibrated on in the place of the task's train split, or nothing."""
-        return "" if self.options.looks_at is None else self.options.looks_at.source
+        return "" if self.facts.looks_at is None else self.facts.looks_at.source
 
     @property
     def learns(self) -> bool:
         """Whether it reads the train split, the task's own or that of train=."""
-        return self.method.uses_seed and self.method.reads_data and not self.calibration
+        return self.facts.uses_seed and self.facts.reads_data and not self.calibration
 
 
 @dataclass(frozen=True)
@@ -94,20 +143,16 @@ class Spec:
 
     @property
     def uses_seed(self) -> bool:
-        return any(link.method.uses_seed for link in self.links)
+        return any(link.facts.uses_seed for link in self.links)
 
     @property
     def learns(self) -> bool:
         """Whether a link reads the train split, or draws numbers of the seed for a task that has one: the identity of
         such a cell has the digest of the split either way."""
         draws = "train" in self.task_class.roles()
-        return any(link.learns or (draws and link.method.uses_seed and not link.calibration) for link in self.links)
+        return any(link.learns or (draws and link.facts.uses_seed and not link.calibration) for link in self.links)
 
     @property
     def target(self) -> str:
         """The sparsity target as written (0.5, 2:4), empty for a chain that does not prune."""
-        for link in self.links:
-            if isinstance(link.options, PruneOptions):
-                target = link.options.sparsity
-                return target if isinstance(target, str) else f"{target:.6g}"
-        return ""
+        return next((link.facts.target for link in self.links if link.facts.target is not None), "")

@@ -35,7 +35,7 @@ def _plan(cell: Cell, runs: Path) -> dict[str, Any]:
         "task": f"{spec.task.name}, split {cell.split}, {len(cell.samples)} samples",
         "model": f"{spec.model.name}, weights {cell.weights}",
         "method": f"{' -> '.join(k.entry.name for k in spec.links)}, recipe {spec.recipe}",
-        "options": {f"{k.entry.name}.{n}": v for k in spec.links for n, v in k.options.model_dump(mode="json").items()},
+        "options": {f"{k.entry.name}.{n}": v for k in spec.links for n, v in k.facts.printed.items()},
         "evaluation": cell.evaluation,
         "state": _state(runs / cell.id),
         "dense baseline": _state(runs / cell.dense().id),

@@ -68,8 +68,7 @@ def open_run(folder: Path, record: Record) -> Model:
     if is_saved(folder / "model"):
         return load_model(folder / "model")[0]
     from ..plugins.workspace import named_roots
-    from ..tensors.locate import locate
-    from ..tensors.reading import checkpoint_digest
+    from ..tensors.locate import checkpoint_digest, locate
 
     entry = table("models").get(record.model)
     cls = entry.load()

@@ -10,6 +10,7 @@ share, and devices of one kind (sums are the same bits in every worker, what eac
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
@@ -154,9 +155,8 @@ class Group:
 
 def leave() -> None:
     """End the process group, where one was begun. For a worker that has done all its work."""
-    from torch import distributed
-
-    if distributed.is_available() and distributed.is_initialized():
+    distributed = sys.modules.get("torch.distributed")  # not imported: nothing was begun
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 
 

@@ -69,6 +69,8 @@ class Entry:
         return _once(("digest", self.file, self.module, self.built_in), self._digest)
 
     def _digest(self) -> str | None:
+        if self.built_in and not uncommitted():
+            return None
         files = source_files(self.file, self.module)
         if self.built_in and not uncommitted().intersection(files):
             return None

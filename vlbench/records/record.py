@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..disk import checksums
-from ..disk.storage import read_json, write_json
+from ..disk.storage import read_json, refuse_link, write_json
 from ..errors import UserError
 
 SCHEMA_VERSION = 2
@@ -271,6 +271,15 @@ def read_local(folder: Path) -> Record:
     run has noted that it wrote (`disk.checksums`)."""
     checksums.check(folder, "result.json")
     return read_record(folder / "result.json")
+
+
+def intact(folder: Path) -> Record | None:
+    """`finished`, of a folder that is no link to another and holds the result that was written there. Raises UserError
+    where it does not."""
+    refuse_link(folder)
+    if (folder / "result.json").is_file():
+        checksums.check(folder, "result.json")
+    return finished(folder)
 
 
 def finished(folder: Path) -> Record | None:

@@ -22,7 +22,7 @@ from ..compression.state import Compression
 from ..cost.counts import count_parameters, macs_of
 from ..disk import checksums
 from ..disk.lease import LeaseLost, lease
-from ..disk.storage import json_text, refuse_link, write_json
+from ..disk.storage import json_text, write_json
 from ..errors import RunFailed, UserError
 from ..evaluation.loop import Evaluator
 from ..evaluation.perturbation import perturbation_of
@@ -34,7 +34,7 @@ from ..machine.ui import Screen
 from ..machine.workers import ALONE, World
 from ..method import Method
 from ..model import Card, Model
-from ..records.record import Record, finished, read_record, write_record
+from ..records.record import Record, intact, read_record, write_record
 from ..tensors.reading import bf16_stays
 from .compress import Compressor
 from .outcome import record_of
@@ -60,10 +60,7 @@ class Runner:
         folder = self.runs / cell.id
         if not self.world.leads:
             return self._follow(cell, folder)
-        refuse_link(folder)
-        if (folder / "result.json").is_file():
-            checksums.check(folder, "result.json")
-        record = finished(folder)
+        record = intact(folder)
         self.world.share(f"is {cell.id} done", DONE if record else "")
         if record is not None:
             return record

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..cell.cell import SHARED, Cell, cell_id, open_cell
 from ..cell.contents import silent
-from ..cell.resolve import resolve
+from ..cell.index import Index
 from ..cell.roots import BuildProgress
 from ..cell.spec import Spec
 from ..errors import UserError
@@ -55,9 +55,9 @@ def plan(
     """The distinct cells of all lines, and the dense baselines they need, baselines first. Raises one UserError with
     everything that is wrong with any of them."""
     _refuse_endless(lines)
-    with reading_once():
+    with reading_once(), Index() as index:
         opener = _Opener(progress, digesting)
-        opened = [(group, opener.open(group)) for group in _resolved(lines)]
+        opened = [(group, opener.open(group)) for group in _resolved(lines, index)]
         opener.complain()
         planned: dict[str, Planned] = {}
         for group, cell in opened:
@@ -77,7 +77,7 @@ def _refuse_endless(lines: Sequence[Line]) -> None:
 def _add(planned: dict[str, Planned], group: _Group, first: Cell) -> None:
     """The cells of a group, and their baseline."""
     dense = "" if first.is_dense or not first.task.labelled(first.split) else first.dense().id
-    steps = sum(int(getattr(link.options, "steps", 0)) for link in first.spec.links)
+    steps = sum(link.facts.steps for link in first.spec.links)
     for cell, words in zip(_identities(group, first), group.members, strict=True):
         planned.setdefault(cell, Planned(Work(cell, words), dense, steps))
     if dense:
@@ -93,7 +93,7 @@ def _identities(group: _Group, first: Cell) -> list[str]:
     return [cell_id([stem], seed, {**first.identity, "seed": seed}) for seed in seeds]
 
 
-def _resolved(lines: Sequence[Line]) -> list[_Group]:
+def _resolved(lines: Sequence[Line], index: Index) -> list[_Group]:
     """Every cell's words and what they mean."""
     groups: dict[Any, _Group | UserError] = {}
     errors: list[str] = []
@@ -104,7 +104,7 @@ def _resolved(lines: Sequence[Line]) -> list[_Group]:
             key = _but_for_the_seed(words)
             if key not in groups:
                 try:
-                    groups[key] = _Group(resolve(words))
+                    groups[key] = _Group(index.resolve(words))
                 except UserError as error:
                     groups[key] = error
             group = groups[key]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..disk.digests import MANIFEST, file_digest
 from ..errors import UserError
 
 PATTERNS = [
@@ -27,6 +29,14 @@ PATTERNS = [
     "variant.yml",
     *(f"{part}/*" for part in ("llm", "vision_tower", "mm_projector")),
 ]
+
+
+# What families read beside a checkpoint that is a single file, where it is there: tokenizers and prompt templates, too.
+# (The first five come first as they always did: the digest is of their order.)
+BESIDE = (
+    *("config.json", "open_clip_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
+    *(pattern for pattern in PATTERNS if ".safetensors" not in pattern),
+)
 
 
 def locate(checkpoint: str, revision: str, roots: Mapping[str, str]) -> Path:
@@ -90,3 +100,14 @@ def _mini_folder(name: str) -> Path:
     if not (folder / "model.safetensors").is_file():
         raise UserError(f"the mini weights {name} are not in this installation ({folder}): reinstall vlbench.")
     return folder
+
+
+def checkpoint_digest(path: Path) -> str:
+    """file_digest of a model folder, or of a single file together with what is read beside it. Of a compressed model,
+    that of its manifest, which has the digests of its files: what lies there besides (a loader) does not count."""
+    if (path / MANIFEST).is_file():
+        return file_digest(path / MANIFEST)
+    home = path.parent
+    beside = dict.fromkeys(f for name in BESIDE for f in sorted(home.glob(name)) if f.is_file() and path.is_file())
+    parts = [f"{file.relative_to(home).as_posix()}\0{file_digest(file)}" for file in beside]
+    return hashlib.sha256("\n".join([file_digest(path), *parts]).encode()).hexdigest() if parts else file_digest(path)

@@ -17,13 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..disk.digests import MANIFEST, file_digest
 from ..disk.paths import inside
 from ..disk.storage import read_json
 from ..errors import UserError
 from ..machine.memory import LARGE, FilePages
 from .limits import declared, refuse_giant, stored_types
-from .locate import PATTERNS
 from .torch_files import load_torch, read_torch, refuse_script
 
 INDEX = "model.safetensors.index.json"
@@ -308,22 +306,3 @@ def weights_digest(net: nn.Module) -> str:
         sha.update(json.dumps([key, str(data.dtype), list(data.shape)]).encode())
         sha.update(data.view(-1).view(torch.uint8).numpy() if data.numel() else b"")
     return sha.hexdigest()
-
-
-# What families read beside a checkpoint that is a single file, where it is there: tokenizers and prompt templates, too.
-# (The first five come first as they always did: the digest is of their order.)
-BESIDE = (
-    *("config.json", "open_clip_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
-    *(pattern for pattern in PATTERNS if ".safetensors" not in pattern),
-)
-
-
-def checkpoint_digest(path: Path) -> str:
-    """file_digest of a model folder, or of a single file together with what is read beside it. Of a compressed model,
-    that of its manifest, which has the digests of its files: what lies there besides (a loader) does not count."""
-    if (path / MANIFEST).is_file():
-        return file_digest(path / MANIFEST)
-    home = path.parent
-    beside = dict.fromkeys(f for name in BESIDE for f in sorted(home.glob(name)) if f.is_file() and path.is_file())
-    parts = [f"{file.relative_to(home).as_posix()}\0{file_digest(file)}" for file in beside]
-    return hashlib.sha256("\n".join([file_digest(path), *parts]).encode()).hexdigest() if parts else file_digest(path)

@@ -91,11 +91,14 @@ class Schedule(MethodOptions):
     def chooses(self) -> bool:
         return self.stream == "dynamic"
 
+    @property
+    def checks_task(self) -> bool:
+        return self.stream == "dynamic"
+
     def check_task(self, task: Task) -> None:
-        if self.stream == "dynamic":
-            domains = list(domains_of(task, task.samples(task.split_for("train"))))
-            for option in ("stream_start", "stream_reference"):
-                refuse_domains(option, parse_numbers(getattr(self, option)), domains)
+        domains = list(domains_of(task, task.samples(task.split_for("train"))))
+        for option in ("stream_start", "stream_reference"):
+            refuse_domains(option, parse_numbers(getattr(self, option)), domains)
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
