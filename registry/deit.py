@@ -21,6 +21,8 @@ from vlbench.structure import Structure
 from vlbench.tensors.locate import locate
 from vlbench.tensors.reading import load_into, read_weights
 
+from ._labels import names_by_id
+
 
 @family("deit.json")
 class DeiT(Model, Classifier):
@@ -91,10 +93,13 @@ def _sized(config: dict[str, Any], card: Card) -> dict[str, Any]:
 
 
 def _classes(config: dict[str, Any], card: Card, count: int) -> list[str]:
-    """The names of the head's classes: the configuration's `label_names`, as timm writes them. A head without names is
-    ImageNet-1k's where it has that many classes, and is refused where it has not."""
+    """The names of the head's classes: the configuration's `label_names`, as timm writes them, or its `id2label`, as
+    transformers does. A head without names is ImageNet-1k's where it has that many classes, and is refused where it has
+    not."""
     pretrained = config.get("pretrained_cfg") or {}
     names = config.get("label_names") or (pretrained.get("label_names") if isinstance(pretrained, dict) else None)
+    if names is None:
+        names = names_by_id(config, card.name, count)
     if names is None:
         imagenet: list[str] = ImageNetInfo().label_names()
         if count == len(imagenet):

@@ -26,6 +26,7 @@ from vlbench.nn import library
 from vlbench.structure import Structure
 from vlbench.tensors.reading import load_into, read_weights, refuse_others
 
+from ._labels import names_by_id
 from ._prompted import Config, constructed, unfilled
 
 # model_type -> the class, and where its blocks stand.
@@ -131,13 +132,14 @@ def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _names(card: Card, config: Config) -> list[str]:
-    """`label_names` of the configuration. Without, a head of 1,000 classes is ImageNet-1k's, named by timm's words, and
-    any other has its id2label."""
-    count, labels = int(config["classes"]), config.get("id2label") or {}
-    names = config.get("label_names") or (ImageNetInfo().label_names() if count == 1000 else list(labels.values()))
-    if len(names) != count or not all(isinstance(name, str) and name for name in names) or names[0] == "LABEL_0":
+    """`label_names` of the configuration, or its id2label. Without, a head of 1,000 classes is ImageNet-1k's."""
+    count = int(config["classes"])
+    names = config.get("label_names") or names_by_id(config, card.name, count)
+    if names is None and count == 1000:
+        names = ImageNetInfo().label_names()
+    if not isinstance(names, list) or len(names) != count or not all(isinstance(name, str) and name for name in names):
         raise UserError(
             f"{card.name}: a head of {count} classes has no names: put them into config.json, in the head's order, as "
             '"label_names": ["...", ...].'
         )
-    return list(names)
+    return names

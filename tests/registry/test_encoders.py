@@ -247,7 +247,7 @@ def test_what_a_folder_lacks_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no linear head, which turns features into classes"):
         cls.open(card, tmp_path / "dino")
     save_file({"weight": torch.zeros(7, 48), "bias": torch.zeros(7)}, tmp_path / "dino" / "linear_head.safetensors")
-    with pytest.raises(UserError, match="a head of 7 classes has no names"):
+    with pytest.raises(UserError, match="does not name each of the head's 7 classes once"):
         cls.open(card, tmp_path / "dino")
     cls = table("models").get("siglip-base-224").load()
     (tmp_path / "config.json").write_text('{"model_type": "siglip2"}')
