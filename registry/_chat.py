@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from vlbench.disk.storage import read_json
 from vlbench.errors import UserError
 
 TURN = "{}"  # where the whole user turn stands in "chat"
@@ -107,6 +108,18 @@ def _bounded() -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
+
+
+def ends_in(folder: Path, config: Mapping[str, Any]) -> list[int]:
+    """The tokens that end what a model writes, by the folder's generation_config.json, or else by its config.json: the
+    first of them that says any."""
+    file = folder / "generation_config.json"
+    for said in (read_json(file) if file.is_file() else None, config, config.get("text_config")):
+        value = said.get("eos_token_id") if isinstance(said, Mapping) else None
+        ids = value if isinstance(value, list) else [value]
+        if ids and all(type(number) is int for number in ids):
+            return sorted(ids)
+    return []
 
 
 def processor_of(folder: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from vlbench.structure import Structure
 from vlbench.tensors.locate import locate
 from vlbench.tensors.reading import fill, read_weights, refuse_others
 
-from ._chat import TURN, chat_of, image_processor, processor_of
+from ._chat import TURN, chat_of, ends_in, image_processor, processor_of
 from ._layout import Patterns, renamed
 from ._prompted import Config, Prompted, constructed, of_library, read_kind, unfilled
 from ._stream import ImageState, Prefix, Stream
@@ -109,6 +109,8 @@ class Projected(Prompted):
         config = read_kind(home, cls.model_type)
         if "processor" not in config:
             config["processor"] = processor_of(home)
+        if ends := ends_in(home, config):
+            config["ends"] = ends
         if "chat" not in config.get("prompts", {}):
             tokenizer = read_tokenizer(home, 1 << 30)
             if lacking := [w for w in (cls.mark, *cls.special(config)) if w not in tokenizer.get_vocab()]:
@@ -172,7 +174,13 @@ class Projected(Prompted):
 
     @property
     def end(self) -> int | None:
-        """The token that ends an answer, of the tokenizer, or else of the configuration."""
+        """The token that ends an answer. Of several that the folder names, the one that ends a turn in the prompt:
+        Gemma 3 writes <end_of_turn>, never its tokenizer's <eos>. Else the tokenizer's, or the configuration's."""
+        prompts = self.config.get("prompts")
+        after = str(prompts.get("chat", "")).partition(TURN)[2] if isinstance(prompts, dict) else ""
+        turn: list[int] = self.tokenizer(after, add_special_tokens=False).input_ids[:1]
+        if turn and turn[0] in self.config.get("ends", ()):
+            return turn[0]
         end: int | None = self.tokenizer.eos_token_id
         other: Any = self.net.get_submodule(self.decoder).config.eos_token_id
         return other if end is None else end

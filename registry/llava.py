@@ -59,6 +59,9 @@ class Llava(Prompted):
         net = constructed(card, cls.network, config).eval()
         if not isinstance(net.config.vision_feature_layer, int):
             raise UserError(f"{card.name}: vision_feature_layer should be one layer; several are not supported.")
+        depth = int(net.config.vision_config.num_hidden_layers)
+        if not -depth - 1 <= (layer := net.config.vision_feature_layer) <= depth:
+            raise UserError(f"{card.name}: vision_feature_layer is {layer}, and the vision tower has {depth} layers.")
         model = cls(card, config, llama.adopt(clip_vision.adopt(net)))
         model.tokenizer = read_tokenizer(folder, int(net.config.text_config.vocab_size) + 1)
         if IMAGE not in model.tokenizer.get_vocab():  # the word more: a mark in the prompt, which is never embedded

@@ -202,6 +202,10 @@ def read_config(folder: Path) -> dict[str, Json]:
         raise UserError(f"{file} cannot be read ({error}): put that of the checkpoint there.") from None
     if not isinstance(config, dict):
         raise UserError(f"{file} is no model's configuration: put that of the checkpoint there.")
+    if config.get("quantization_config"):
+        raise UserError(
+            f"{file} says that the weights are quantised, which is not computed here: give those before it."
+        )
     return _without_kernels(config, file)
 
 

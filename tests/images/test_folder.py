@@ -152,6 +152,18 @@ def test_the_side_of_the_network_wins_and_rounding_is_no_difference(tmp_path: Pa
     assert differences(folder_image(clip, tmp_path), clip) == "size=336"
 
 
+def test_a_processor_and_a_network_of_two_sizes_are_told(tmp_path: Path) -> None:
+    """The library refuses the picture; resizing it to what the network takes is another preprocessing."""
+    write(tmp_path, "config.json", {"vision_config": {"image_size": 32}})
+    write(tmp_path, "preprocessor_config.json", {"size": {"height": 48, "width": 48}})
+    with pytest.raises(UserError, match="its image processor gives 48 pixels a side, and its network takes 32"):
+        folder_image(CARD, tmp_path)
+    write(tmp_path, "preprocessor_config.json", {"size": {"height": 32, "width": 32}})
+    assert folder_image(CARD, tmp_path).size == 32
+    write(tmp_path, "preprocessor_config.json", {"image_mean": [0.4, 0.4, 0.4]})
+    assert folder_image(CARD, tmp_path).size == 32
+
+
 @pytest.mark.parametrize(
     ("told", "sentence"),
     [
@@ -166,6 +178,9 @@ def test_the_side_of_the_network_wins_and_rounding_is_no_difference(tmp_path: Pa
         ({"image_std": [0.1, 0.2]}, "each of three colours"),
         ({"rescale_factor": "a"}, "rescale_factor"),
         ({"do_resize": False}, "does not resize"),
+        ({"size": {"longest_edge": 32}}, "where shortest_edge, or height and width, should be"),
+        ({"size": {"max_pixels": 99}}, "where shortest_edge, or height and width, should be"),
+        ({"image_processor_type": "ConvNextImageProcessor"}, "is a ConvNextImageProcessor, and what that does"),
     ],
 )
 def test_words_that_cannot_be_followed_are_told(tmp_path: Path, told: dict[str, Any], sentence: str) -> None:

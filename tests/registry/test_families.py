@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from registry._chat import ends_in
 from tests.nn.test_kinds import close_gates, random_keep
 from tests.registry.folders import FOLDERS, Folder
 from vlbench.calibration.blocks import block_statistics
@@ -224,6 +225,25 @@ def test_answers_are_written_as_the_library_writes_them(opened: Opened) -> None:
     assert said == [{"answer": opened.model.text_of(wanted[wanted != end])}]
 
 
+def test_the_token_that_ends_a_turn_ends_an_answer_where_the_folder_says_so(opened: Opened) -> None:
+    """Gemma 3's tokenizer names <eos>, and its chats end with <end_of_turn>: generation_config.json names both."""
+    model = copy(opened.model)
+    turn = model.tokenizer("<|endoftext|>", add_special_tokens=False).input_ids
+    model.config = {**model.config, "prompts": {**model.config["prompts"], "chat": "{}<|endoftext|>reply"}, "ends": []}
+    assert model.end == model.tokenizer.eos_token_id, "the folder does not name it"
+    model.config["ends"] = sorted([model.tokenizer.eos_token_id, *turn])
+    assert [model.end] == turn == [model.language.end]
+
+
+def test_what_ends_answers_is_read_from_the_folder(tmp_path: Path) -> None:
+    config = {"eos_token_id": None, "text_config": {"eos_token_id": 5}}
+    assert ends_in(tmp_path, config) == [5]
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [106, 1]}')
+    assert ends_in(tmp_path, config) == [1, 106]
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": "x"}')
+    assert ends_in(tmp_path, {}) == []
+
+
 def run_of(model: Any) -> Callable[[Any], Tensor]:
     """Logits of teacher forcing over images of several sizes."""
     batch = batch_of(model, [picture(60, 20), picture(28, 28)], [[0], [1], [0]], ["a", "b", "c d"])
@@ -364,6 +384,9 @@ def test_folders_that_lack_something_are_told_what(opened: Opened, tmp_path: Pat
     def copied(name: str) -> Path:
         return shutil.copytree(opened.folder, tmp_path / name)
 
+    folder = copied("quantised")
+    edited(folder, "config.json", lambda c: c.update(quantization_config={"quant_method": "bitsandbytes"}))
+    assert "config.json says that the weights are quantised" in refused(opened, folder)
     folder = copied("remote")
     edited(folder, "config.json", lambda c: c.update(auto_map={"AutoModel": "modeling.Model"}))
     assert f"never run: use the same model in the library's own layout, {opened.model.card.checkpoint}" in refused(

@@ -188,3 +188,13 @@ def test_a_tasks_words_take_the_place_of_the_models_request(model: Any, own: str
     model.config = {**model.config, "prompts": {"answer": f"USER: <image>\n{{}}{short} ASSISTANT:"}}
     assert model.template("answer") == f"USER: <image>\n{{}}{short} ASSISTANT:"
     assert model.template("answer", own) == f"USER: <image>\n{own} ASSISTANT:"
+
+
+@pytest.mark.parametrize(
+    ("layer", "sentence"), [(99, "is 99, and the vision tower has"), ([-2, -1], "should be one layer")]
+)
+def test_a_layer_that_the_vision_tower_does_not_have_is_refused(tmp_path: Path, layer: Any, sentence: str) -> None:
+    """It was taken for the last one."""
+    config = {**prompted.configuration("llava-llama"), "vision_feature_layer": layer}
+    with pytest.raises(UserError, match=f"vision_feature_layer {sentence}"):
+        llava.Llava.build(llava.Llava.cards[0], config, prompted.tokenizer_into(tmp_path))

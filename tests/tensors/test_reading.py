@@ -159,6 +159,14 @@ def test_any_one_name_of_a_tied_matrix_is_enough(kept: str) -> None:
         load_into(net, {f"{kept}.weight": value, "none": torch.empty(0), "scale": torch.tensor(1.0)})
 
 
+def test_two_names_of_a_tied_matrix_with_two_values_are_told() -> None:
+    """Which of them is meant, neither the configuration nor the file says; accuracies differ."""
+    rest = {"none": torch.empty(0), "nil": torch.empty(0), "scale": torch.tensor(1.0)}
+    with pytest.raises(UserError, match="are one matrix by config"):
+        load_into(Tied(), {"a.weight": torch.ones(4, 3), "c.weight": torch.zeros(4, 3), **rest})
+    load_into(Tied(), {"a.weight": torch.ones(4, 3), "c.weight": torch.ones(4, 3), **rest})
+
+
 def test_keys_that_differ_are_named() -> None:
     net = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))
     with pytest.raises(UserError) as caught:

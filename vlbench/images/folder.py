@@ -33,6 +33,8 @@ COMPUTED = ("bicubic", "bilinear")  # interpolations that the pipeline has
 LARGEST = 2**16  # pixels of a side: a picture that is enlarged further, by a share of 10^-9, would fill the memory
 # Classes of transformers that crop where their file leaves do_center_crop out.
 CROPPING = ("CLIP", "ChineseCLIP", "Llava")
+# What the names of those begin with whose files are read as _transformers() does; others crop or scale otherwise.
+READ = (*CROPPING, "BLIP", "Blip", "Bit", "Beit", "DeiT", "DINOv3", "Segformer", "Siglip", "ViT")
 
 
 def folder_image(card: ImageSpec, weights: Path) -> ImageSpec:
@@ -85,6 +87,9 @@ def _told(card: ImageSpec, home: Path) -> ImageSpec:
     if config.get("image_aspect_ratio") == "pad" and spec.resize != "keep":
         spec = replace(spec, resize="pad", crop_pct=1.0)
     size = _network_size(_part(clip, "model_cfg") or config)
+    said = not clip and bool(processor.keys() & {"size", "crop_size"}) and spec.resize != "keep"
+    if size is not None and said and spec.size != size:
+        raise UserError(f"its image processor gives {spec.size} pixels a side, and its network takes {size}.")
     return spec if size is None else replace(spec, size=size)
 
 
@@ -101,6 +106,8 @@ def _network_size(config: Mapping[str, Any]) -> int | None:
 def _transformers(card: ImageSpec, processor: Mapping[str, Any]) -> ImageSpec:
     """An image processor of transformers."""
     kind = str(processor.get("image_processor_type") or processor.get("feature_extractor_type") or "")
+    if kind and not kind.startswith(READ):
+        raise UserError(f"its image processor is a {kind}, and what that does is not known here.")
     crops = processor.get("do_center_crop", "crop_size" in processor or kind.startswith(CROPPING))
     if processor.get("do_resize") is False:
         raise UserError("its image processor does not resize, and images of several sizes do not go together.")
@@ -110,6 +117,8 @@ def _transformers(card: ImageSpec, processor: Mapping[str, Any]) -> ImageSpec:
     if card.resize == "keep":
         return spec
     size = processor.get("size", card.size)
+    if isinstance(size, Mapping) and not size.keys() & {"shortest_edge", "height", "width"}:
+        raise UserError(f"its size is {dict(size)}, where shortest_edge, or height and width, should be.")
     shortest = size.get("shortest_edge") if isinstance(size, Mapping) else (size if crops else None)
     if processor.get("do_pad") and kind.startswith("Llava"):
         return replace(spec, resize="pad", crop_pct=1.0, size=_side(size if shortest is None else shortest, "size"))

@@ -293,6 +293,12 @@ def _tied_to(net: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
     twins: dict[str, Tensor] = {}
     for keys in groups.values():
         present = [key for key in keys if key in tensors]
+        for key in present[1:]:
+            if tensors[key].shape == tensors[present[0]].shape and not torch.equal(tensors[key], tensors[present[0]]):
+                raise UserError(
+                    f"{present[0]} and {key} are one matrix by config.json, and two different ones in the file: "
+                    "correct tie_word_embeddings there."
+                )
         if present:
             twins.update({key: tensors[present[0]] for key in keys if key not in tensors})
     return twins
