@@ -8,12 +8,14 @@ reads the last one that is left, whatever `mm_vision_select_layer` says.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from vlbench.errors import UserError
+
+from ._unread import refuse_unread
 
 Config = dict[str, Any]
 KEYS = (
@@ -27,7 +29,13 @@ TEXT = (
     *("num_key_value_heads", "rms_norm_eps", "max_position_embeddings", "hidden_act", "tie_word_embeddings"),
     *("bos_token_id", "eos_token_id"),
 )
+# What the original can be told, and what is built of it here. Of videos it has more, which no image meets.
+READ: dict[str, Sequence[Any]] = {
+    "mm_patch_merge_type": ["spatial_unpad"], "mm_projector_type": ["mlp2x_gelu"], "mm_resampler_type": [],
+    "mm_use_im_start_end": [False], "use_sliding_window": [False],
+}  # fmt: skip
 SO400M = {"hidden_size": 1152, "num_attention_heads": 16}
+SO400M_WHOLE = 27  # blocks
 TOWER = "model.vision_tower."
 EMBEDDINGS = f"{TOWER}embeddings."
 
@@ -39,16 +47,18 @@ def configured(config: Config, weights: Mapping[str, Tensor]) -> Config:
         name = config.get("mm_vision_tower", "google/siglip-so400m-patch14-384")
         raise UserError(
             f"these weights have no vision tower (it was left as it came): add the tensors of {name} as "
-            "model.vision_tower.vision_tower.vision_model.* in a *.safetensors file of the folder."
+            "model.vision_tower.vision_tower.vision_model.* in a *.safetensors file of the folder, but for those of "
+            "its last block and its head."
         )
+    refuse_unread(config, "checkpoint", READ)
     pixels = int((re.findall(r"-(\d+)$", str(config.get("mm_vision_tower", ""))) or ["384"])[0])
     grid = grid_of(config.get("image_grid_pinpoints"), pixels)
     text = {k: config[k] for k in TEXT if config.get(k) is not None}
-    rope = {"rope_type": "default", "rope_theta": config.get("rope_theta", 1e6)}
+    rope = _rope(config)
     tied = bool(config.get("tie_word_embeddings", False))
     return {
         "model_type": "llava_onevision", "vision_feature_layer": -1, "vision_feature_select_strategy": "full",
-        "vision_aspect_ratio": config.get("image_aspect_ratio", "anyres_max_9"), "image_grid_pinpoints": grid,
+        "vision_aspect_ratio": _aspect(config), "image_grid_pinpoints": grid,
         "projector_hidden_act": "gelu", "tie_word_embeddings": tied,
         "text_config": {**text, "model_type": "qwen2", "rope_parameters": rope, "tie_word_embeddings": tied},
         "vision_config": vision_of(weights, pixels, config.get("vision_config", {})),
@@ -60,10 +70,31 @@ def configured(config: Config, weights: Mapping[str, Tensor]) -> Config:
     }  # fmt: skip
 
 
+def _rope(config: Config) -> Config:
+    """Rotary positions by either spelling: rope_theta and rope_scaling, or transformers 5's rope_parameters."""
+    rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta") or 1e4}
+    rope = {"rope_type": "default", **rope, **(config.get("rope_scaling") or {})}
+    rope["rope_type"] = rope.pop("type", rope["rope_type"])
+    refuse_unread(rope, "checkpoint", {"rope_type": ["default"]})
+    return rope
+
+
+def _aspect(config: Config) -> str:
+    aspect = str(config.get("image_aspect_ratio") or "anyres_max_9")
+    if not re.fullmatch(r"anyres_max_\d+", aspect):
+        raise UserError(f"config.json has image_aspect_ratio={aspect}, and vlbench reads tiles alone, as anyres_max_9.")
+    return aspect
+
+
 def vision_of(weights: Mapping[str, Tensor], pixels: int, stated: Config) -> Config:
     """Sizes of the SigLIP in the weights. stated: `vision_config` of the folder, which has the last word."""
     width, _, patch, _ = weights[f"{EMBEDDINGS}patch_embedding.weight"].shape
     layers = {key.split(".")[4] for key in weights if key.startswith(f"{TOWER}encoder.layers.")}
+    if width == SO400M["hidden_size"] and len(layers) == SO400M_WHOLE:
+        raise UserError(
+            "the vision tower of these weights is a whole SigLIP so400m, of which LLaVA-OneVision never had the last "
+            f"block: take away the tensors of encoder.layers.{SO400M_WHOLE - 1} and of head."
+        )
     heads = stated.get("num_attention_heads", SO400M["num_attention_heads"] if width == SO400M["hidden_size"] else None)
     if heads is None:
         raise UserError(

@@ -54,6 +54,12 @@ def read(folder: Path, stated: Config) -> tuple[Config, Tensors]:
         raise UserError(f"config.json names the vision backbone {kind!r}, and vlbench knows {', '.join(TOWERS)}.")
     if model.get("image_resize_strategy", "resize-naive") != "resize-naive":
         raise UserError(f"image_resize_strategy {model['image_resize_strategy']} is not supported: only resize-naive.")
+    language = str(model.get("llm_backbone_id", ""))
+    if not stated.get("prompts") and any(word in language for word in ("chat", "instruct", "phi")):
+        raise UserError(
+            f"the prompt of {language} is not known here: write it into config.json, as "
+            '"prompts": {"chat": "... {} ..."}.'
+        )
     file = folder / "checkpoints" / "latest-checkpoint.pt"
     if not file.is_file():
         raise UserError(f"{folder} has no checkpoints/latest-checkpoint.pt: put the checkpoint's there.")
@@ -70,7 +76,8 @@ def read(folder: Path, stated: Config) -> tuple[Config, Tensors]:
                 f"timm's {source} there, as {beside.name}."
             )
     last = next((key for key in reversed(towers) if "siglip" in key[1] or "clip" in key[1]), towers[0])[0]
-    size = _size(tensors, last) if last != towers[0][0] or "dino" not in towers[0][1] else _named_size(kind)
+    told = last != towers[0][0] or "dino" not in towers[0][1]  # the table of a DINO is of another size
+    size = _size(tensors, last, _named_size(kind)) if told else _named_size(kind)
     vision = [_tower(tensors, *tower[:4], size, stated.get("vision_config", {})) for tower in towers]
     config = {
         "vision": vision, "image_size": size, "projector": model.get("arch_specifier", ""),
@@ -84,10 +91,12 @@ def _part(match: re.Match[str]) -> str:
     return {"llm_backbone.llm.": "language.", "vision_backbone.": "vision."}.get(match[0], "projector.")
 
 
-def _size(tensors: Mapping[str, Tensor], name: str) -> int:
-    """Pixels, by the position table: of SigLIP without, of CLIP with a class token."""
-    patch = tensors[f"vision.{name}.patch_embed.proj.weight"].shape[-1]
-    return int(tensors[f"vision.{name}.pos_embed"].shape[1] ** 0.5) * int(patch)
+def _size(tensors: Mapping[str, Tensor], name: str, named: int) -> int:
+    """Pixels, by the position table: of SigLIP without, of CLIP with a class token. named: by the backbone's name,
+    which has the word where it is as many patches: 384 pixels are 27 of 14, with 6 pixels that none sees."""
+    patch = int(tensors[f"vision.{name}.patch_embed.proj.weight"].shape[-1])
+    side = int(tensors[f"vision.{name}.pos_embed"].shape[1] ** 0.5)
+    return named if named // patch == side else side * patch
 
 
 def _named_size(kind: str) -> int:

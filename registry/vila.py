@@ -7,8 +7,10 @@ image at several scales (S2) or in tiles is refused.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,15 @@ from ._projected import Projected
 from ._prompted import Config, unfilled
 from ._stream import ImageState
 from ._tokenizer import read_tokenizer
+from ._unread import refuse_unread
 
 PARTS = {"llm": "language.", "vision_tower": "vision.", "mm_projector": "projector."}
+# What config.json can say besides, and what is built of it here.
+READ: dict[str, Sequence[Any]] = {
+    "mm_vision_select_feature": ["cls_patch"], "mm_use_im_start_end": [False],
+}  # fmt: skip
+ENCODER = {"_target_": "llava.model.encoders.BasicImageEncoder", "end_tokens": "\n"}
+TOWERS = ("siglip_vision_model", "siglip")
 SCALES = ("s2", "dynamic_s2", "ps3")
 
 
@@ -125,13 +134,21 @@ class Vila(Projected):
                 f"{name}{_plain(key)}": value for key, value in read_weights(folder / part, as_stored=True).items()
             }
         text, vision = read_config(folder / "llm"), read_config(folder / "vision_tower")
+        _refuse_parts(text, vision)
+        older = stated.get("llm_cfg")  # or the name of a folder
         config = {
-            "text_config": {**stated.get("llm_cfg", {}), **text}, "vision_config": vision,
+            "text_config": {**(older if isinstance(older, dict) else {}), **text}, "vision_config": vision,
             "projector": read_config(folder / "mm_projector").get("mm_projector_type", ""),
             "layer": stated.get("mm_vision_select_layer", -2), "processor": processor_of(folder / "vision_tower"),
             "prompts": stated.get("prompts") or _chat(folder / "llm", int(text["vocab_size"])),
         }  # fmt: skip
         model = unfilled(cls.build, card, config, folder)
+        depth = len(model.net.vision.encoder.layers)
+        if not 0 < model.blocks <= depth:
+            raise UserError(
+                f"mm_vision_select_layer={config['layer']} is none of the {depth} blocks of this vision tower: give "
+                "the config.json of the checkpoint."
+            )
         state = model.net.state_dict()
         unused = [k for k in tensors if k not in state and re.search(rf"^vision\.head\.|{cls.dropped}", k)]
         fill(model.net, {k: v for k, v in tensors.items() if k not in unused})
@@ -160,13 +177,32 @@ def _plain(key: str) -> str:
 def _refuse_scales(stated: Config) -> None:
     """Raise UserError for checkpoints that read an image in another way than whole."""
     used = [name for name in SCALES if stated.get(name)]
-    if used or "s2" in str(stated.get("vision_tower_cfg", {}).get("model_type", "")).lower():
+    tower = stated.get("vision_tower_cfg")
+    if used or (isinstance(tower, dict) and "s2" in str(tower.get("model_type", "")).lower()):
         raise UserError(
             f"this VILA reads images at several scales ({', '.join(used) or 'S2'}), which is not supported."
         )
-    ratio = stated.get("image_aspect_ratio", "resize")
+    ratio = stated.get("image_aspect_ratio") or "resize"
     if ratio != "resize":
         raise UserError(f"this VILA prepares images by image_aspect_ratio={ratio}, and only resize is supported.")
+    refuse_unread(stated, "VILA", READ)
+    encoder = stated.get("image_encoder") or {}
+    with suppress(ValueError):
+        encoder = json.loads(encoder) if isinstance(encoder, str) else encoder
+    if not isinstance(encoder, dict) or any(v is not None and ENCODER.get(k) != v for k, v in encoder.items()):
+        raise UserError(f"this VILA encodes images by {encoder}, and only BasicImageEncoder as it comes is supported.")
+
+
+def _refuse_parts(text: Config, vision: Config) -> None:
+    """Raise UserError for a vision tower that is no SigLIP, and a context that the original stretches when it loads."""
+    if vision.get("model_type") not in TOWERS:
+        raise UserError(f"vision_tower/ holds a {vision.get('model_type')}, and vlbench reads VILA's SigLIP alone.")
+    length, most = text.get("model_max_length"), text.get("max_position_embeddings")
+    if isinstance(length, int) and isinstance(most, int) and length > most and not text.get("rope_scaling"):
+        raise UserError(
+            f"llm/config.json asks for {length} positions of a model of {most}, which VILA stretches when it loads: "
+            "write its rope_scaling there."
+        )
 
 
 def _chat(folder: Path, vocabulary: int) -> dict[str, str]:
