@@ -174,7 +174,7 @@ REFUSED_LLAVE = {
     "marks of images": ({"mm_use_im_start_end": True}, "mm_use_im_start_end=True"),
     "padded squares": ({"image_aspect_ratio": "pad"}, "image_aspect_ratio=pad"),
     "no shapes": ({"image_grid_pinpoints": None}, "image_grid_pinpoints"),
-    "tied by name alone": ({"tie_word_embeddings": True}, "one tensor by the configuration, and differ"),
+    "tied by name alone": ({"tie_word_embeddings": True}, "one matrix by config.json, and two different ones"),
     "other layers": ({"num_hidden_layers": 3}, "layers.2.* is missing"),
     "other width": ({"hidden_size": 64}, "has shape"),
 }

@@ -451,15 +451,3 @@ def test_a_pointer_of_git_is_called_by_its_name(tmp_path: Path, name: str) -> No
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n")
     with pytest.raises(UserError, match=f"{name} is a pointer of Git LFS, not the weights: run git lfs pull"):
         read_weights(tmp_path / name)
-
-
-def test_two_values_for_one_tensor_are_refused(tmp_path: Path) -> None:
-    """A configuration ties them, the weights have two: loaded, the later one would win unsaid."""
-    net = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 3, bias=False), "b": torch.nn.Linear(3, 3, bias=False)})
-    net["b"].weight = net["a"].weight
-    one, other = torch.randn(3, 3), torch.randn(3, 3)
-    load_into(net, {"a.weight": one, "b.weight": one.clone()})
-    assert torch.equal(net["a"].weight, one)
-    for load in (load_into, fill):
-        with pytest.raises(UserError, match=r"a.weight and b.weight are one tensor .*tie_word_embeddings"):
-            load(net, {"a.weight": one, "b.weight": other})

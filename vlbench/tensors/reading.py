@@ -250,9 +250,7 @@ def _fitting(net: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
     state = net.state_dict()
     if prefix := _prefix(state, tensors):
         raise UserError(f"these weights have {prefix!r} before every name: save them again without it.")
-    groups = _tied(net)
-    _refuse_untied(groups, tensors)
-    tensors = {**_tied_to(groups, tensors), **tensors}
+    tensors = {**_tied_to(net, tensors), **tensors}
     wrong = [f"{k} is missing" for k in state if k not in tensors]
     wrong += [f"{k} is unknown" for k in tensors if k not in state]
     wrong += [
@@ -286,36 +284,19 @@ def _first_five(wrong: Sequence[str]) -> str:
     return "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more." if len(wrong) > 5 else ".")
 
 
-def _tied(net: nn.Module) -> list[list[str]]:
-    """Keys that are one tensor of the network, together."""
+def _tied_to(net: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values of the keys that are absent and tied to a present one (a file has each storage once). Raises UserError
+    where the weights have two values for one tensor of the network."""
     groups: dict[tuple[int, torch.Size], list[str]] = {}
     for key, value in net.state_dict(keep_vars=True).items():
         if value.numel():  # empty tensors all lie at 0 and are not tied
             groups.setdefault((value.data_ptr(), value.shape), []).append(key)
-    return list(groups.values())
-
-
-def _refuse_untied(groups: Sequence[Sequence[str]], tensors: Mapping[str, Tensor]) -> None:
-    """Raise UserError where the weights have two values for one tensor of the network: which of them is meant, they do
-    not say (a configuration with tie_word_embeddings, and weights without)."""
-    for keys in groups:
+    twins: dict[str, Tensor] = {}
+    for keys in groups.values():
         present = [key for key in keys if key in tensors]
         for key in present[1:]:
             one, other = tensors[present[0]], tensors[key]
             if one.shape == other.shape and not torch.equal(one, other.to(one.dtype)):
-                raise UserError(
-                    f"{present[0]} and {key} are one tensor by the configuration, and differ in these weights: correct "
-                    "tie_word_embeddings in its config.json."
-                )
-
-
-def _tied_to(groups: Sequence[Sequence[str]], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Values of the keys that are absent and tied to a present one (a file has each storage once)."""
-    twins: dict[str, Tensor] = {}
-    for keys in groups:
-        present = [key for key in keys if key in tensors]
-        for key in present[1:]:
-            if tensors[key].shape == tensors[present[0]].shape and not torch.equal(tensors[key], tensors[present[0]]):
                 raise UserError(
                     f"{present[0]} and {key} are one matrix by config.json, and two different ones in the file: "
                     "correct tie_word_embeddings there."
