@@ -27,6 +27,7 @@ ELSEWHERE = {
     "vlbench/calibration/moments.py": "tests/methods/test_neighbours.py",
     "vlbench/calibration/source.py": "tests/cell/test_sources.py",
     "vlbench/calibration/tower.py": "tests/calibration/test_calibrate.py",
+    "vlbench/cost/devices.py": "tests/cost/test_needs.py",
     "vlbench/cell/again.py": "tests/publishing/test_submission.py",
     "vlbench/cell/roots.py": "tests/cell/test_cell.py",
     "vlbench/cell/*": "tests/cell/test_spec.py",

@@ -14,7 +14,8 @@ from pathlib import Path
 CELL = ("method=magnitude", "task=imagenet")
 VERBS = (
     ("run", *CELL), ("run", *CELL, "--plan"), ("sweep", "--file", "mini", "--plan"), ("status", "--file", "mini"),
-    ("status",), ("table", "task=imagenet"), ("compare", "method=upop"), ("list",), ("help", "task=vqav2"),
+    ("status",), ("table", "task=imagenet"),
+    ("compare", "dense", "upop@0.5", "task=vqav2"), ("list",), ("help", "task=vqav2"),
 )  # fmt: skip
 
 

@@ -92,6 +92,12 @@ def test_what_lacks_is_told_once_and_the_rest_runs(lab: Lab) -> None:
     assert verdicts[1:] == ["not run", "not run"]
 
 
+def test_where_data_go_is_told_word_for_word(lab: Lab) -> None:
+    """A heading of vlbench.toml is no markup of a terminal's."""
+    (lab.folder / "t.sweep").write_text('suite=full task=nlvr2 method=dense #= row="a" accuracy=80\n')
+    assert "\nmissing: [roots]\n" in lab("reproduce", "t.sweep", "--plan").out
+
+
 def test_what_is_refused(lab: Lab) -> None:
     assert "there is no table 'upob'" in lab.refused("reproduce", "upob")
     assert "has no line with task=imagenet" in lab.refused("reproduce", "sparselora", "task=imagenet")

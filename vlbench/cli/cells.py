@@ -34,6 +34,9 @@ def run(
     words: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help=WORDS)] = None,
     runs: Runs = RUNS,
     plan: Annotated[bool, typer.Option("--plan", help="print the resolved cell and what is done; run nothing")] = False,
+    on: Annotated[
+        str, typer.Option("--on", help="with --plan: memory and seconds on h200, a100, 4090 or cpu, without having it")
+    ] = "",
     json: Json = False,
     board: Annotated[bool, typer.Option("--board", help="print the whole board, not the nearest rows alone")] = False,
     metrics: Annotated[bool, typer.Option("--metrics", help="print the secondary metrics, too")] = False,
@@ -45,10 +48,15 @@ def run(
         raise UserError(EXAMPLE)
     from ..cell.index import indexed
     from ..cell.words import parse
+    from ..cost.devices import refuse_unknown
     from ..machine.ui import Screen
     from ..machine.workers import leave, world
     from ..plugins.entry import reading_once
 
+    if on and not plan:
+        raise UserError("--on belongs to --plan, which runs nothing: vlbench run ... --plan --on a100.")
+    if on:
+        refuse_unknown(on)
     ask_for(device)
     workers = world()
     with resumable(), Screen(quiet=json or not workers.leads) as screen:
@@ -57,7 +65,7 @@ def run(
             if plan:
                 from .plan import print_plan
 
-                return print_plan(spec, runs, screen, json=json)
+                return print_plan(spec, runs, screen, json=json, on=on)
         done = _run(spec, runs, screen, workers, checkpoint_every)
     leave()
     if workers.leads:

@@ -14,9 +14,14 @@ from ..machine.ui import Screen
 from ..records.record import Record, read_record
 
 
-def print_plan(spec: Spec, runs: Path, screen: Screen, *, json: bool) -> None:
-    """Print, and write nothing into `runs`."""
-    planned = _plan(open_cell(spec, screen.building, screen.digesting), runs)
+def print_plan(spec: Spec, runs: Path, screen: Screen, *, json: bool, on: str = "") -> None:
+    """Print, and write nothing into `runs`. on: a device, whose memory and seconds are told too."""
+    cell = open_cell(spec, screen.building, screen.digesting)
+    planned = _plan(cell, runs)
+    if on:
+        from ..cost.needs import needs
+
+        planned |= {**needs(cell, on), "disk": _disk(cell, runs)}
     if json:
         print(jsonlib.dumps(planned, indent=1))
         return
@@ -63,6 +68,15 @@ def _estimate(cell: Cell, runs: Path) -> str:
     if not seconds:
         return "unknown: no finished run of this method, task, model and size here"
     return f"about {median(seconds) + (median(dense) if dense else 0):.0f} s (from {len(seconds)} runs here)"
+
+
+def _disk(cell: Cell, runs: Path) -> str:
+    """Of predictions.jsonl, by the lines of finished cells of this task here."""
+    files = [runs / r.cell / "predictions.jsonl" for r in _records(runs) if r.task == cell.spec.task.name and r.samples]
+    lines = [file.stat().st_size / len(file.read_bytes().splitlines()) for file in files if file.is_file()]
+    if not lines:
+        return f"{len(cell.samples)} lines of predictions, of unknown length: no finished run of this task here"
+    return f"predictions {median(lines) * len(cell.samples) / 1e6:.3g} MB (from {len(lines)} runs here)"
 
 
 def _records(runs: Path) -> list[Record]:

@@ -213,6 +213,6 @@ def print_table(table: Reproduction, runs: Path, *, json: bool) -> None:
     }
     console.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()), highlight=False)
     for why in dict.fromkeys(row.why for row in rows if row.verdict in ("protocol differs", "not measured")):
-        console.print(f"note: {why}", highlight=False, soft_wrap=True)
-    for why in table.missing():
-        console.print(f"missing: {why}", highlight=False, soft_wrap=True)
+        console.print(f"note: {why}", highlight=False, soft_wrap=True, markup=False)
+    for why in table.missing():  # as they are: [roots] of vlbench.toml is no markup
+        console.print(f"missing: {why}", highlight=False, soft_wrap=True, markup=False)
