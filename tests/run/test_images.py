@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.lab import Lab, write_toml
 from tests.tasks.tables import cell, prepared, question, write_tsv
+from vlbench.images import kept, pipeline
 
 MINI = Path(__file__).resolve().parents[2] / "registry" / "mini"
 
@@ -31,3 +33,31 @@ def test_images_are_never_left_out_unsaid(model: str, lab: Lab) -> None:
     taken = lab(*words, "images=first")
     assert taken.code == 0, taken.err
     assert len(list(lab.folder.glob("runs/*/result.json"))) == 1
+
+
+def test_cells_after_the_first_read_what_it_decoded(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Predictions are those of runs that keep nothing, to the byte; and a budget that is no number is refused."""
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("VLBENCH_CACHE", str(cache))
+    monkeypatch.setattr(kept, "SMALLEST", 0)
+    decoded: list[Path] = []
+    plain = pipeline.decode
+    monkeypatch.setattr(pipeline, "decode", lambda path, content=None: (decoded.append(path), plain(path, content))[1])
+
+    def predictions(gigabytes: str) -> dict[str, bytes]:
+        monkeypatch.setenv(kept.VARIABLE, gigabytes)
+        shutil.rmtree(lab.folder / "runs", ignore_errors=True)
+        lab.run("method=magnitude", "sparsity=0.5")
+        return {p.parent.name: p.read_bytes() for p in lab.folder.glob("runs/*/predictions.jsonl")}
+
+    monkeypatch.setenv(kept.VARIABLE, "much")
+    assert "VLBENCH_PIXELS_GB is 'much'" in lab.refused_run("method=magnitude", "sparsity=0.5")
+    wanted = predictions("0")
+    assert len(wanted) == 2
+    assert predictions("1") == wanted
+    assert list(cache.glob("pixels/*/*/*"))
+    decoded.clear()
+    assert predictions("1") == wanted
+    assert not decoded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..machine.device import pinned
 from .files import Undecodable, refuse_special
+from .kept import KeptPixels, content_key
 from .spec import ImageSpec
 from .view import View
 
@@ -35,10 +37,11 @@ class ImageStore:
         workers: int | None = None,
         keep_bytes: int = 512 << 20,
         change: Callable[[Tensor], Tensor] | None = None,
+        kept: KeptPixels | None = None,
     ) -> None:
         """views: the model's own preprocessing of one (3, H, W) uint8 image; None: `spec` says all there is to do.
-        change: what is done to an image before that."""
-        self.spec, self.views, self.change = spec, views, change
+        change: what is done to an image before that. kept: images on disk that need not be decoded again."""
+        self.spec, self.views, self.change, self.kept = spec, views, change, kept
         self.pool = ThreadPoolExecutor(workers or min(32, os.cpu_count() or 1), thread_name_prefix="decode")
         # First come, first kept: an epoch longer than the room would push every image out of a least-recently-used
         # cache just before its turn.
@@ -69,29 +72,52 @@ class ImageStore:
     def _one(self, path: Path) -> Tensor | View:
         pixels = self._kept.get(path)
         if pixels is None:
-            image = decode(path)
-            if self.change is not None:
-                image = self.change(image)
-            try:
-                pixels = self.views(image)
-                pixels = preprocess(image, self.spec) if pixels is None else pixels
-            except (RuntimeError, ValueError) as error:
-                raise Undecodable(f"{path} of shape {tuple(image.shape)} cannot be resized: {_short(error)}") from None
-            self.sizes[path] = (image.shape[1], image.shape[2])
+            pixels, self.sizes[path] = self._prepared(path) if self.kept is None else self._from_disk(path, self.kept)
             if pixels.nbytes <= self._room:
                 self._room -= pixels.nbytes
                 self._kept[path] = pixels
         return pixels
 
+    def _from_disk(self, path: Path, kept: KeptPixels) -> tuple[Tensor | View, tuple[int, int]]:
+        """What is kept of the file's content, or else that content decoded."""
+        refuse_special(path)
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return self._prepared(path)  # which tells why
+        key = content_key(content)
+        if (found := kept.read(key)) is not None:
+            return found
+        try:
+            pixels, size = self._prepared(path, content)
+        except Undecodable:
+            return self._prepared(path)  # Pillow's words for bytes name no file
+        if isinstance(pixels, Tensor):
+            kept.write(key, pixels, size)
+        return pixels, size
 
-def decode(path: Path) -> Tensor:
-    """(3, H, W) uint8 RGB, an animation's first frame. Raises Undecodable with the file's name.
+    def _prepared(self, path: Path, content: bytes | None = None) -> tuple[Tensor | View, tuple[int, int]]:
+        """The image as the model takes it, and its own (height, width)."""
+        image = decode(path, content)
+        if self.change is not None:
+            image = self.change(image)
+        try:
+            view = self.views(image)
+            pixels = preprocess(image, self.spec) if view is None else view
+        except (RuntimeError, ValueError) as error:
+            raise Undecodable(f"{path} of shape {tuple(image.shape)} cannot be resized: {_short(error)}") from None
+        return pixels, (image.shape[1], image.shape[2])
+
+
+def decode(path: Path, content: bytes | None = None) -> Tensor:
+    """(3, H, W) uint8 RGB, an animation's first frame. content: the file's, where it was read already. Raises
+    Undecodable with the file's name.
 
     Pillow: torchvision deprecates its decoders since 0.29, their pixels are the same, and both let other threads run.
     """
     refuse_special(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             pixels = np.asarray(_eight_bit(image).convert("RGB"))
     except FileNotFoundError:
         raise Undecodable(f"{path} does not exist") from None

@@ -27,6 +27,7 @@ from ..errors import RunFailed, UserError
 from ..evaluation.loop import Evaluator
 from ..evaluation.perturbation import perturbation_of
 from ..evaluation.predictions import Line, Predictions
+from ..images.kept import KeptPixels, budget_bytes
 from ..images.pipeline import ImageStore
 from ..machine.device import refuse_precision
 from ..machine.memory import keep_heap, refuse_second_copy, return_heap
@@ -98,6 +99,7 @@ class Runner:
         """What the device cannot do, or the links to this model or with so few samples, is told before the dense model
         is evaluated, which may take hours. (Where that is done, _work asks the methods, before it writes anything.)"""
         refuse_precision(cell.spec.words.precision)
+        budget_bytes()
         perturbation_of(cell.settings).check(cell.samples, cell.spec.task.name)
         refuse_too_few(cell.spec, cell.task, cell.sources, cell.learnt)
         dense = self.runs / cell.dense().id / "result.json"
@@ -112,7 +114,7 @@ class Runner:
             self._follow(cell.dense(), self.runs / cell.dense().id)
         if self.world.share(f"who works on {cell.id}") != DONE:
             model, state = self._build(cell)
-            store = ImageStore(model.card.image, model.views)
+            store = _store(model)
             model, state = self._compress(cell, folder, model, state, store)
             self._evaluate(cell, folder, model, store)
             if not cell.settings["labelled"]:
@@ -130,7 +132,7 @@ class Runner:
         for remark in cell.task.remarks(cell.split) if cell.is_dense else ():
             self.screen.say(remark)
         write_json(folder / "cell.json", described(cell))
-        store = ImageStore(model.card.image, model.views)
+        store = _store(model)
         dense_size = sum(p.numel() for p in model.net.parameters())
         macs_dense = macs_of(model, cell.task)
         prunable = original.size
@@ -202,6 +204,12 @@ class Uploaded(Exception):  # noqa: N818
 def open_model(cell: Cell) -> tuple[Model, Compression]:
     """The dense model, on the CPU, and what must be saved again with what is made of it (`open_checkpoint`)."""
     return open_checkpoint(cell.spec.model.load(), card_of(cell), cell.weights)
+
+
+def _store(model: Model) -> ImageStore:
+    """Of decoded images; those that are kept on disk are of models without a preprocessing of their own."""
+    own = type(model).views is not Model.views
+    return ImageStore(model.card.image, model.views, kept=None if own else KeptPixels.here(model.card.image))
 
 
 def card_of(cell: Cell) -> Card:
