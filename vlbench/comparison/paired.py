@@ -108,15 +108,18 @@ def _worse(above: float, se: float, df: float, clusters: int) -> float:
 
 def mcnemar(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     """Exact two-sided p of which samples (n,) two models have right (McNemar, Psychometrika 1947)."""
-    from statsmodels.stats.contingency_tables import mcnemar as exact
+    from scipy.special import bdtr
 
-    table = [[int((a & b).sum()), int((a & ~b).sum())], [int((~a & b).sum()), int((~a & ~b).sum())]]
-    return min(1.0, float(exact(table, exact=True).pvalue))
+    only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
+    return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
 def holm(p: Sequence[float]) -> list[float]:
     """Adjusted p of tests that are read together (Holm, Scand. J. Statistics 1979): the chance of one false claim or
     more among them stays below 5 % where those below 0.05 are claimed."""
-    from statsmodels.stats.multitest import multipletests
-
-    return [float(x) for x in multipletests(p, method="holm")[1]] if len(p) else []
+    p_values = np.asarray(p, dtype=np.float64)
+    order = np.argsort(p_values)
+    left = np.arange(len(order), 0, -1)  # tests that are not yet rejected: the smallest p is multiplied by all
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(left * p_values[order]), 1.0)
+    return [float(x) for x in adjusted]
