@@ -18,6 +18,7 @@ TURN = "{}"  # where the whole user turn stands in "chat"
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
 LONGEST, LINES = 10**6, 10**6  # characters of a template, and lines that it runs for one conversation
 TEMPLATE = "<template>"
+TILES = 1000  # the published processors have at most 40
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 
 
@@ -141,6 +142,17 @@ def processor_of(folder: Path) -> dict[str, Any]:
     )
 
 
+def refuse_many_tiles(asked: Any, name: str) -> None:
+    """Raise UserError where an image may become more tiles, or its tiles stand in more shapes, than TILES: all shapes
+    are tried for every image, and the library would not come to an end. asked: a number, or a list of shapes."""
+    count = len(asked) if isinstance(asked, list) else asked
+    if isinstance(count, int) and not 0 < count <= TILES:
+        raise UserError(
+            f"the image processor of this folder has {name} of {count:,}, and it should be from 1 to {TILES}: put the "
+            "published settings there."
+        )
+
+
 def image_processor(settings: Mapping[str, Any], wanted: str) -> Any:
     """The library's image processor of the class `wanted`, set as `settings` says. Raises UserError where that is of
     another class."""
@@ -152,6 +164,8 @@ def image_processor(settings: Mapping[str, Any], wanted: str) -> Any:
             f"the image processor of this folder is a {kind}, and this model's is a {wanted}: put the "
             f"{PROCESSORS[1]} of the checkpoint there."
         )
+    refuse_many_tiles(settings.get("max_patches"), "max_patches")
+    refuse_many_tiles(settings.get("image_grid_pinpoints"), "image_grid_pinpoints")
     try:
         return getattr(transformers, wanted).from_dict(dict(settings))
     except (TypeError, ValueError, LookupError, AttributeError) as error:

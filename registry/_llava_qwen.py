@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vlbench.errors import UserError
 
+from ._chat import refuse_many_tiles
 from ._unread import refuse_unread
 
 Config = dict[str, Any]
@@ -118,4 +119,5 @@ def grid_of(pinpoints: Any, pixels: int) -> list[list[int]]:
             f"config.json should name the shapes of tiled images in image_grid_pinpoints, not {pinpoints!r}."
         )
     first_w, first_h, last_w, last_h = map(int, corners.groups())
+    refuse_many_tiles((last_w - first_w + 1) * (last_h - first_h + 1), "image_grid_pinpoints")
     return [[h * pixels, w * pixels] for w in range(first_w, last_w + 1) for h in range(first_h, last_h + 1)]

@@ -3,6 +3,7 @@ of the library's stock modules, put together here by hand; what would be compute
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -173,6 +174,8 @@ REFUSED_LLAVE = {
     "a resampler": ({"mm_resampler_type": "spatial_pool"}, "mm_resampler_type=spatial_pool"),
     "marks of images": ({"mm_use_im_start_end": True}, "mm_use_im_start_end=True"),
     "padded squares": ({"image_aspect_ratio": "pad"}, "image_aspect_ratio=pad"),
+    "a million shapes": ({"image_grid_pinpoints": "(1x1),...,(1000x1000)"}, "should be from 1 to 1000"),
+    "shapes the wrong way round": ({"image_grid_pinpoints": "(2x2),...,(1x1)"}, "should be from 1 to 1000"),
     "no shapes": ({"image_grid_pinpoints": None}, "image_grid_pinpoints"),
     "tied by name alone": ({"tie_word_embeddings": True}, "one matrix by config.json, and two different ones"),
     "other layers": ({"num_hidden_layers": 3}, "layers.2.* is missing"),
@@ -444,3 +447,13 @@ def test_prismatic_that_computes_something_else_is_refused(config: dict[str, Any
     prismatic(tmp_path, "clip-vit-l", 56, **config)
     with pytest.raises(UserError, match=match):
         opened("prism-clip-7b", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"), [("max_patches", 100_000), ("max_patches", 0), ("image_grid_pinpoints", [[28, 28]] * 1001)]
+)
+def test_a_processor_with_too_many_tiles_is_refused(name: str, asked: Any) -> None:
+    """The library tries all shapes of 100,000 tiles for an image, which takes days."""
+    chat = importlib.import_module("vlbench.registry._chat")
+    with pytest.raises(UserError, match=rf"{name} of .*should be from 1 to 1000"):
+        chat.image_processor({name: asked}, "GotOcr2ImageProcessor")
