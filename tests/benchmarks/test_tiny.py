@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from tests.benchmarks import adapters, boards, calibration, loading, metrics
 from vlbench.cost import timing
@@ -30,6 +33,18 @@ def test_adapters(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 def test_boards(capsys: pytest.CaptureFixture[str]) -> None:
     boards.main(6)
     assert "6 results -> 2 rows in" in capsys.readouterr().out
+
+
+def test_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(2):
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.jpg")
+    threads = torch.get_num_threads()
+    words(monkeypatch, "decoding", f"{tmp_path} --size 16 --rounds 1").main()
+    torch.set_num_threads(threads)
+    out = capsys.readouterr().out
+    assert "2 photos of 0.00 megapixels" in out
+    assert "the same bytes" in out
 
 
 def test_calibration(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from tests.simulated import simulated
 from tests.training.families import TEXTS, capability, open_model
 from vlbench.capability import Awaited, Pass, capability_of
 from vlbench.evaluation.loop import Evaluator
-from vlbench.evaluation.matching import EMBED, MATCH
+from vlbench.evaluation.matching import EMBED, MATCH, unpack
 from vlbench.evaluation.predictions import Predictions
 from vlbench.images.pipeline import ImageStore
 from vlbench.task import Sample
@@ -72,6 +73,27 @@ def test_a_batch_is_waited_for_once_and_late(name: str, samples: list[Sample], t
     assert len(found) == len(wanted)
     if method != "embed":  # floats, which another kernel rounds otherwise
         assert found == wanted
+
+
+def test_reranking_waits_for_a_batch_once_and_late(samples: list[Sample], tmp_path: Path) -> None:
+    """The second pass of retrieval, where images have different numbers of texts to score."""
+    model = open_model("blip-retrieval-mini")
+    shown = [Sample(s.id, s.images[:1], texts=s.texts) for s in samples]
+    options: dict[str, Any] = {
+        "gallery": [text for s in shown for text in s.texts],
+        "pairs": {s.id: np.arange(i % 3 + 1) * 2 for i, s in enumerate(shown)},
+    }
+    wanted = run(model, shown, "match", options, tmp_path / "cpu.jsonl")
+    with simulated() as counts:
+        model.place("fp32")
+        counts.clear()
+        found = run(model, shown, "match", options, tmp_path / "sim.jsonl")
+    assert sum(counts.waits.values()) == BATCHES, counts.waits
+    assert all("machine/device.py" in line for line in counts.waits), counts.waits
+    for ours, theirs in zip(found.splitlines(), wanted.splitlines(), strict=True):
+        a, b = (unpack(json.loads(line)["prediction"]) for line in (ours, theirs))
+        np.testing.assert_allclose(a, b, atol=1e-5)  # floats, which another kernel rounds otherwise
+    assert counts.fetched
 
 
 def test_the_device_has_its_next_batch_before_results_are_asked_for(
