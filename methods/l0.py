@@ -138,7 +138,7 @@ class L0(WholeHeads, Method):
             counts = {k: rounded(n * given.get(kind, share), n, multiple[kind]) for k, (kind, n) in sizes.items()}
             return {key: torch.arange(count) for key, count in counts.items()}
 
-        kept = nearest_share(structure, at, options.fraction)
+        kept = nearest_share(structure, at, options.fraction, options.multiple_of)
         coarse = {k: v for k, v in kept.items() if sizes[k][1] <= COARSE and sizes[k][0] not in given}
         if coarse and len(coarse) < len(sizes):
             with suppress(UserError):  # what is left to move is not enough: the nearest blocks and heads stand

@@ -62,6 +62,12 @@ class MethodOptions(BaseModel):
         """Raise UserError for a Task whose samples these options cannot be used with. Asked once its data are there,
         before anything is written."""
 
+    @property
+    def own_train(self) -> str:
+        """The option, as it is written, that needs the task's own train split, so that train= has no place beside it;
+        empty where there is none."""
+        return ""
+
     def refusal(self, capability: str) -> str:
         """Why these options do not go with tasks of `capability`, in one sentence; empty where they do."""
         return ""

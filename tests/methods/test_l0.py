@@ -120,6 +120,13 @@ def test_shares_that_are_given_stay() -> None:
         l0.L0Options(shares="width:2")
 
 
+def test_a_multiple_that_leaves_nothing_to_remove_is_named() -> None:
+    kind = MODELS["deit"]
+    structure = kind.structure(kind.adopt(kind.build()))
+    with pytest.raises(UserError, match="narrowed here with multiple_of=512: at most 0"):
+        l0.L0(l0.L0Options(units="site", sparsity=0.5, multiple_of=512)).check(structure)
+
+
 def test_width_is_refused_where_it_cannot_go() -> None:
     kind = MODELS["t5"]
     with pytest.raises(UserError, match="cannot be narrowed"):

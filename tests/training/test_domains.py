@@ -130,3 +130,16 @@ def test_options_without_a_meaning_are_refused_and_defaults_enter_no_identity(la
     assert not any(name.startswith("stream") for name in TeacherOptions(steps=1, lr=1).recorded())
     sentence = lab.refused_run("method=magnitude+finetune", "sparsity=0.5", "stream=dynamic")
     assert sentence.startswith("stream=dynamic: the samples of imagenet are of no domains")
+
+
+def test_another_tasks_training_data_have_no_domains_of_this_one(lab: Lab) -> None:
+    words = (
+        "task=vqav2",
+        "model=blip-vqa-mini",
+        "train=mme",
+        "method=magnitude+finetune",
+        "sparsity=0.5",
+        "stream=dynamic",
+    )
+    assert lab.refused_run(*words).startswith("stream=dynamic draws from the task's own train split: leave train=")
+    assert not list(lab.folder.rglob("runs"))

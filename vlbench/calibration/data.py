@@ -54,8 +54,6 @@ class LearningData:
 
     def by_domain(self, size: int, start: Mapping[str, float]) -> DomainBatches:
         """The same, drawn by domain at the shares `start` (those of the data where it is empty)."""
-        if self.train is not None:
-            raise UserError("stream=dynamic draws from the task's own domains: leave train= away, or stream=.")
         samples = self.samples("train")
         batches = DomainBatches(
             samples, domains_of(self._task, samples), self.images, size=size, seed=self.seed,

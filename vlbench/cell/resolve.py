@@ -199,6 +199,8 @@ class _Resolver:
             self.errors.append(
                 f"train={words.train} has no meaning here: no link of method={words.method} learns from it."
             )
+        if own := next((option.own_train for option in options if option is not None and option.own_train), ""):
+            self.errors.append(f"{own} draws from the task's own train split: leave train= away, or {own}.")
 
     def _model(self, words: Words, task: Entry | None) -> Entry | None:
         rows = table("models").entries

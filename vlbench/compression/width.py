@@ -87,19 +87,21 @@ def choose_width(
     def kept(share: float) -> dict[str, Tensor]:
         return {k: o[: rounded(len(o) * share, len(o), multiple_of)].sort().values for k, o in order.items()}
 
-    return nearest_share(structure, kept, fraction)
+    return nearest_share(structure, kept, fraction, multiple_of)
 
 
 def nearest_share(
-    structure: Structure, kept: Callable[[float], Mapping[str, Tensor]], fraction: float
+    structure: Structure, kept: Callable[[float], Mapping[str, Tensor]], fraction: float, multiple_of: int = 1
 ) -> dict[str, Tensor]:
     """kept(share) for the share in (0, 1] that removes what is nearest to `fraction` of the prunable set; more is kept
-    the larger it is. Raises UserError where the least share does not remove as much."""
+    the larger it is. Raises UserError where the least share does not remove as much. multiple_of: what kept(share)
+    rounds to, for its sentence."""
     target, low, high = (1 - fraction) * structure.size, 0.0, 1.0
     least = entries_left(structure, kept(low))
     if least > target + structure.size * NEAR:
+        rounding = "" if multiple_of == 1 else f" with multiple_of={multiple_of}"
         raise UserError(
-            f"sparsity {fraction:.4g} cannot be reached by what is narrowed here: at most "
+            f"sparsity {fraction:.4g} cannot be reached by what is narrowed here{rounding}: at most "
             f"{1 - least / structure.size:.4f}."
         )
     for _ in range(40):

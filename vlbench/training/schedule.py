@@ -92,6 +92,10 @@ class Schedule(MethodOptions):
         return self.stream == "dynamic"
 
     @property
+    def own_train(self) -> str:
+        return "stream=dynamic" if self.stream == "dynamic" else ""
+
+    @property
     def checks_task(self) -> bool:
         return self.stream == "dynamic"
 
