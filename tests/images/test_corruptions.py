@@ -46,6 +46,64 @@ def test_contrast_and_blur_by_their_formulas() -> None:
     assert np.abs(at("gaussian_blur", 2, pixels).astype(int) - (blurred * 255).astype(int)).max() <= 1
 
 
+def test_a_point_becomes_a_soft_disk() -> None:
+    """Severity 2: radius 4, the edge softened by three weights of a Gaussian of half a pixel. Light is kept."""
+    pixels = torch.zeros(3, 41, 41, dtype=torch.uint8)
+    pixels[:, 20, 20] = 255
+    spread = CORRUPTIONS["defocus_blur"](pixels.permute(1, 2, 0).numpy() / 255.0, 2, np.random.default_rng(0))[..., 0]
+    side = np.exp(-2.0)
+    weights = np.array([side, 1, side]) / (1 + 2 * side)
+    inside = {(y, x) for y in range(-4, 5) for x in range(-4, 5) if y * y + x * x <= 16}
+    for y, x in ((0, 0), (0, 4), (0, 5), (3, 3), (4, 1), (0, 6)):
+        near = [(v, u) for v in (-1, 0, 1) for u in (-1, 0, 1) if (y + v, x + u) in inside]
+        assert spread[20 + y, 20 + x] == pytest.approx(sum(weights[v + 1] * weights[u + 1] for v, u in near) / 49)
+    assert spread.sum() == pytest.approx(1)
+
+
+def test_zooms_are_averaged_by_hand() -> None:
+    """scipy.ndimage.zoom of order 1 lets first and last pixel stay: a straight slope, whose middle stays and whose ends
+    come nearer, as far as each factor says."""
+    side = 101
+    slope = np.repeat(np.linspace(0, 1, side)[None, :, None], side, 0).repeat(3, 2)
+    blurred = CORRUPTIONS["zoom_blur"](slope, 1, np.random.default_rng(0))
+    left = [0.0]
+    for factor in np.arange(1, 1.11, 0.01):
+        shown = int(np.ceil(side / factor))
+        large = round(shown * factor)
+        first = (large - side) // 2
+        left.append(((side - shown) // 2 + first * (shown - 1) / (large - 1)) / (side - 1))
+    assert blurred[50, 0, 0] == pytest.approx(np.mean(left), abs=1e-9)
+
+
+def test_fog_hides_what_is_dark_and_follows_its_rule() -> None:
+    """x' = (x + a f) m / (m + a) with f in [0, 1]; the field, place for place, by the rule written with loops."""
+    x = image().permute(1, 2, 0).numpy() / 255.0
+    foggy = CORRUPTIONS["fog"](x, 2, np.random.default_rng(4))
+    field = (foggy * (x.max() + 2) / x.max() - x) / 2
+    wanted = by_loops(256, 2, np.random.default_rng(4))[:24, :40, None]
+    assert np.abs(field - wanted).max() < 1e-12
+    assert CORRUPTIONS["fog"](np.zeros((300, 20, 3)), 2, np.random.default_rng(4)).shape == (300, 20, 3)
+
+
+def by_loops(side: int, decay: float, random: np.random.Generator) -> np.ndarray:
+    field, step, spread = np.zeros((side, side)), side, 100.0
+    while step > 1:
+        half = step // 2
+        for first, second, near in (
+            (half, half, [(half, half), (half, -half), (-half, half), (-half, -half)]),
+            (0, half, [(half, 0), (-half, 0), (0, half), (0, -half)]),
+            (half, 0, [(half, 0), (-half, 0), (0, half), (0, -half)]),
+        ):
+            places = [(y, x) for y in range(first, side, step) for x in range(second, side, step)]
+            noise = random.uniform(-spread, spread, len(places))
+            new = [sum(field[(y + v) % side, (x + u) % side] for v, u in near) / 4 for y, x in places]
+            for (y, x), value, one in zip(places, new, noise, strict=True):
+                field[y, x] = value + spread * one
+        step, spread = half, spread / decay
+    field -= field.min()
+    return field / field.max()
+
+
 def test_jpeg_is_a_file_of_that_quality() -> None:
     pixels, file = image(), io.BytesIO()
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=15)
