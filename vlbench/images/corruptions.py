@@ -124,7 +124,8 @@ def cloud(side: int, decay: float, random: np.random.Generator) -> Pixels:
         heights[half::step, ::step] = middle(above)
         step, spread = half, spread / decay
     heights -= heights.min()
-    return heights / heights.max()
+    scaled: Pixels = heights / heights.max()
+    return scaled
 
 
 def brightness(pixels: Pixels, severity: int, random: np.random.Generator) -> Pixels:
