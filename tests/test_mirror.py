@@ -11,6 +11,7 @@ TOPS = ("vlbench", "registry", "tasks", "methods")
 ELSEWHERE = {
     # The contracts: what each promises is tested where it is kept.
     "vlbench/errors.py": "tests/test_bad_input.py",
+    "vlbench/records/naming.py": "tests/leaderboard/test_recomputed.py",
     "vlbench/options.py": "tests/checks/test_contract.py",
     "vlbench/structure.py": "tests/nn/test_kinds.py",
     "vlbench/task.py": "tests/test_registry.py",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vlbench.disk.storage import digest
+from vlbench.records.naming import cell_id
 from vlbench.records.record import Budget, Link, Parameters, Record, pack_clusters, pack_scores
 from vlbench.records.statistics import interval, versus
 
@@ -56,23 +57,37 @@ def record(
         "macs_dense": 45_600_000, "budget": Budget(steps=300, samples_seen=9600) if trained else Budget(),
         "metric": "accuracy", "metrics": {"accuracy": result.value}, "interval": result,
         "vs_dense": None if method == "dense" else versus(100 * mine, 100 * dense[: len(mine)], clusters),
-        "complete": True, "flags": [], "identity": {"numerics_version": 1},
+        "complete": True, "flags": [],
         "provenance": {"torch": "2.8.0"}, "phases": {"encode": 1.5}, "scores": pack_scores(mine.tolist()),
         "sample_clusters": pack_clusters(clusters),
         **changes,
     }  # fmt: skip
-    name = [
-        fields["suite"],
-        fields["task"],
-        fields["model"],
-        fields["evaluation"],
-        method,
-        seed,
-        options,
-        sparsity,
-    ]
-    fields.setdefault("cell", f"{fields['task']}-{method}-{digest(name)[:10]}")
+    fields.setdefault("identity", identity_of(fields))
+    parts = (fields["suite"], fields["task"], fields["model"], fields["method"], fields["sparsity_target"])
+    fields.setdefault("cell", cell_id(parts, fields["seed"], fields["identity"]))
     return Record(**fields)
+
+
+def identity_of(fields: dict[str, Any]) -> dict[str, Any]:
+    """As a cell's: what must be equal for its number to be used again."""
+    return {
+        "suite": fields["suite"],
+        "task": [fields["task"], fields["task_version"], None],
+        "split": [fields["split"], fields["split_digest"]],
+        "weights": fields["weights_digest"],
+        "chain": [[link.name, link.version, link.options] for link in map(Link.model_validate, fields["chain"])],
+        "seed": fields["seed"],
+        "label": fields.get("label", ""),
+        "evaluation": fields["evaluation"],
+    }
+
+
+def changed(one: Record, **changes: Any) -> Record:
+    """A record of another cell, with the identity and the name that it has."""
+    other = one.model_copy(update=changes)
+    identity = identity_of(vars(other))
+    parts = (other.suite, other.task, other.model, other.method, other.sparsity_target)
+    return other.model_copy(update={"identity": identity, "cell": cell_id(parts, other.seed, identity)})
 
 
 def board() -> list[Record]:

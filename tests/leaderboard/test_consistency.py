@@ -39,7 +39,12 @@ def edited(results: Path, method: str, part: str, **changes: Any) -> str:
         ("upop", "interval", {"value": 79.0}, "79.0 with its interval"),
         ("upop", "interval", {"low": 99.0}, "is not within its interval"),
         ("upop", "vs_dense", {"low": 9.0}, "is not within its interval"),
-        ("upop", "vs_dense", {"delta": -1.0, "low": -2.0, "high": 0.0}, "difference to the dense model is -0.9"),
+        (
+            "upop",
+            "vs_dense",
+            {"delta": -1.0, "low": -2.0, "high": 0.0},
+            "the difference to the dense model is -6 by their scores",
+        ),
         ("dense", "metrics", {"accuracy": 10.0}, "accuracy is 10.0 among its metrics"),
     ],
 )

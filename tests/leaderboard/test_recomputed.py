@@ -56,6 +56,25 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "a smaller p": (part("vs_dense", p=1e-9), "difference to the dense model is in .* with p"),
     "another split of samples": (lambda one: one.model_copy(update={"samples": 1499}), "1499 samples, and 1500 scores"),
     "damaged scores": (lambda one: one.model_copy(update={"scores": one.scores[:-9]}), "score vector is damaged"),
+    "another option": (
+        lambda one: one.model_copy(
+            update={"chain": [one.chain[0].model_copy(update={"options": {**one.chain[0].options, "sparsity": 0.4}})]}
+        ),
+        "it says one thing of its chain, and its identity another",
+    ),
+    "other weights": (
+        lambda one: one.model_copy(update={"weights_digest": "0" * 64}),
+        "it says one thing of its weights, and its identity another",
+    ),
+    "another seed, its identity too": (
+        lambda one: one.model_copy(update={"seed": 9, "identity": {**one.identity, "seed": 9}}),
+        "its cell's name is not that of its identity",
+    ),
+    "training that is not told": (
+        lambda one: one.model_copy(update={"trained": not one.trained}),
+        "its model was .*trained, it says, in",
+    ),
+    "more clusters": (lambda one: one.model_copy(update={"clusters": 9999}), "it has 9999 clusters, and"),
     "more removed": (
         lambda one: part("parameters", removed=1_200_000)(one),
         "0.800000 of its prunable set is removed, and its towers say 0.5",

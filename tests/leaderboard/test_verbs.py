@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.leaderboard.factory import board, record
+from tests.leaderboard.factory import board, changed, record
 from vlbench import cli
 from vlbench.leaderboard import filters as select
 from vlbench.records.record import write_record
@@ -90,7 +90,7 @@ def test_rows_without_costs_and_odd_names_make_boards(place: Place) -> None:
 
 
 def test_a_result_of_a_strange_task_writes_nothing_outside(place: Place) -> None:
-    write_record(place.folder / "leaderboards" / "results" / "mini" / "e.json", record(task="../evil", cell="e"))
+    write_record(place.folder / "leaderboards" / "results" / "mini" / "e.json", changed(record(), task="../evil"))
     code, _, err = place("leaderboard", "--check")
     assert code == 1
     assert "cannot be part of a file name" in err

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.leaderboard.factory import board, record
+from tests.leaderboard.factory import board, changed, record
 from vlbench.errors import UserError
 from vlbench.leaderboard.rows import rows
 from vlbench.plugins.workspace import boards_folder
@@ -30,7 +30,7 @@ print(hashlib.sha256(repr(texts).encode()).hexdigest())
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    records = [*board(), *(r.model_copy(update={"cell": f"x{r.cell}", "task": "nlvr2"}) for r in board()[:3])]
+    records = [*board(), *(changed(r, task="nlvr2") for r in board()[:3])]
     for r in records:
         write_record(tmp_path / "leaderboards" / "results" / r.suite / f"{r.cell}.json", r)
     return tmp_path / "leaderboards" / "results"
@@ -128,14 +128,14 @@ def test_missing_and_stray_boards_are_reported_and_mended(results):
 
 
 def test_a_result_cannot_write_outside_the_boards(results):
-    write_record(results / "mini" / "evil.json", record(task="../../evil", cell="evil"))
+    write_record(results / "mini" / "evil.json", changed(record(), task="../../evil"))
     with pytest.raises(UserError, match="cannot be part of a file name"):
         boards(results)
 
 
 def test_bytes_do_not_depend_on_the_process(results, tmp_path):
     """Numbers with commas, another alphabet's lower case, and files that are ASCII unless one says otherwise."""
-    write_record(results / "mini" / "ü.json", record("obd", sparsity=0.5, options={"note": "Iıß ☃"}, cell="ü"))
+    write_record(results / "mini" / "ü.json", record("obd", sparsity=0.5, options={"note": "Iıß ☃"}))
     again = tmp_path / "again"
     for i, path in enumerate(sorted(results.rglob("*.json"), reverse=True)):
         write_record(again / f"{i:02d}.json", read_record(path))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..images.folder import differences, folder_image, image_of
 from ..images.spec import ImageSpec
 from ..plugins.table import table
 from ..plugins.workspace import named_roots
+from ..records.naming import cell_id
 from ..task import Sample, Task, digest_samples
 from .contents import content_digest, learnt_digest, silent
 from .roots import BuildProgress, mini_world, open_task
@@ -27,7 +27,6 @@ NUMERICS_VERSION = 1
 # Added where precision=bf16 meets weights stored in bfloat16: since 0.2.0 they are held as they are stored, and trained
 # in float32 below 10^9 parameters, where they were float32 throughout.
 BF16_HELD = 1
-LONGEST = 180  # characters of a cell's name before seed and identity: a long chain's is no file name otherwise
 # What the dense cell shares with the cells that are compared with it: computed once for both.
 SHARED = ("samples", "settings", "split_digest", "train_digest", "weights_digest")
 
@@ -220,12 +219,6 @@ class Cell:
     @property
     def is_dense(self) -> bool:
         return [link.entry.name for link in self.spec.links] == ["dense"]
-
-
-def cell_id(parts: Sequence[str], seed: int | None, identity: Mapping[str, Any]) -> str:
-    """Of suite, task, model, method and target."""
-    text = re.sub(r"[^\w.+-]", "_", "-".join(word.replace(":", "of") for word in parts if word))
-    return "-".join([text[:LONGEST], *([] if seed is None else [f"s{seed}"]), digest(identity)[:12]])
 
 
 def recorded_options(link: LinkSpec, source: Source | None, learnt: Source | None = None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..plugins.table import table
+from ..records.naming import unlike_its_cell
 from ..records.record import Record, unpack_cluster_numbers, unpack_scores
 from ..records.statistics import clustered_mean, t_interval, two_sided
 from ..task import Task
@@ -48,7 +49,7 @@ class Recomputation:
         scores = _unpacked(path, record)
         if why := contradiction(record, None):
             raise _contradiction(path, why)
-        for why in (*_of_scores(record, scores), *_of_counts(record), *self._of_board(path, record)):
+        for why in (*_of_cell(record), *_of_scores(record, scores), *_of_counts(record), *self._of_board(path, record)):
             raise _contradiction(path, why)
         board = board_of(record)
         if is_dense(record):
@@ -79,6 +80,19 @@ def _unpacked(path: Path, record: Record) -> Array:
 
 def _contradiction(path: Path, why: str) -> UserError:
     return UserError(f"{path} contradicts itself ({why}): restore it, or submit its run again.")
+
+
+def _of_cell(record: Record) -> Iterator[str]:
+    """What the record says otherwise than its identity, of which its cell's name has the digest, and otherwise than it
+    says elsewhere."""
+    if why := unlike_its_cell(record):
+        yield why
+    if record.trained != (record.budget.steps > 0):
+        yield f"its model was {'' if record.trained else 'not '}trained, it says, in {record.budget.steps} steps"
+    if record.clusters != record.interval.clusters:
+        yield f"it has {record.clusters} clusters, and {record.interval.clusters} with its interval"
+    if both := sorted(record.unmeasured.keys() & record.metrics.keys()):
+        yield f"{both[0]} is among its metrics and not measured"
 
 
 def _of_scores(record: Record, scores: Array) -> Iterator[str]:

@@ -4,67 +4,29 @@ is warned of, and that its data are those that everybody has."""
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ..cell.cell import Cell, cell_id
+from ..cell.cell import Cell
 from ..cell.roots import mini_world
 from ..cell.worlds import refuse_other_world
 from ..disk.storage import canonical, read_json
 from ..errors import UserError
 from ..plugins.table import table
+from ..records.naming import unlike_its_cell
 from ..records.record import Interval, Link, Record
 from ..run.flags import flags_of, parity_flags
 from ..run.outcome import link_record
 from ..run.runner import card_of
 
-SHA256 = re.compile("[0-9a-f]{64}")
-
 
 def verify_name(run: Path, record: Record) -> None:
     """The cell's name, its identity and what stands beside it are of one cell."""
     file, beside = run / "result.json", run / "cell.json"
-    parts = (record.suite, record.task, record.model, record.method, record.sparsity_target)
-    if record.cell != cell_id(parts, record.seed, record.identity):
-        _foreign(file, "its cell's name is not that of its identity, model, method and target")
+    if why := unlike_its_cell(record):
+        _foreign(file, why)
     began = read_json(beside)
     if not isinstance(began, dict) or (began.get("cell"), began.get("identity")) != (record.cell, record.identity):
         _foreign(file, f"{beside} is of another cell")
-    if wrong := _contradicted(record):
-        _foreign(file, f"it says one thing of its {', '.join(wrong)}, and its identity another")
-
-
-def _contradicted(record: Record) -> list[str]:
-    """Parts of the identity that are not the record's."""
-    identity = record.identity
-    here = {
-        "suite": record.suite,
-        "split": [record.split, record.split_digest],
-        "weights": record.weights_digest,
-        "seed": record.seed,
-        "label": record.label,
-        "evaluation": record.evaluation,
-    }
-    wrong = [name for name, value in here.items() if name not in identity or identity[name] != value]
-    try:
-        fine = identity["task"][:2] == [record.task, record.task_version], _same_chain(identity["chain"], record.chain)
-    except (KeyError, TypeError, ValueError):  # an identity of another program
-        fine = (False, False)
-    return [*wrong, *(name for name, good in zip(("task", "chain"), fine, strict=True) if not good)]
-
-
-def _same_chain(recorded: Sequence[Any], chain: Sequence[Link]) -> bool:
-    """Whether an identity's links are the record's, whose options name files where the identity has their digests."""
-    if [(name, version, sorted(options)) for name, version, options in recorded] != [
-        (link.name, link.version, sorted(link.options)) for link in chain
-    ]:
-        return False
-    pairs = (
-        (options[k], v) for (*_, options), link in zip(recorded, chain, strict=True) for k, v in link.options.items()
-    )
-    return all(a == b or (isinstance(a, str) and SHA256.fullmatch(a)) for a, b in pairs)
 
 
 def verify_origin(file: Path, record: Record, cell: Cell) -> None:

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..cell.cell import SHARED, Cell, cell_id, open_cell
+from ..cell.cell import SHARED, Cell, open_cell
 from ..cell.contents import silent
 from ..cell.index import Index
 from ..cell.roots import BuildProgress
 from ..cell.spec import Spec
 from ..errors import UserError
 from ..plugins.entry import reading_once
+from ..records.naming import cell_id
 from .executor import Work
 from .sweepfile import Line
 
