@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..machine.memory import LARGE, return_heap
+from ..machine.memory import return_heap
 from ..machine.workers import ALONE, World
 from ..structure import Block, Structure
 from ..tensors.checkpoint import CheckpointStore
@@ -32,6 +32,7 @@ from .blocks import Looked, block_statistics
 from .shared import SharedWith, shared_statistics
 from .statistics import Statistics
 
+KEPT = 1 << 26  # bytes of free heap that stay for the next block: 0.13 of a model of 0.5B less than with 2^28
 Seen = Mapping[str, Statistics | None]
 Decision = Mapping[str, Tensor]
 Decide = Callable[[Block, Seen], dict[str, Tensor]]
@@ -50,7 +51,7 @@ class Step:
     def decided(self, decide: Decide) -> Decision:
         """What decide(block, its statistics) gives: now, or before this run was interrupted. To be called once."""
         decision = self._settle(self.block, decide)
-        return_heap(LARGE)
+        return_heap(KEPT)
         return decision
 
 
