@@ -20,8 +20,8 @@ from torch import Tensor
 
 from vlbench.compression.depth import UNIT as BLOCK
 from vlbench.compression.depth import key_of
+from vlbench.compression.width import NEAR, entries_left, key_of_width, nearest_share, rounded, stream_of
 from vlbench.compression.width import UNIT as WIDTH
-from vlbench.compression.width import key_of_width, nearest_share, rounded, stream_of
 from vlbench.errors import UserError
 from vlbench.job import Job
 from vlbench.method import Chain, Method, chain, method
@@ -138,6 +138,12 @@ class L0(WholeHeads, Method):
             counts = {k: rounded(n * given.get(kind, share), n, multiple[kind]) for k, (kind, n) in sizes.items()}
             return {key: torch.arange(count) for key, count in counts.items()}
 
+        most = 1 - entries_left(structure, at(1.0)) / structure.size
+        if given and most > options.fraction + NEAR:
+            raise UserError(
+                f"l0: shares={options.shares} removes {most:.4f} of the prunable set by itself, more than sparsity="
+                f"{options.fraction:.4g}: keep a larger share, or write that sparsity."
+            )
         kept = nearest_share(structure, at, options.fraction, options.multiple_of)
         coarse = {k: v for k, v in kept.items() if sizes[k][1] <= COARSE and sizes[k][0] not in given}
         if coarse and len(coarse) < len(sizes):

@@ -116,6 +116,8 @@ def test_shares_that_are_given_stay() -> None:
     assert counts["vision.width"] == 18
     with pytest.raises(UserError, match="units=site has none"):
         l0.L0(l0.L0Options(units="site", shares="width:0.5")).check(structure)
+    with pytest.raises(UserError, match=r"shares=width:0.2 removes .* by itself, more than"):
+        l0.L0(l0.L0Options(units="site+width", sparsity=0.5, shares="width:0.2")).counts(structure)
     with pytest.raises(ValueError, match=r"share in \(0, 1\]"):
         l0.L0Options(shares="width:2")
 
