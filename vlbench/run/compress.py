@@ -83,6 +83,7 @@ class Compressor:
         if leads or link.method.parallel:
             self._apply(link, model, state)
         refuse_process_wide(everywhere, model.net, link.entry.name)
+        return_heap(LARGE)  # what the link worked with
         if witness is not None:
             witness.refuse_moved(model, state, link.entry.name)
             del witness
@@ -101,7 +102,7 @@ class Compressor:
                 remove_folder(stage)
                 raise
             checksums.note(self.folder, name)
-        return_heap(LARGE)  # what the link worked with
+        return_heap(LARGE)
         return model, state
 
     def _apply(self, link: LinkSpec, model: Model, state: Compression) -> None:

@@ -17,6 +17,8 @@ from ..errors import RunFailed
 from ..machine.memory import LARGE, FilePages
 from ..model import Model
 
+PART = 1 << 24  # entries of a weight at once
+
 
 class Witness:
     """The weights before a link, and what had been done to the model by then. again: opens that model once more, on the
@@ -65,17 +67,20 @@ def _moved(before: nn.Module, after: nn.Module, state: Compression) -> Iterator[
         if name not in old or name in state.updated:  # given biases and adapters are declared by what gives them
             continue
         now, then = parameter.detach().cpu(), old[name].detach()
-        count = _differing(now, then.to(now.dtype), state.masks.get(name))
-        pages.give_back(then)
-        if count:
+        if count := _differing(now, then.to(now.dtype), state.masks.get(name), pages):
             yield name, count
 
 
-def _differing(now: Tensor, then: Tensor, mask: Tensor | None) -> int:
-    """Entries that a mask keeps, or that have none, and that are other numbers than before."""
+def _differing(now: Tensor, then: Tensor, mask: Tensor | None, pages: FilePages) -> int:
+    """Entries that a mask keeps, or that have none, and that are other numbers than before. Looked at in parts: an
+    embedding is a seventh of a small language model."""
     if now.shape != then.shape:
         return now.numel()
-    if torch.equal(now, then):  # without a tensor of what differs
-        return 0
-    differing = now != then
-    return int((differing if mask is None else differing & mask).count_nonzero())
+    kept = [None] * (now.numel() // PART + 1) if mask is None else mask.flatten().split(PART)
+    count = 0
+    for new, old, keep in zip(now.flatten().split(PART), then.flatten().split(PART), kept, strict=False):
+        if not torch.equal(new, old):
+            differing = new != old
+            count += int((differing if keep is None else differing & keep).count_nonzero())
+        pages.give_back(old)
+    return count
