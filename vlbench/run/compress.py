@@ -24,7 +24,7 @@ from ..errors import RunFailed
 from ..evaluation.predictions import PASSES, discard
 from ..images.pipeline import ImageStore
 from ..job import Job, Progress, Surroundings
-from ..machine.memory import LARGE, return_heap
+from ..machine.memory import KEPT, return_heap
 from ..machine.workers import ALONE, World
 from ..model import Model
 from ..tensors.reading import bf16_stays
@@ -83,7 +83,7 @@ class Compressor:
         if leads or link.method.parallel:
             self._apply(link, model, state)
         refuse_process_wide(everywhere, model.net, link.entry.name)
-        return_heap(LARGE)  # what the link worked with
+        return_heap(KEPT)  # what the link worked with
         if witness is not None:
             witness.refuse_moved(model, state, link.entry.name)
             del witness
@@ -102,7 +102,7 @@ class Compressor:
                 remove_folder(stage)
                 raise
             checksums.note(self.folder, name)
-        return_heap(LARGE)
+        return_heap(KEPT)
         return model, state
 
     def _apply(self, link: LinkSpec, model: Model, state: Compression) -> None:
