@@ -21,10 +21,10 @@ from vlbench.plugins.workspace import package_folder
 
 # The source --------------------------------------------------------------------------------------------------------
 
-# Modules that run what they read. tensors/reading.py names an exception of pickle and reads nothing with it;
+# Modules that run what they read. tensors/torch_files.py names an exception of pickle and reads nothing with it;
 # images/folder.py reads variant.yml with safe_load alone, and what is called of yaml elsewhere is looked at below.
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml"}
-NAMES_AN_EXCEPTION = {"tensors/reading.py": {"pickle"}, "images/folder.py": {"yaml"}}
+NAMES_AN_EXCEPTION = {"tensors/torch_files.py": {"pickle"}, "images/folder.py": {"yaml"}}
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__", "extractall", "unpack_archive", "from_dynamic_module"}
 RUNS_PLUGINS = {"plugins/entry.py": {"import_module", "spec_from_file_location"}}
 
