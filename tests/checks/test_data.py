@@ -64,7 +64,8 @@ def test_what_a_task_says_is_missing(lab: Lab) -> None:
     shutil.rmtree(lab.data / "train")
     told = lab("data", "verify", "task=imagenet")
     assert told.code == 1
-    assert told.out.startswith("damaged  imagenet")
+    assert told.out.startswith("incomplete  imagenet")
+    assert "; missing: imagenet/train, imagenet/select; intact: imagenet/val" in told.out.splitlines()[0]
     assert f"{lab.data / 'train'} should hold the images" in told.out
     assert "imagenet/val: 6 samples" in told.out
     assert lab("data", "verify", "task=imagenet", "split=val").code == 0

@@ -44,7 +44,8 @@ Files = dict[Path, Labelled | None]  # None: an image
 
 @dataclass
 class Split:
-    """One split of one task. images: distinct files. problems: why it is not intact."""
+    """One split of one task. images: distinct files. problems: why it is not intact. missing: its files are not there,
+    which is no damage."""
 
     task: str
     split: str
@@ -52,6 +53,7 @@ class Split:
     images: int = 0
     clusters: int = 0
     problems: list[str] = field(default_factory=list)
+    missing: bool = False
 
 
 @dataclass
@@ -72,6 +74,14 @@ class Root:
         if not self.folder:
             return not self.asked
         return not self.problems and not any(split.problems for split in self.splits)
+
+    @property
+    def state(self) -> str:
+        """ok; incomplete where some splits are not there and the others are whole; else damaged."""
+        if self.intact:
+            return "ok"
+        whole = not self.problems and all(split.missing or not split.problems for split in self.splits)
+        return "incomplete" if whole and any(not split.problems for split in self.splits) else "damaged"
 
 
 # Where -------------------------------------------------------------------------------------------------------------
@@ -179,6 +189,7 @@ def _verify_split(task: Task, split: str, exists: _Listing, files: Files) -> Spl
     try:
         report.problems += task.missing(split)
         if report.problems:
+            report.missing = True
             return report
         samples = task.samples(split)
         if split in task.report_splits():
@@ -332,7 +343,7 @@ def _mini(world: World, tasks: list[str], screen: Screen) -> Root:
 
 def print_roots(roots: Sequence[Root], *, json: bool) -> None:
     if json:
-        print(jsonlib.dumps([{**asdict(root), "intact": root.intact} for root in roots], indent=1))
+        print(jsonlib.dumps([{**asdict(root), "intact": root.intact, "state": root.state} for root in roots], indent=1))
         return
     for root in roots:
         for line in _lines(root):
@@ -342,7 +353,11 @@ def print_roots(roots: Sequence[Root], *, json: bool) -> None:
 def _lines(root: Root) -> list[str]:
     if not root.folder:
         return [_without_folder(root)]
-    head = f"{'ok     ' if root.intact else 'damaged'}  {root.name}  {root.folder}: {_totals(root)}"
+    head = f"{root.state:<7}  {root.name}  {root.folder}: {_totals(root)}"
+    if root.state == "incomplete":
+        lacking = [f"{s.task}/{s.split}" for s in root.splits if s.problems]
+        whole = [f"{s.task}/{s.split}" for s in root.splits if not s.problems]
+        head += f"; missing: {', '.join(lacking)}; intact: {', '.join(whole)}"
     lines = [head, *(f"  {problem}" for problem in root.problems)]
     for split in root.splits:
         if split.samples or split.problems:

@@ -58,6 +58,9 @@ def main() -> None:
     """Entry point. Exit codes: 0 done, 2 the command's words are wrong, 1 something failed, 130 and 143
     stopped by Ctrl-C and SIGTERM, to be given again."""
     _print_anything()
+    os.environ.setdefault(
+        "TRANSFORMERS_VERBOSITY", "error"
+    )  # its warnings are of its own API; read when it is imported
     _refuse_no_folder()
     _refuse_empty(sys.argv[1:])
     try:

@@ -263,7 +263,7 @@ def _answers(recipe: Any) -> list[str]:
         try:
             values[name] = recipe(context_of("full", name, None, 0.5))
         except UserError as error:
-            refused.setdefault(str(error), []).append(name)
+            refused.setdefault(str(error).replace(f" for task={name}", ""), []).append(name)  # alike, but for the name
     answers = list(values.values())
     shared = {k: v for k, v in answers[0].items() if all(a.get(k) == v for a in answers)} if answers else {}
     names_of: dict[str, list[str]] = {}
