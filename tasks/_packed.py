@@ -17,6 +17,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class Packed:
         self.root, self.names = root, names
         self.index = root / FOLDER / f"{name}.json"
         self._names: dict[bytes, str] = {}  # digest of a cell -> its file
+        self._made: list[str] = []  # the files that were not there before
 
     @property
     def sources(self) -> list[Path]:
@@ -83,6 +85,13 @@ class Packed:
         marks = _marks(sources, self.root)
         if self.index.is_file() and _told(read_json(self.index)) == marks:
             return
+        try:
+            self._unpack(sources, marks, say)
+        except UserError:
+            self._take_back()
+            raise
+
+    def _unpack(self, sources: Sequence[Path], marks: list[list[Any]], say: Say) -> None:
         rows: list[Row] = []
         try:
             (self.root / FOLDER / "images").mkdir(parents=True, exist_ok=True)
@@ -95,6 +104,14 @@ class Packed:
             raise cannot_write(self.index.parent, error) from error
         _follow_references(rows, sources[0])
         write_json(self.index, {"sources": marks, "rows": rows})
+
+    def _take_back(self) -> None:
+        """Remove the images of a table that is refused, and the folders where nothing else is."""
+        for name in self._made:
+            (self.root / name).unlink(missing_ok=True)
+        for folder in (self.root / FOLDER / "images", self.root / FOLDER):
+            with suppress(OSError):  # not there, or another table's images are
+                folder.rmdir()
 
     def _unpacked(self, row: Row, source: Path) -> Row:
         """The row without its images, and where they are now; a reference stays one, as a text."""
@@ -127,6 +144,7 @@ class Packed:
             draft = self.root / f"{name}.{os.getpid()}.draft"
             draft.write_bytes(data)
             draft.replace(self.root / name)
+            self._made.append(name)
         return name
 
 

@@ -68,6 +68,19 @@ def test_faults_are_told(rows: list[dict[str, Any]], sentence: str, tmp_path: Pa
     with pytest.raises(UserError, match=re.escape(sentence)):
         prepared("ai2d", tmp_path, "test").samples("test")
     assert not (tmp_path / "executed").exists()
+    if not list(tmp_path.rglob("*.json")):  # refused while it was unpacked, and not when it was asked
+        assert [path.name for path in tmp_path.iterdir()] == ["AI2D_TEST.tsv"]
+
+
+def test_a_table_that_is_refused_takes_no_image_of_another(tmp_path: Path) -> None:
+    write_tsv(tmp_path / "AI2D_TEST.tsv", [question(1)])
+    prepared("ai2d", tmp_path, "test")
+    before = sorted(tmp_path.rglob("*"))
+    (tmp_path / "AI2D_TEST.tsv").unlink()
+    write_tsv(tmp_path / "AI2D_TEST.tsv", [question(1), question(2, image=cell(7)), question(3, image="9")])
+    with pytest.raises(UserError, match="row 9, which is not there"):
+        prepared("ai2d", tmp_path, "test")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_table_that_is_none(tmp_path: Path) -> None:
