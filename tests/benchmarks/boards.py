@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.leaderboard.factory import record
+from tests.leaderboard.factory import changed, record
 from vlbench.publishing.regenerate import boards
 
 SEEDS, BOARDS = 3, 14
@@ -32,9 +32,8 @@ def main(number: int) -> None:
         for i in range(number):
             row, seed = divmod(i, SEEDS)
             chain = [link.model_copy(update={"options": {**link.options, "damping": row / 1000}})]
-            change = {"cell": f"cell-{i:06d}", "seed": seed, "task": f"task{row % BOARDS:02d}", "chain": chain}
-            text = base.model_copy(update={**change, "identity": {"chain": chain[0].options, "row": i}})
-            (folder / f"cell-{i:06d}.json").write_text(text.model_dump_json(indent=1), encoding="utf-8")
+            one = changed(base, seed=seed, task=f"task{row % BOARDS:02d}", chain=chain)
+            (folder / f"cell-{i:06d}.json").write_text(one.model_dump_json(indent=1), encoding="utf-8")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start, worked = time.perf_counter(), time.process_time()
         texts = boards(Path(name))

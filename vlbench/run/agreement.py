@@ -6,7 +6,7 @@ this check the run would go on with a model that the method did not make, and re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,23 +62,24 @@ def refuse_other(before: Sequence[Tensor], after: Sequence[Tensor], link: str, d
         )
 
 
-def process_wide(net: nn.Module) -> dict[str, Any]:
-    """What acts on every model of this process, by name: hooks of all modules, torch's functions and the forwards of
-    the model's classes. The model that is opened again has them, too, so that outputs cannot tell."""
-    found: dict[str, Any] = {f"{name.strip('_')} of torch": len(vars(torch_modules)[name]) for name in EVERYWHERE}
+def process_wide(net: nn.Module) -> dict[Hashable, Any]:
+    """What acts on every model of this process: hooks of all modules, torch's functions and the forwards of the model's
+    classes, by what they belong to. The model that is opened again has them, too, so that outputs cannot tell."""
+    found: dict[Hashable, Any] = {f"{name.strip('_')} of torch": len(vars(torch_modules)[name]) for name in EVERYWHERE}
     found |= {f"torch.nn.functional.{name}": value for name, value in vars(nn.functional).items() if callable(value)}
     for kind in {base for part in net.modules() for base in type(part).__mro__}:
-        found |= {f"{kind.__name__}.{name}": vars(kind)[name] for name in CALLS if name in vars(kind)}
+        found |= {(kind, name): vars(kind)[name] for name in CALLS if name in vars(kind)}  # names of classes repeat
     return found
 
 
-def refuse_process_wide(before: Mapping[str, Any], net: nn.Module, link: str) -> None:
+def refuse_process_wide(before: Mapping[Hashable, Any], net: nn.Module, link: str) -> None:
     """Raise RunFailed, naming the link, where it changed what acts on every model of this process."""
     after = process_wide(net)
-    changed = sorted(name for name, value in before.items() if name in after and after[name] is not value)
+    changed = [what for what, value in before.items() if what in after and after[what] is not value]
     if changed:
+        name = ".".join((changed[0][0].__name__, changed[0][1])) if isinstance(changed[0], tuple) else changed[0]
         raise RunFailed(
-            f"{link} changes {changed[0]} for every model of this process, which is saved with none. A method changes "
+            f"{link} changes {name} for every model of this process, which is saved with none. A method changes "
             "its own model, by job.changes and training alone; what acts at run time is declared with "
             "job.changes.at_run_time() and replayed."
         )
