@@ -36,6 +36,7 @@ ARRAY = 1000  # jobs of an array: Slurm's own default allows 1001
 SETTLES = 60.0  # seconds that a network file system may take to show what a job wrote before its end
 QUEUE = 20.0  # seconds between two looks into the queue, less than SETTLES: what was submitted after one is in the next
 PATIENCE = 120.0  # seconds in which Slurm says, or does, what comes after SIGTERM
+NEEDED = "--engine slurm needs submitit: pip install 'vlbench[slurm]'"
 
 
 class SlurmExecutor:
@@ -227,7 +228,7 @@ def _connect(folder: Path, parameters: Mapping[str, Any]) -> Any:
     try:
         from submitit import SlurmExecutor as Submitit
     except ImportError:
-        raise UserError("--engine slurm needs submitit: pip install 'vlbench[slurm]'") from None
+        raise UserError(NEEDED) from None
     try:
         made = Submitit(folder, max_num_timeout=TIMEOUTS)
     except RuntimeError:
@@ -243,7 +244,10 @@ def _connect(folder: Path, parameters: Mapping[str, Any]) -> Any:
 
 def sbatch_parameters(given: Mapping[str, str], jobs: int | None) -> dict[str, Any]:
     """--slurm's words as submitit takes them; those that it does not know go to sbatch as they are."""
-    from submitit.slurm.slurm import _get_default_parameters
+    try:
+        from submitit.slurm.slurm import _get_default_parameters
+    except ImportError:
+        raise UserError(NEEDED) from None
 
     options = set(_get_default_parameters()) - {"setup", "teardown", "additional_parameters", "srun_args", "use_srun"}
     parameters: dict[str, Any] = {"job_name": "vlbench", "time": MINUTES}
