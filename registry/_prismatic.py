@@ -54,12 +54,7 @@ def read(folder: Path, stated: Config) -> tuple[Config, Tensors]:
         raise UserError(f"config.json names the vision backbone {kind!r}, and vlbench knows {', '.join(TOWERS)}.")
     if model.get("image_resize_strategy", "resize-naive") != "resize-naive":
         raise UserError(f"image_resize_strategy {model['image_resize_strategy']} is not supported: only resize-naive.")
-    language = str(model.get("llm_backbone_id", ""))
-    if not stated.get("prompts") and any(word in language for word in ("chat", "instruct", "phi")):
-        raise UserError(
-            f"the prompt of {language} is not known here: write it into config.json, as "
-            '"prompts": {"chat": "... {} ..."}.'
-        )
+    _refuse_unknown_prompt(str(model.get("llm_backbone_id", "")), stated)
     file = folder / "checkpoints" / "latest-checkpoint.pt"
     if not file.is_file():
         raise UserError(f"{folder} has no checkpoints/latest-checkpoint.pt: put the checkpoint's there.")
@@ -76,8 +71,8 @@ def read(folder: Path, stated: Config) -> tuple[Config, Tensors]:
                 f"timm's {source} there, as {beside.name}."
             )
     last = next((key for key in reversed(towers) if "siglip" in key[1] or "clip" in key[1]), towers[0])[0]
-    told = last != towers[0][0] or "dino" not in towers[0][1]  # the table of a DINO is of another size
-    size = _size(tensors, last, _named_size(kind)) if told else _named_size(kind)
+    by_table = last != towers[0][0] or "dino" not in towers[0][1]  # the table of a DINO is of another size
+    size = _size(tensors, last, _named_size(kind)) if by_table else _named_size(kind)
     vision = [_tower(tensors, *tower[:4], size, stated.get("vision_config", {})) for tower in towers]
     config = {
         "vision": vision, "image_size": size, "projector": model.get("arch_specifier", ""),
@@ -85,6 +80,14 @@ def read(folder: Path, stated: Config) -> tuple[Config, Tensors]:
         "prompts": {"chat": VICUNA if "vicuna" in str(model.get("llm_backbone_id")) else PURE, "image": "<image>"},
     }  # fmt: skip
     return {**config, "prompts": {**config["prompts"], **stated.get("prompts", {})}}, tensors
+
+
+def _refuse_unknown_prompt(language: str, stated: Config) -> None:
+    if not stated.get("prompts") and any(word in language for word in ("chat", "instruct", "phi")):
+        raise UserError(
+            f"the prompt of {language} is not known here: write it into config.json, as "
+            '"prompts": {"chat": "... {} ..."}.'
+        )
 
 
 def _part(match: re.Match[str]) -> str:

@@ -95,9 +95,9 @@ def test_wrong_use_of_the_command_line_exits_with_2(lab: Lab, arguments: str) ->
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--runs", ""], "after --runs stands an empty word"),
+        (["--runs", ""], "the word after --runs is empty"),
         (["--runs="], "--runs has no value"),
-        ([""], "stands an empty word"),
+        ([""], "is empty"),
     ],
 )
 def test_an_empty_word_is_no_folder(lab: Lab, words: list[str], sentence: str) -> None:

@@ -134,7 +134,7 @@ def test_packed_masks_are_what_was_given() -> None:
     assert all(torch.equal(masks[name], keep) for name, keep in given.items())
     masks["a"][:] = False
     assert torch.equal(masks["a"], given["a"])
-    twin = masks.copy()
+    twin = PackedMasks(masks)
     del twin["b"]
     twin["a"] = ~given["a"]
     assert torch.equal(masks["a"], given["a"])

@@ -58,9 +58,7 @@ def main() -> None:
     """Entry point. Exit codes: 0 done, 2 the command's words are wrong, 1 something failed, 130 and 143
     stopped by Ctrl-C and SIGTERM, to be given again."""
     _print_anything()
-    os.environ.setdefault(
-        "TRANSFORMERS_VERBOSITY", "error"
-    )  # its warnings are of its own API; read when it is imported
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported; it warns of its own API
     _refuse_no_folder()
     _refuse_empty(sys.argv[1:])
     try:
@@ -102,9 +100,7 @@ def _refuse_empty(words: list[str]) -> None:
         if word.startswith("--") and word.endswith("="):
             stop(f"{word[:-1]} has no value: give it one, or leave it out.", 2)
         if not word:
-            stop(
-                f"{f'after {before}' if before else 'first'} stands an empty word: give it a value, or leave it out.", 2
-            )
+            stop(f"the word after {before or 'vlbench'} is empty: give it a value, or leave it out.", 2)
 
 
 def _refuse_no_folder() -> None:

@@ -48,15 +48,11 @@ def run(
         raise UserError(EXAMPLE)
     from ..cell.index import indexed
     from ..cell.words import parse
-    from ..cost.devices import refuse_unknown
     from ..machine.ui import Screen
     from ..machine.workers import leave, world
     from ..plugins.entry import reading_once
 
-    if on and not plan:
-        raise UserError("--on belongs to --plan, which runs nothing: vlbench run ... --plan --on a100.")
-    if on:
-        refuse_unknown(on)
+    _refuse_device(on, plan)
     ask_for(device)
     workers = world()
     with resumable(), Screen(quiet=json or not workers.leads) as screen:
@@ -74,6 +70,16 @@ def run(
         else:
             _finish(done, runs, json=json, board=board, metrics=metrics)
     return None
+
+
+def _refuse_device(on: str, plan: bool) -> None:
+    """Raise UserError for --on without --plan, and for a device that no plan can be made for."""
+    from ..cost.devices import refuse_unknown
+
+    if on and not plan:
+        raise UserError("--on belongs to --plan, which runs nothing: vlbench run ... --plan --on a100.")
+    if on:
+        refuse_unknown(on)
 
 
 def _run(spec: Spec, runs: Path, screen: Screen, workers: World, checkpoint_every: float) -> Record | Path:

@@ -134,12 +134,6 @@ class PackedMasks(MutableMapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._packed)
 
-    def copy(self) -> PackedMasks:
-        """The same masks; changing one set does not change the other."""
-        twin = PackedMasks()
-        twin._packed = dict(self._packed)
-        return twin
-
 
 def pack(mask: Tensor) -> Tensor:
     """Booleans of any shape -> (bytes,) uint8, one bit each (7 bytes in 8 saved; a 7B model's masks are 0.8 GB)."""

@@ -39,7 +39,7 @@ from .spec import ImageSpec
 VARIABLE = "VLBENCH_PIXELS_GB"  # disk that decoded photos may take; 0: none are kept
 DEFAULT_GB = 10.0
 SMALLEST = 64 << 10  # bytes of an image below which decoding it costs about what a file of its own does
-UNUSED = 7 * 24 * 3600.0  # seconds after which a preprocessing that nobody opened makes room for another
+UNUSED = 7 * 24 * 3600.0  # seconds after which a preprocessing that nothing was added to makes room for another
 UNFINISHED = ".tmp"  # how the name of a file ends that is being written, by whoever holds the lock
 HEAD = struct.Struct("<4sIII")  # MARK, height and width of the image's file, checksum of all but that
 MARK = b"VLP1"
@@ -110,7 +110,7 @@ class KeptPixels:
         return self.folder / key[:2] / key
 
     def _open(self) -> None:
-        """Once a process: make the folder, and note that it is in use."""
+        """Once a process that adds an image: make the folder, and date it."""
         with self._begun:
             if not self._opened:
                 self.folder.mkdir(parents=True, exist_ok=True)

@@ -86,8 +86,8 @@ class ImageStore:
         except OSError:
             return self._prepared(path)  # which tells why
         key = content_key(content)
-        if (found := kept.read(key)) is not None:
-            return found
+        if (decoded := kept.read(key)) is not None:
+            return decoded
         try:
             pixels, size = self._prepared(path, content)
         except Undecodable:

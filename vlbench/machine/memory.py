@@ -19,12 +19,9 @@ from .device import free_bytes
 # glibc's mallopt: free memory at the heap's end that goes back to the system (none), and blocks that never lie in the
 # heap. With a gigabyte at its end, too much for BLIP-base's gradients, its AdamW step took 0.3 s longer.
 TRIM_THRESHOLD, MMAP_THRESHOLD = (-1, -1), (-3, 256 << 20)
-
-
 LARGE = 2**28  # bytes from which memory is worth a detour
-KEPT = (
-    2**26
-)  # bytes of free heap that stay for a large model's next block: with 2**28, Wanda took 0.13 of 0.5B's weights more
+# Bytes of free heap that stay for the next block. With 2^28, Wanda took 0.13 of the weights of a 0.5B model more.
+KEPT = 2**26
 
 
 def keep_heap() -> None:

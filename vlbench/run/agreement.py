@@ -65,11 +65,11 @@ def refuse_other(before: Sequence[Tensor], after: Sequence[Tensor], link: str, d
 def process_wide(net: nn.Module) -> dict[Hashable, Any]:
     """What acts on every model of this process: hooks of all modules, torch's functions and the forwards of the model's
     classes, by what they belong to. The model that is opened again has them, too, so that outputs cannot tell."""
-    found: dict[Hashable, Any] = {f"{name.strip('_')} of torch": len(vars(torch_modules)[name]) for name in EVERYWHERE}
-    found |= {f"torch.nn.functional.{name}": value for name, value in vars(nn.functional).items() if callable(value)}
+    acting: dict[Hashable, Any] = {f"{name.strip('_')} of torch": len(vars(torch_modules)[name]) for name in EVERYWHERE}
+    acting |= {f"torch.nn.functional.{name}": value for name, value in vars(nn.functional).items() if callable(value)}
     for kind in {base for part in net.modules() for base in type(part).__mro__}:
-        found |= {(kind, name): vars(kind)[name] for name in CALLS if name in vars(kind)}  # names of classes repeat
-    return found
+        acting |= {(kind, name): vars(kind)[name] for name in CALLS if name in vars(kind)}  # names of classes repeat
+    return acting
 
 
 def refuse_process_wide(before: Mapping[Hashable, Any], net: nn.Module, link: str) -> None:

@@ -71,6 +71,7 @@ def read_torch(file: Path) -> dict[str, Tensor]:
 
 
 def load_torch(file: Path) -> dict[str, Tensor]:
+    """read_torch() without its checks of the archive. Raises UnpicklingError, or UserError for two sets of weights."""
     with torch.serialization.safe_globals([(_Ignored, name) for name in IGNORED]):
         content = torch.load(file, map_location="cpu", weights_only=True)
     for key in ("model", "state_dict"):
